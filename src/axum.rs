@@ -1,0 +1,75 @@
+//! For axum: `Events` as an extractor, `Refused` as a response.
+
+use std::{convert::Infallible, error::Error, fmt};
+
+use axum_core::{
+    extract::{FromRequestParts, OptionalFromRequestParts},
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, request::Parts};
+
+use crate::{events::Events, refused::Refused};
+
+/// Extracts the [`Events`] of the exchange.
+///
+/// Without a [`TrackEventsLayer`](crate::TrackEventsLayer) around the handler the answer is 500, with a message that
+/// names the layer; extract `Option<Events>` to do without.
+impl<S: Send + Sync> FromRequestParts<S> for Events {
+    type Rejection = MissingTrackEventsLayer;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, MissingTrackEventsLayer> {
+        Self::from_extensions(&parts.extensions).cloned().ok_or(MissingTrackEventsLayer)
+    }
+}
+
+impl<S: Send + Sync> OptionalFromRequestParts<S> for Events {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Option<Self>, Infallible> {
+        Ok(Self::from_extensions(&parts.extensions).cloned())
+    }
+}
+
+/// The rejection of the [`Events`] extractor: there is no [`TrackEventsLayer`](crate::TrackEventsLayer) around the
+/// handler.
+///
+/// # Examples
+///
+/// ```
+/// use axum::response::{IntoResponse, Response};
+/// use tower_track_events::{Events, MissingTrackEventsLayer};
+///
+/// async fn handler(events: Result<Events, MissingTrackEventsLayer>) -> Response {
+///     match events {
+///         Ok(_events) => "tracked".into_response(),
+///         Err(missing) => missing.into_response(), // 500
+///     }
+/// }
+/// # let app: axum::Router = axum::Router::new().route("/", axum::routing::get(handler));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MissingTrackEventsLayer;
+
+impl fmt::Display for MissingTrackEventsLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "`Events` needs a `TrackEventsLayer` around this handler: add `.layer(TrackEventsLayer::new(handle))`",
+        )
+    }
+}
+
+impl Error for MissingTrackEventsLayer {}
+
+impl IntoResponse for MissingTrackEventsLayer {
+    fn into_response(self) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+    }
+}
+
+/// Answers 503, so that a client or a load balancer tries again elsewhere.
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (StatusCode::SERVICE_UNAVAILABLE, self.to_string()).into_response()
+    }
+}

@@ -1,0 +1,275 @@
+//! The facts about one exchange, and the rule by which it ends.
+//!
+//! [`Progress`] is fed what the layer sees: the head, each frame, the end, a drop. It answers two questions: is the
+//! response over, and how did it end. It neither polls nor spawns anything.
+
+use std::time::Duration;
+
+use http::{HeaderMap, Method, StatusCode, Version, header};
+
+/// How an exchange ended.
+///
+/// The first rule that matches wins, in the order of the variants of this page: a panic of the service, a future
+/// dropped before it was ready, an error of the service, an upgrade, an error of the body, a response that cannot
+/// have a body, a declared length that was reached or missed, an end that was seen, and else `Aborted`.
+///
+/// *Complete* means that this layer handed the response on in full. It does not mean that the client received it:
+/// what the server has taken may still be lost on the way.
+///
+/// # Examples
+///
+/// ```
+/// use tower_track_events::Outcome;
+///
+/// assert!(Outcome::Complete.is_complete());
+/// assert_eq!(Outcome::Aborted.to_string(), "aborted");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The service panicked, while it was called or while its future or body was polled.
+    Panicked,
+    /// The response future was dropped before it was ready: the client left, or a timeout around it ran out.
+    NoResponse,
+    /// The service returned an error instead of a response.
+    ServiceError,
+    /// The connection was handed over: 101, or a 2xx answer to `CONNECT`. What follows is not part of the exchange;
+    /// hold a [guard](crate::TrackEventsHandle::guard) for as long as it lives.
+    Upgraded,
+    /// The body yielded an error.
+    BodyError,
+    /// The response was handed on in full.
+    Complete,
+    /// The body ended with fewer or more bytes than its `Content-Length` (or its exact size) had declared.
+    LengthMismatch,
+    /// The body was dropped before its end. For an endless stream, such as server-sent events, this is the ordinary
+    /// end; for any other it means that the client left.
+    Aborted,
+}
+
+impl Outcome {
+    /// Whether the response was handed on in full.
+    pub fn is_complete(self) -> bool {
+        self == Self::Complete
+    }
+
+    /// A lower-case name, for logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Panicked => "panicked",
+            Self::NoResponse => "no_response",
+            Self::ServiceError => "service_error",
+            Self::Upgraded => "upgraded",
+            Self::BodyError => "body_error",
+            Self::Complete => "complete",
+            Self::LengthMismatch => "length_mismatch",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What is known of one request and its response once the response is over.
+///
+/// # Examples
+///
+/// Bill what was handed on, whether the client stayed to the end or not:
+///
+/// ```
+/// use tower_track_events::{Exchange, TrackEventsHandle, TrackEventsLayer};
+///
+/// # async fn bill(bytes: u64) {}
+/// let layer = TrackEventsLayer::builder(TrackEventsHandle::new())
+///     .track("bill", |_request| |exchange: Exchange| bill(exchange.body_bytes))
+///     .build();
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Exchange {
+    /// How the exchange ended.
+    pub outcome: Outcome,
+    /// The status of the response; `None` when there was none.
+    pub status: Option<StatusCode>,
+    /// The bytes of body data that this layer handed on. A compression outside of this layer changes what the
+    /// client receives; one inside of it is seen here.
+    pub body_bytes: u64,
+    /// The time from the call of the service to the head of its response; `None` when there was no response.
+    pub time_to_head: Option<Duration>,
+    /// The time from the call of the service until the response was over.
+    pub elapsed: Duration,
+    /// The `grpc-status`, from the trailers or else from the headers of the response; `None` when there was none.
+    pub grpc_status: Option<i32>,
+}
+
+/// What the layer has seen of one exchange so far.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    stage: Stage,
+    time_to_head: Option<Duration>,
+    body_bytes: u64,
+    declared: Option<u64>,
+    status: Option<StatusCode>,
+    grpc_status: Option<i32>,
+    is_head: bool,
+    is_connect: bool,
+    /// On HTTP/1 the last declared byte ends the response; later versions may send trailers after it.
+    ends_at_length: bool,
+    /// `None`, trailers, or `is_end_stream` was seen.
+    ended: bool,
+    /// User code is being polled. It stays set when that panics.
+    polling: bool,
+}
+
+#[derive(Debug, PartialEq)]
+enum Stage {
+    AwaitingHead,
+    ServiceFailed,
+    Body,
+    BodyFailed,
+}
+
+impl Progress {
+    pub(crate) fn new(method: &Method, version: Version) -> Self {
+        Self {
+            stage: Stage::AwaitingHead,
+            time_to_head: None,
+            body_bytes: 0,
+            declared: None,
+            status: None,
+            grpc_status: None,
+            is_head: *method == Method::HEAD,
+            is_connect: *method == Method::CONNECT,
+            ends_at_length: version <= Version::HTTP_11,
+            ended: false,
+            polling: false,
+        }
+    }
+
+    /// User code is about to run. A panic leaves the mark standing, which is how it is told: under a layer that
+    /// catches panics, `thread::panicking()` is false by the time of the drop.
+    pub(crate) fn poll_begins(&mut self) {
+        self.polling = true;
+    }
+
+    pub(crate) fn poll_returned(&mut self) {
+        self.polling = false;
+    }
+
+    pub(crate) fn has_panicked(&self) -> bool {
+        self.polling
+    }
+
+    pub(crate) fn service_failed(&mut self) {
+        self.stage = Stage::ServiceFailed;
+    }
+
+    /// The head of the response, with what its body says of itself before it is polled.
+    pub(crate) fn head(
+        &mut self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        exact_size: Option<u64>,
+        ended: bool,
+        time_to_head: Duration,
+    ) {
+        self.time_to_head = Some(time_to_head);
+        self.stage = Stage::Body;
+        self.status = Some(status);
+        self.declared = content_length(headers).or(exact_size);
+        self.grpc_status = grpc_status(headers);
+        self.ended = ended;
+    }
+
+    pub(crate) fn data(&mut self, bytes: usize) {
+        self.body_bytes = self.body_bytes.saturating_add(bytes as u64);
+    }
+
+    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
+        self.grpc_status = grpc_status(trailers).or(self.grpc_status);
+        self.ended = true;
+    }
+
+    pub(crate) fn body_failed(&mut self) {
+        self.stage = Stage::BodyFailed;
+    }
+
+    pub(crate) fn body_ended(&mut self) {
+        self.ended = true;
+    }
+
+    /// Whether the last thing that was seen ends the response; otherwise the drop will.
+    pub(crate) fn is_over(&self) -> bool {
+        match self.stage {
+            Stage::AwaitingHead => false,
+            Stage::ServiceFailed | Stage::BodyFailed => true,
+            Stage::Body => {
+                self.ended || (self.ends_at_length && self.declared.is_some_and(|declared| self.body_bytes >= declared))
+            }
+        }
+    }
+
+    /// How the exchange ends if nothing more is seen of it: the rule, first match wins.
+    fn outcome(&self) -> Outcome {
+        if self.polling {
+            return Outcome::Panicked;
+        }
+        let Some(status) = self.status else {
+            return match self.stage {
+                Stage::ServiceFailed => Outcome::ServiceError,
+                _ => Outcome::NoResponse,
+            };
+        };
+        if status == StatusCode::SWITCHING_PROTOCOLS || (self.is_connect && status.is_success()) {
+            return Outcome::Upgraded;
+        }
+        if self.stage == Stage::BodyFailed {
+            return Outcome::BodyError;
+        }
+        let without_body = self.is_head
+            || status.is_informational()
+            || status == StatusCode::NO_CONTENT
+            || status == StatusCode::NOT_MODIFIED;
+        if without_body {
+            return Outcome::Complete;
+        }
+        match self.declared {
+            Some(declared) if self.body_bytes == declared => Outcome::Complete,
+            // More than was declared cannot become right again, whether an end is seen or not.
+            Some(declared) if self.ended || self.body_bytes > declared => Outcome::LengthMismatch,
+            _ if self.ended => Outcome::Complete,
+            _ => Outcome::Aborted,
+        }
+    }
+
+    pub(crate) fn exchange(&self, elapsed: Duration) -> Exchange {
+        Exchange {
+            outcome: self.outcome(),
+            status: self.status,
+            body_bytes: self.body_bytes,
+            time_to_head: self.time_to_head,
+            elapsed,
+            grpc_status: self.grpc_status,
+        }
+    }
+}
+
+/// The declared length; `None` as well when the header is not a number or says two different things.
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
+    let first = values.next()?;
+    if values.any(|other| other != first) {
+        return None;
+    }
+    let text = first.to_str().ok()?;
+    // `u64::from_str` would take a leading plus sign.
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+fn grpc_status(headers: &HeaderMap) -> Option<i32> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}

@@ -1,0 +1,86 @@
+//! [`DrainExecutor`]: a drain waits for what hyper spawns.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use hyper::rt::Executor;
+use pin_project_lite::pin_project;
+
+use crate::handle::{DrainGuard, TrackEventsHandle};
+
+/// An executor for hyper that takes a guard as each task is spawned, from [`TrackEventsHandle::executor`].
+#[derive(Clone)]
+pub struct DrainExecutor<E> {
+    inner: E,
+    handle: TrackEventsHandle,
+}
+
+impl TrackEventsHandle {
+    /// Wraps an executor of hyper, so that a drain waits for each task that hyper spawns on it.
+    ///
+    /// hyper runs each HTTP/2 stream as a task of its own. Between the spawn of that task and its first poll, the
+    /// request has not reached any service yet, and its server may have returned: with this executor a drain knows of
+    /// it. Spawn the connections on it as well. Then [`settle`](crate::TrackEventsHandleBuilder::settle) can be zero.
+    ///
+    /// After a drain was `Ok`, tasks are spawned without a guard.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use hyper_util::{rt::TokioExecutor, server::conn::auto};
+    /// use tower_track_events::TrackEventsHandle;
+    ///
+    /// let handle = TrackEventsHandle::new();
+    /// let server = auto::Builder::new(handle.executor(TokioExecutor::new()));
+    /// ```
+    pub fn executor<E>(&self, inner: E) -> DrainExecutor<E> {
+        DrainExecutor { inner, handle: self.clone() }
+    }
+}
+
+impl<E, F> Executor<F> for DrainExecutor<E>
+where
+    E: Executor<Guarded<F>>,
+{
+    #[track_caller]
+    fn execute(&self, future: F) {
+        // Asked first, because hyper's tasks are no events: their refusal should not be counted among theirs.
+        let guard = if self.handle.shard().is_closed() { None } else { self.handle.guard().ok() };
+        self.inner.execute(Guarded { future, _guard: guard });
+    }
+}
+
+impl<E: fmt::Debug> fmt::Debug for DrainExecutor<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { inner, handle } = self;
+        f.debug_struct("DrainExecutor").field("inner", inner).field("handle", handle).finish()
+    }
+}
+
+pin_project! {
+    /// A future that holds a guard until it is dropped, as [`DrainExecutor`] spawns it.
+    pub struct Guarded<F> {
+        #[pin]
+        future: F,
+        // After the future, so that it is dropped after it.
+        _guard: Option<DrainGuard>,
+    }
+}
+
+impl<F: Future> Future for Guarded<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.project().future.poll(cx)
+    }
+}
+
+impl<F> fmt::Debug for Guarded<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { future: _, _guard } = self;
+        f.debug_struct("Guarded").field("guarded", &_guard.is_some()).finish_non_exhaustive()
+    }
+}

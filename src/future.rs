@@ -1,0 +1,90 @@
+//! [`ResponseFuture`]: waits for the head of the response.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::Response;
+use http_body::Body;
+use pin_project_lite::pin_project;
+
+use crate::{body::ResponseBody, guard::ExchangeGuard};
+
+pin_project! {
+    /// The future of a response that passes through [`TrackEvents`](crate::TrackEvents).
+    ///
+    /// # Panics
+    ///
+    /// When polled again after it was ready.
+    pub struct ResponseFuture<F> {
+        // Dropped as soon as it is ready: what its destructor records belongs to the exchange.
+        #[pin]
+        inner: Option<F>,
+        // After the inner future, so that it is dropped after it. None if the exchange belongs to an outer layer.
+        guard: Option<ExchangeGuard>,
+    }
+}
+
+impl<F> ResponseFuture<F> {
+    pub(crate) fn new(inner: F, guard: Option<ExchangeGuard>) -> Self {
+        Self { inner: Some(inner), guard }
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body,
+{
+    type Output = Result<Response<ResponseBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Some(guard) = this.guard else {
+            let response = ready!(poll_to_end(this.inner, cx))?;
+            return Poll::Ready(Ok(response.map(|body| ResponseBody::new(body, None))));
+        };
+        let result = ready!(guard.watch(|| {
+            let result = ready!(poll_to_end(this.inner, cx));
+            Poll::Ready(result.map(|response| {
+                let body = response.body();
+                let (exact_size, is_end) = (body.size_hint().exact(), body.is_end_stream());
+                (response, exact_size, is_end)
+            }))
+        }));
+        let mut guard = this.guard.take();
+        match result {
+            Ok((response, exact_size, is_end)) => {
+                if let Some(guard) = &mut guard {
+                    guard.see_head(response.status(), response.headers(), exact_size, is_end);
+                }
+                Poll::Ready(Ok(response.map(|body| ResponseBody::new(body, guard))))
+            }
+            Err(error) => {
+                if let Some(guard) = &mut guard {
+                    guard.see(|progress| progress.service_failed());
+                }
+                Poll::Ready(Err(error))
+            }
+        }
+    }
+}
+
+/// Polls the future, and drops it when it is ready.
+fn poll_to_end<F: Future>(mut future: Pin<&mut Option<F>>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    let Some(running) = future.as_mut().as_pin_mut() else {
+        panic!("a response future was polled after it had been ready");
+    };
+    let output = ready!(running.poll(cx));
+    future.set(None);
+    Poll::Ready(output)
+}
+
+impl<F> fmt::Debug for ResponseFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { inner, guard: _ } = self;
+        f.debug_struct("ResponseFuture").field("ready", &inner.is_none()).finish_non_exhaustive()
+    }
+}

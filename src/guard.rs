@@ -1,0 +1,76 @@
+//! [`ExchangeGuard`]: the one type whose drop ends an exchange.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, StatusCode};
+
+use crate::{exchange::Progress, house::House, inside, ledger::Ticket, record::Record};
+
+/// Held by the response future, then by the response body, always in a field after the inner value: what that records
+/// in its destructor belongs to the exchange as well.
+pub(crate) struct ExchangeGuard {
+    progress: Progress,
+    record: Arc<Record>,
+    over: bool,
+    /// Dropped after all else: until then a drain waits. There is none once the house is drained; the request is
+    /// served nevertheless.
+    _ticket: Option<Ticket<House>>,
+}
+
+impl ExchangeGuard {
+    pub(crate) fn new(progress: Progress, record: Arc<Record>, ticket: Option<Ticket<House>>) -> Self {
+        Self { progress, record, over: false, _ticket: ticket }
+    }
+
+    /// Runs code of the service. Its panic is noted, and a drain of the same handle inside of it is refused.
+    pub(crate) fn watch<T>(&mut self, run: impl FnOnce() -> T) -> T {
+        if self.progress.has_panicked() {
+            // Somebody caught the panic and goes on. The exchange is over all the same.
+            self.end();
+        }
+        self.progress.poll_begins();
+        let value = inside::enter(self.record.shard.ledger_id(), run);
+        self.progress.poll_returned();
+        value
+    }
+
+    pub(crate) fn has_panicked(&self) -> bool {
+        self.progress.has_panicked()
+    }
+
+    /// Notes what was seen, and ends the exchange if that was the last of it.
+    pub(crate) fn see(&mut self, note: impl FnOnce(&mut Progress)) {
+        if !self.over {
+            note(&mut self.progress);
+            if self.progress.is_over() {
+                self.end();
+            }
+        }
+    }
+
+    /// Notes the head of the response. That a body is empty may be known now, but the end of it is its drop.
+    pub(crate) fn see_head(&mut self, status: StatusCode, headers: &HeaderMap, exact_size: Option<u64>, is_end: bool) {
+        let began = self.record.began;
+        let to_head = self.record.shard.house().age(began);
+        self.progress.head(status, headers, exact_size, is_end, to_head);
+    }
+
+    /// Notes that the body was at its end when it was dropped. The drop of this guard follows.
+    pub(crate) fn see_end_at_drop(&mut self) {
+        self.progress.body_ended();
+    }
+
+    fn end(&mut self) {
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
+        let progress = &self.progress;
+        self.record.close(|elapsed| progress.exchange(elapsed));
+    }
+}
+
+impl Drop for ExchangeGuard {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

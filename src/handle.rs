@@ -1,0 +1,475 @@
+//! [`TrackEventsHandle`]: the shared side that the application keeps.
+
+use std::{error::Error, fmt, panic::Location, sync::Arc, time::Duration};
+
+use tracing::Span;
+
+use crate::{
+    drain::Drain,
+    house::{House, Shard, Shards},
+    ledger::{self, Ticket},
+    output::EventOutput,
+    permit::Permit,
+    refused::Refused,
+    snapshot::Snapshot,
+    task::Launch,
+};
+
+/// The handle: tracks events, drains them, and counts them.
+///
+/// A clone is cheap and refers to the same events. Clones of the handle, the layer and the service keep nothing open:
+/// a drain ends while they live.
+///
+/// There is no `Default`, because a second handle that is made by accident would be drained in place of the first.
+///
+/// # When not to use it
+///
+/// Events are kept in this process and run at most once: `SIGKILL`, `process::exit`, a power failure and
+/// `panic = "abort"` lose what is pending. Work that must survive these belongs into an outbox or a broker; write to
+/// it inside the event, or inside the handler if it must not be lost at all.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use tower_track_events::TrackEventsHandle;
+///
+/// let handle = TrackEventsHandle::new();
+/// handle.track("cache.warm", async { /* .. */ })?;
+///
+/// let report = handle.drain(Duration::from_secs(5)).await?;
+/// assert_eq!(report.endings.completed, 1);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct TrackEventsHandle {
+    shards: Arc<Shards>,
+}
+
+impl TrackEventsHandle {
+    /// Makes a handle with the defaults of its [builder](Self::builder).
+    ///
+    /// Outside of a runtime this is fine; an event can be tracked as soon as there is one.
+    // A `Default` would make a second ledger by accident, which drains nothing.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        let TrackEventsHandleBuilder { capacity, settle, event_timeout } = Self::builder();
+        Self { shards: House::build(capacity as u32, settle, event_timeout) }
+    }
+
+    /// Makes a builder: capacity 65,536, settle time 10 ms, no event timeout.
+    pub fn builder() -> TrackEventsHandleBuilder {
+        TrackEventsHandleBuilder { capacity: DEFAULT_CAPACITY, settle: DEFAULT_SETTLE, event_timeout: None }
+    }
+
+    /// Starts `future` at once as an event called `name`.
+    ///
+    /// The event runs as a task of the current runtime. A drain waits for it. If it panics, that is caught, counted and
+    /// logged; if it returns an `Err`, likewise.
+    ///
+    /// Inside a handler, [`Events::track`](crate::Events::track) starts the event when the response is over.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Drained`] after a drain was `Ok`, [`Refused::Full`] at capacity, [`Refused::NoRuntime`] if called
+    /// outside of a tokio runtime while the handle has not been used inside one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_track_events::Refused> {
+    /// # let handle = tower_track_events::TrackEventsHandle::new();
+    /// handle.track("report.nightly", async {
+    ///     // ..
+    ///     std::io::Result::Ok(())
+    /// })?;
+    /// # Ok(()) }
+    /// ```
+    #[track_caller]
+    pub fn track<F>(&self, name: &'static str, future: F) -> Result<(), Refused>
+    where
+        F: Future + Send + 'static,
+        F::Output: EventOutput,
+    {
+        let (launch, runtime) = self.accept(name, Location::caller())?;
+        launch.spawn(&runtime, &Span::current(), future);
+        Ok(())
+    }
+
+    /// Starts `work` at once, on the runtime's blocking threads, as an event called `name`.
+    ///
+    /// For what blocks: SQLite, files, compression. Work that has begun cannot be stopped, neither by a timeout nor by
+    /// a runtime that shuts down: [`event_timeout`](TrackEventsHandleBuilder::event_timeout) does not apply, and a
+    /// runtime that is dropped waits for it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`track`](Self::track).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_track_events::Refused> {
+    /// # let handle = tower_track_events::TrackEventsHandle::new();
+    /// let path = std::env::temp_dir().join("audit.log");
+    /// handle.track_blocking("audit", move || std::fs::write(path, "logged in"))?;
+    /// # handle.drain(std::time::Duration::MAX).await.unwrap();
+    /// # Ok(()) }
+    /// ```
+    #[track_caller]
+    pub fn track_blocking<F, T>(&self, name: &'static str, work: F) -> Result<(), Refused>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: EventOutput,
+    {
+        let (launch, runtime) = self.accept(name, Location::caller())?;
+        launch.spawn_blocking(&runtime, &Span::current(), work);
+        Ok(())
+    }
+
+    /// Takes a guard: a drain waits while it lives.
+    ///
+    /// For what outlives its exchange or never had one: a WebSocket, an upgraded connection, a task of your own.
+    /// Guards take no room from the capacity.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Drained`] after a drain was `Ok`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_track_events::Refused> {
+    /// # let handle = tower_track_events::TrackEventsHandle::new();
+    /// let guard = handle.guard()?;
+    /// tokio::spawn(async move {
+    ///     // serve the socket ..
+    ///     drop(guard);
+    /// });
+    /// # Ok(()) }
+    /// ```
+    #[track_caller]
+    pub fn guard(&self) -> Result<DrainGuard, Refused> {
+        let shard = self.shards.mine();
+        let ticket = shard.guard(Location::caller(), shard.house().now())?;
+        Ok(DrainGuard { _ticket: ticket })
+    }
+
+    /// Reserves room for one event that will start at once when it is tracked.
+    ///
+    /// # Errors
+    ///
+    /// As for [`track`](Self::track).
+    ///
+    /// # Examples
+    ///
+    /// See [`Permit`].
+    #[track_caller]
+    pub fn reserve(&self) -> Result<Permit, Refused> {
+        Permit::reserve(self.shards.mine(), None, Location::caller())
+    }
+
+    /// Raises the drain signal: readiness turns red, endless streams end themselves. It refuses nothing yet.
+    ///
+    /// Requests still arrive while a load balancer looks away, and their events are taken. Calling it again does
+    /// nothing. The first poll of a [`drain`](Self::drain) raises the signal as well.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let handle = tower_track_events::TrackEventsHandle::new();
+    /// assert!(!handle.is_draining());
+    /// handle.begin_drain();
+    /// assert!(handle.is_draining());
+    /// ```
+    pub fn begin_drain(&self) {
+        self.shards.begin_drain();
+    }
+
+    /// Whether the drain signal has been raised.
+    ///
+    /// # Examples
+    ///
+    /// See [`begin_drain`](Self::begin_drain).
+    pub fn is_draining(&self) -> bool {
+        self.shards.ledger().context.is_draining()
+    }
+
+    /// Waits until the drain signal is raised.
+    ///
+    /// # Cancel safety
+    ///
+    /// It can be dropped and called again; the signal stays raised.
+    ///
+    /// # Examples
+    ///
+    /// An endless stream that ends itself, so that its connection can close:
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let handle = tower_track_events::TrackEventsHandle::new();
+    /// use futures_util::{StreamExt, stream};
+    ///
+    /// let ticks = stream::repeat("tick").take_until(Box::pin(handle.draining()));
+    /// handle.begin_drain();
+    /// assert_eq!(ticks.count().await, 0);
+    /// # }
+    /// ```
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
+        let ledger = Arc::clone(self.shards.ledger());
+        let mut signal = ledger.context.subscribe();
+        async move {
+            // The sender lives in the ledger, which this future keeps: there is no other way out than the signal.
+            let _ = signal.wait_for(|raised| *raised).await;
+            drop(ledger);
+        }
+    }
+
+    /// Waits, at most for `limit`, until no request, guard or permit is open and no event is pending; then closes.
+    ///
+    /// Poll it when the server has stopped accepting: once it is `Ok`, everything is refused for good. Just before, it
+    /// lets the house be idle for the [settle time](TrackEventsHandleBuilder::settle), because a server that has
+    /// returned may have request tasks that have not begun. `Ok` means that nothing is left, not that all went well:
+    /// that is [`DrainReport::all_completed`](crate::DrainReport::all_completed).
+    ///
+    /// The limit counts from the first poll. [`Duration::ZERO`] looks once, without settling; [`Duration::MAX`] waits
+    /// for as long as it takes. When the limit comes, it looks a last time, without settling.
+    ///
+    /// # Errors
+    ///
+    /// [`CutShort`](crate::DrainError::CutShort) when the limit came first: it cancels nothing and closes nothing.
+    /// [`InsideItself`](crate::DrainError::InsideItself) when polled from inside an event, a handler or a body of this
+    /// handle. This is not seen through a task that such code spawns and awaits, nor when the caller holds a guard or a
+    /// permit himself. [`NoTimer`](crate::DrainError::NoTimer) outside of a tokio runtime with timers.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it loses no event; see [`Drain`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let handle = tower_track_events::TrackEventsHandle::new();
+    /// use std::time::Duration;
+    ///
+    /// // After `axum::serve(..).with_graceful_shutdown(..).await`:
+    /// match handle.drain(Duration::from_secs(8)).await {
+    ///     Ok(report) => println!("{report}"),
+    ///     Err(error) => eprintln!("{error}"),
+    /// }
+    /// # }
+    /// ```
+    pub fn drain(&self, limit: Duration) -> Drain {
+        Drain::within(Arc::clone(&self.shards), limit)
+    }
+
+    /// Like [`drain`](Self::drain), cut short by any future: a deadline, a second Ctrl-C, a cancellation token.
+    ///
+    /// `stop` is polled when the drain is, and is dropped with it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`drain`](Self::drain); `CutShort` when `stop` came first.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it loses no event; see [`Drain`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let handle = tower_track_events::TrackEventsHandle::new();
+    /// use std::time::Duration;
+    /// use tokio::time::{Instant, sleep_until};
+    ///
+    /// let deadline = Instant::now() + Duration::from_secs(30); // counted from the signal
+    /// // .. stop the server, then give the events what is left:
+    /// let drained = handle.drain_until(sleep_until(deadline)).await;
+    /// assert!(drained.is_ok());
+    /// # }
+    /// ```
+    pub fn drain_until<S: Future>(&self, stop: S) -> Drain<S> {
+        Drain::until(Arc::clone(&self.shards), stop)
+    }
+
+    /// Counts what is open and what has ended, at one instant.
+    ///
+    /// It takes all locks of the ledger for the time of a few additions: fit for a metrics endpoint, not for each
+    /// request.
+    ///
+    /// # Examples
+    ///
+    /// See [`Snapshot`].
+    pub fn snapshot(&self) -> Snapshot {
+        self.shards.ledger().snapshot()
+    }
+
+    pub(crate) fn of(shard: &Shard) -> Self {
+        Self { shards: Shards::of(&shard.ledger) }
+    }
+
+    pub(crate) fn shard(&self) -> &Arc<Shard> {
+        self.shards.mine()
+    }
+
+    fn accept(
+        &self,
+        name: &'static str,
+        location: &'static Location<'static>,
+    ) -> Result<(Launch, tokio::runtime::Handle), Refused> {
+        let shard = self.shards.mine();
+        let runtime = shard.runtime()?;
+        let ticket = shard.accept_event(name, true, location)?;
+        Ok((Launch { name, ticket }, runtime))
+    }
+}
+
+impl fmt::Debug for TrackEventsHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { shards: _ } = self;
+        f.debug_struct("TrackEventsHandle")
+            .field("draining", &self.is_draining())
+            .field("snapshot", &self.snapshot())
+            .finish_non_exhaustive()
+    }
+}
+
+const DEFAULT_CAPACITY: usize = 65_536;
+const DEFAULT_SETTLE: Duration = Duration::from_millis(10);
+
+/// Settings of a [`TrackEventsHandle`], from [`TrackEventsHandle::builder`].
+///
+/// # Examples
+///
+/// ```
+/// # fn main() -> Result<(), tower_track_events::InvalidSetting> {
+/// use std::time::Duration;
+/// use tower_track_events::TrackEventsHandle;
+///
+/// let handle = TrackEventsHandle::builder()
+///     .capacity(10_000)
+///     .event_timeout(Duration::from_secs(30))
+///     .build()?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct TrackEventsHandleBuilder {
+    capacity: usize,
+    settle: Duration,
+    event_timeout: Option<Duration>,
+}
+
+impl TrackEventsHandleBuilder {
+    /// Bounds the number of events that are pending or reserved at one time. Default: 65,536.
+    ///
+    /// From 1 to 4,294,967,295. What comes beyond is refused; nothing is dropped after it was accepted. A pending event
+    /// takes some hundred bytes and what it has captured.
+    pub fn capacity(mut self, capacity: usize) -> Self {
+        self.capacity = capacity;
+        self
+    }
+
+    /// Sets how long the house must be idle before a drain closes it. Default: 10 ms; zero switches it off.
+    ///
+    /// A server that has returned may have spawned tasks of HTTP/2 streams that have not called the service yet. With a
+    /// drain that closes at once, their handlers would run after it. On servers built directly on hyper,
+    /// `TrackEventsHandle::executor` (feature `hyper`) makes this exact, and the time can be zero.
+    pub fn settle(mut self, settle: Duration) -> Self {
+        self.settle = settle;
+        self
+    }
+
+    /// Ends an event that runs longer than `limit`. Default: no limit.
+    ///
+    /// The limit counts from the event's first poll. The event is dropped, counted as timed out, and logged. One that
+    /// returns in the same poll in which its limit runs out has returned. [`track_blocking`] is not limited, since a
+    /// blocking thread cannot be stopped; nor is an event on a runtime without timers, where this is logged.
+    ///
+    /// [`track_blocking`]: TrackEventsHandle::track_blocking
+    pub fn event_timeout(mut self, limit: Duration) -> Self {
+        self.event_timeout = Some(limit);
+        self
+    }
+
+    /// Makes the handle.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSetting`] for a capacity of zero or beyond 4,294,967,295, or an event timeout of zero.
+    pub fn build(self) -> Result<TrackEventsHandle, InvalidSetting> {
+        let Self { capacity, settle, event_timeout } = self;
+        let capacity = match u32::try_from(capacity) {
+            Ok(capacity) if capacity > 0 => capacity,
+            _ => return Err(InvalidSetting::Capacity(capacity)),
+        };
+        if event_timeout == Some(Duration::ZERO) {
+            return Err(InvalidSetting::EventTimeout);
+        }
+        Ok(TrackEventsHandle { shards: House::build(capacity, settle, event_timeout) })
+    }
+}
+
+/// A setting of a [`TrackEventsHandleBuilder`] that is out of its range.
+///
+/// # Examples
+///
+/// ```
+/// use tower_track_events::{InvalidSetting, TrackEventsHandle};
+///
+/// let error = TrackEventsHandle::builder().capacity(0).build().unwrap_err();
+/// assert_eq!(error, InvalidSetting::Capacity(0));
+/// assert_eq!(error.to_string(), "the capacity must be from 1 to 4294967295, and is 0");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InvalidSetting {
+    /// The capacity, which is given here, must be from 1 to 4,294,967,295.
+    Capacity(usize),
+    /// The event timeout must be longer than zero.
+    EventTimeout,
+}
+
+impl fmt::Display for InvalidSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Capacity(capacity) => {
+                write!(f, "the capacity must be from 1 to {}, and is {capacity}", ledger::MAX_CAPACITY)
+            }
+            Self::EventTimeout => f.write_str("the event timeout must be longer than zero; leave it out for no limit"),
+        }
+    }
+}
+
+impl Error for InvalidSetting {}
+
+/// Keeps a drain waiting for as long as it lives, from [`TrackEventsHandle::guard`].
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use std::time::Duration;
+/// use tower_track_events::TrackEventsHandle;
+///
+/// let handle = TrackEventsHandle::new();
+/// let guard = handle.guard().unwrap();
+/// assert!(handle.drain(Duration::ZERO).await.is_err());
+/// drop(guard);
+/// assert!(handle.drain(Duration::ZERO).await.is_ok());
+/// # }
+/// ```
+#[must_use = "a drain does not wait for a guard that is dropped"]
+pub struct DrainGuard {
+    _ticket: Ticket<House>,
+}
+
+impl fmt::Debug for DrainGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { _ticket } = self;
+        f.debug_struct("DrainGuard").finish_non_exhaustive()
+    }
+}

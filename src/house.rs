@@ -1,0 +1,178 @@
+//! What stands beside the ledger: the clock, the runtime, the drain signal, the settings.
+
+use std::{
+    panic::Location,
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::{runtime, sync::watch, time::Instant};
+
+use crate::{
+    ledger::{self, EventTicket, Ledger, Nanos, PermitTicket, ShardRef},
+    refused::Refused,
+    snapshot::Endings,
+};
+
+pub(crate) type Shard = ShardRef<House>;
+
+/// The shards as handles share them. It holds no state but reference counts, so a second one is as good as the first.
+pub(crate) struct Shards {
+    refs: Box<[Arc<Shard>]>,
+}
+
+pub(crate) struct House {
+    pub(crate) settle: Duration,
+    pub(crate) event_timeout: Option<Duration>,
+    epoch: Instant,
+    /// The first runtime in which the handle was used: for what is recorded outside of any.
+    runtime: OnceLock<runtime::Handle>,
+    draining: watch::Sender<bool>,
+    drain_began: OnceLock<DrainBegan>,
+    shards: Mutex<Weak<Shards>>,
+}
+
+/// The state of the house when its drain began.
+pub(crate) struct DrainBegan {
+    pub(crate) at: Nanos,
+    pub(crate) endings: Endings,
+}
+
+impl House {
+    pub(crate) fn build(capacity: u32, settle: Duration, event_timeout: Option<Duration>) -> Arc<Shards> {
+        let house = Self {
+            settle,
+            event_timeout,
+            epoch: Instant::now(),
+            runtime: OnceLock::new(),
+            draining: watch::Sender::new(false),
+            drain_began: OnceLock::new(),
+            shards: Mutex::default(),
+        };
+        Shards::of(&Ledger::new(capacity, shard_count(), house))
+    }
+
+    pub(crate) fn now(&self) -> Nanos {
+        nanos(Instant::now().saturating_duration_since(self.epoch))
+    }
+
+    /// The time from `since` until now.
+    pub(crate) fn age(&self, since: Nanos) -> Duration {
+        Duration::from_nanos(self.now().saturating_sub(since))
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<bool> {
+        self.draining.subscribe()
+    }
+}
+
+/// Twice the cores, so that the threads of a runtime and a few others each have a shard of their own.
+fn shard_count() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (2 * cores).next_power_of_two().clamp(4, 128)
+}
+
+fn nanos(duration: Duration) -> Nanos {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Shards {
+    /// The shards of a ledger, shared with whoever has them.
+    pub(crate) fn of(ledger: &Arc<Ledger<House>>) -> Arc<Self> {
+        let mut shared = ledger.context.shards.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let shards = Arc::new(Self { refs: ledger.shard_refs() });
+            *shared = Arc::downgrade(&shards);
+            shards
+        })
+    }
+
+    pub(crate) fn mine(&self) -> &Arc<Shard> {
+        ledger::of_this_thread(&self.refs)
+    }
+
+    pub(crate) fn ledger(&self) -> &Arc<Ledger<House>> {
+        &self.refs[0].ledger
+    }
+
+    /// Raises the signal; the first one is remembered.
+    pub(crate) fn begin_drain(&self) -> &DrainBegan {
+        let ledger = self.ledger();
+        let house = &ledger.context;
+        let began = house.drain_began.get_or_init(|| DrainBegan { at: house.now(), endings: ledger.endings() });
+        if !house.is_draining() {
+            house.draining.send_replace(true);
+        }
+        began
+    }
+}
+
+impl Shard {
+    pub(crate) fn house(&self) -> &House {
+        &self.ledger.context
+    }
+
+    /// Tells ledgers apart while they live.
+    pub(crate) fn ledger_id(&self) -> usize {
+        Arc::as_ptr(&self.ledger).addr()
+    }
+
+    /// The runtime for an event that is recorded here and now. A refusal is counted.
+    pub(crate) fn runtime(&self) -> Result<runtime::Handle, Refused> {
+        let first = &self.house().runtime;
+        match runtime::Handle::try_current() {
+            Ok(current) => {
+                if first.get().is_none() {
+                    // Another thread may have been first, which is as good.
+                    let _ = first.set(current.clone());
+                }
+                Ok(current)
+            }
+            Err(_) => first.get().cloned().ok_or_else(|| {
+                self.count_refused();
+                Refused::NoRuntime
+            }),
+        }
+    }
+
+    /// Lets events that are recorded outside of a runtime later find this one.
+    pub(crate) fn remember_runtime(&self) {
+        let first = &self.house().runtime;
+        if first.get().is_none() {
+            if let Ok(current) = runtime::Handle::try_current() {
+                let _ = first.set(current);
+            }
+        }
+    }
+
+    pub(crate) fn accept_event(
+        self: &Arc<Self>,
+        name: &'static str,
+        started: bool,
+        location: &'static Location<'static>,
+    ) -> Result<EventTicket<House>, Refused> {
+        self.accept(name, started, location, self.house().now()).inspect_err(|refused| self.announce(*refused, name))
+    }
+
+    pub(crate) fn reserve_event(
+        self: &Arc<Self>,
+        location: &'static Location<'static>,
+    ) -> Result<PermitTicket<House>, Refused> {
+        self.reserve(location, self.house().now()).inspect_err(|refused| self.announce(*refused, "a permit"))
+    }
+
+    /// Says once an episode that the house is full.
+    fn announce(&self, refused: Refused, name: &'static str) {
+        if refused == Refused::Full && self.ledger.should_announce_full() {
+            tracing::warn!(
+                event = name,
+                capacity = self.ledger.capacity(),
+                "events are refused: as many are pending as the capacity allows"
+            );
+        }
+    }
+}

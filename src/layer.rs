@@ -1,0 +1,179 @@
+//! [`TrackEventsLayer`] and its builder.
+
+use std::{fmt, panic::Location, sync::Arc};
+
+use http::request::Parts;
+use tower_layer::Layer;
+
+use crate::{
+    events::start_with,
+    exchange::Exchange,
+    handle::TrackEventsHandle,
+    hook::{Hook, HookList},
+    output::EventOutput,
+    service::TrackEvents,
+};
+
+/// A layer that tracks the requests of a service and starts their events once the responses are over.
+///
+/// # Where to put it
+///
+/// It tells how a response ended from what passes through it. Put it outside of what changes the outcome (panic
+/// catchers, timeouts), and inside or outside of compression depending on which bytes you want counted. In axum,
+/// `Router::layer` is the place.
+///
+/// Applied twice with one handle, the outer one opens the exchange and the inner one adds its own events to it; the
+/// very same layer applied twice counts once. With different handles each opens an exchange, and a handler finds the
+/// [`Events`](crate::Events) of the innermost.
+///
+/// # Examples
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use tower_track_events::{Events, Refused, TrackEventsLayer};
+///
+/// async fn handler(events: Events) -> Result<&'static str, Refused> {
+///     events.track("greeting.sent", async { /* write an audit row */ })?;
+///     Ok("hello")
+/// }
+///
+/// let (layer, handle) = TrackEventsLayer::pair();
+/// let app: Router = Router::new().route("/", get(handler)).layer(layer);
+/// ```
+#[derive(Clone)]
+pub struct TrackEventsLayer {
+    handle: TrackEventsHandle,
+    hooks: Arc<HookList>,
+}
+
+impl TrackEventsLayer {
+    /// Makes a layer without events of its own: handlers record theirs.
+    pub fn new(handle: TrackEventsHandle) -> Self {
+        Self::builder(handle).build()
+    }
+
+    /// Makes a handle with the defaults, and a layer for it.
+    pub fn pair() -> (Self, TrackEventsHandle) {
+        let handle = TrackEventsHandle::new();
+        (Self::new(handle.clone()), handle)
+    }
+
+    /// Makes a builder for a layer that tracks events for every exchange.
+    pub fn builder(handle: TrackEventsHandle) -> TrackEventsLayerBuilder {
+        TrackEventsLayerBuilder { handle, hooks: Vec::new() }
+    }
+
+    /// Gets a reference to the handle.
+    pub fn handle(&self) -> &TrackEventsHandle {
+        &self.handle
+    }
+}
+
+impl<S> Layer<S> for TrackEventsLayer {
+    type Service = TrackEvents<S>;
+
+    fn layer(&self, inner: S) -> TrackEvents<S> {
+        TrackEvents::with_hooks(inner, self.handle.clone(), Arc::clone(&self.hooks))
+    }
+}
+
+impl fmt::Debug for TrackEventsLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { handle, hooks } = self;
+        f.debug_struct("TrackEventsLayer").field("handle", handle).field("events", hooks).finish()
+    }
+}
+
+/// Builds a [`TrackEventsLayer`] that tracks events for every exchange, from [`TrackEventsLayer::builder`].
+///
+/// # When these events are accepted, and when they start
+///
+/// For each request, `make` is called before the inner service is, and the event is accepted or refused then. One that
+/// is refused is counted in [`Snapshot::refused`](crate::Snapshot::refused); the request is served. What `make` returns
+/// is called when the exchange is over, as a part of the event. A panic in either, or in the filter, is the event's: it
+/// is counted and logged, and the request is served.
+///
+/// # Examples
+///
+/// An audit row for everything but health probes:
+///
+/// ```
+/// use http::request::Parts;
+/// use tower_track_events::{Exchange, TrackEventsHandle, TrackEventsLayer};
+///
+/// # async fn write_row(path: String, status: Option<u16>) -> std::io::Result<()> { Ok(()) }
+/// let layer = TrackEventsLayer::builder(TrackEventsHandle::new())
+///     .track_when(
+///         "audit",
+///         |request: &Parts| request.uri.path() != "/healthz",
+///         |request: &Parts| {
+///             let path = request.uri.path().to_owned();
+///             move |exchange: Exchange| write_row(path, exchange.status.map(|status| status.as_u16()))
+///         },
+///     )
+///     .build();
+/// ```
+#[must_use = "a builder does nothing until `build`"]
+pub struct TrackEventsLayerBuilder {
+    handle: TrackEventsHandle,
+    hooks: Vec<Hook>,
+}
+
+impl TrackEventsLayerBuilder {
+    /// Tracks an event called `name` for every exchange.
+    ///
+    /// Repeatable: each call adds one more event.
+    #[track_caller]
+    pub fn track<M, W, F>(self, name: &'static str, make: M) -> Self
+    where
+        M: Fn(&Parts) -> W + Send + Sync + 'static,
+        W: FnOnce(Exchange) -> F + Send + 'static,
+        F: Future + Send + 'static,
+        F::Output: EventOutput,
+    {
+        self.add(Hook { name, location: Location::caller(), filter: None, make: boxed(make) })
+    }
+
+    /// Tracks an event called `name` for every exchange whose request `filter` accepts.
+    ///
+    /// Repeatable: each call adds one more event.
+    #[track_caller]
+    pub fn track_when<P, M, W, F>(self, name: &'static str, filter: P, make: M) -> Self
+    where
+        P: Fn(&Parts) -> bool + Send + Sync + 'static,
+        M: Fn(&Parts) -> W + Send + Sync + 'static,
+        W: FnOnce(Exchange) -> F + Send + 'static,
+        F: Future + Send + 'static,
+        F::Output: EventOutput,
+    {
+        self.add(Hook { name, location: Location::caller(), filter: Some(Box::new(filter)), make: boxed(make) })
+    }
+
+    /// Makes the layer.
+    pub fn build(self) -> TrackEventsLayer {
+        TrackEventsLayer { handle: self.handle, hooks: HookList::new(self.hooks) }
+    }
+
+    fn add(mut self, hook: Hook) -> Self {
+        self.hooks.push(hook);
+        self
+    }
+}
+
+fn boxed<M, W, F>(make: M) -> Box<dyn Fn(&Parts) -> crate::record::Start + Send + Sync>
+where
+    M: Fn(&Parts) -> W + Send + Sync + 'static,
+    W: FnOnce(Exchange) -> F + Send + 'static,
+    F: Future + Send + 'static,
+    F::Output: EventOutput,
+{
+    Box::new(move |request| start_with(make(request)))
+}
+
+impl fmt::Debug for TrackEventsLayerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { handle, hooks } = self;
+        let names: Vec<_> = hooks.iter().map(|hook| hook.name).collect();
+        f.debug_struct("TrackEventsLayerBuilder").field("handle", handle).field("events", &names).finish()
+    }
+}

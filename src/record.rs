@@ -1,0 +1,147 @@
+//! What one exchange has recorded: its events, until it is over.
+
+use std::{
+    fmt, mem,
+    panic::Location,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::runtime;
+use tracing::Span;
+
+use crate::{contain::contain, exchange::Exchange, house::Shard, ledger::Nanos, refused::Refused, task::Launch};
+
+/// Starts one event, told how its exchange ended.
+pub(crate) type Start = Box<dyn FnOnce(Launch, &runtime::Handle, &Span, &Exchange) + Send>;
+
+/// Shared by the guard of an exchange and all clones of its `Events`.
+pub(crate) struct Record {
+    pub(crate) shard: Arc<Shard>,
+    pub(crate) began: Nanos,
+    /// The hook list of the layer that opened the exchange.
+    opened_by: HookListId,
+    book: Mutex<Book>,
+}
+
+/// Tells the hook lists of layers apart.
+pub(crate) type HookListId = u64;
+
+#[derive(Default)]
+struct Book {
+    /// Set when the exchange is over; from then on nothing is recorded, and what comes starts at once.
+    over: Option<Exchange>,
+    recorded: Vec<Recorded>,
+    /// The hook lists of inner layers that this exchange has met, so that none fires twice.
+    joined: Vec<HookListId>,
+    /// Released when the exchange is over: a `WebSocket` task may keep the record for hours.
+    span: Option<Span>,
+}
+
+struct Recorded {
+    start: Start,
+    launch: Launch,
+    runtime: runtime::Handle,
+}
+
+impl Recorded {
+    /// Starts the event. A panic on the way (of a subscriber, or of a runtime that cannot start a thread) is its own.
+    fn begin(self, now: Nanos, span: &Span, exchange: &Exchange) {
+        let Self { start, launch, runtime } = self;
+        launch.ticket.start(now);
+        let _ = contain(|| start(launch, &runtime, span, exchange));
+    }
+}
+
+impl Record {
+    pub(crate) fn new(shard: &Arc<Shard>, began: Nanos, opened_by: HookListId) -> Arc<Self> {
+        let book = Book { span: Some(Span::current()), ..Book::default() };
+        Arc::new(Self { shard: Arc::clone(shard), began, opened_by, book: Mutex::new(book) })
+    }
+
+    /// Accepts an event of this exchange, or refuses it: the one decision. Then comes [`add`](Self::add).
+    pub(crate) fn accept(
+        &self,
+        name: &'static str,
+        location: &'static Location<'static>,
+    ) -> Result<(Launch, runtime::Handle), Refused> {
+        let runtime = self.shard.runtime()?;
+        let ticket = self.shard.accept_event(name, false, location)?;
+        Ok((Launch { name, ticket }, runtime))
+    }
+
+    /// Keeps the event until the exchange is over. If it is over already the event starts now.
+    pub(crate) fn add(&self, launch: Launch, runtime: runtime::Handle, start: Start) {
+        let event = Recorded { start, launch, runtime };
+        let mut book = self.lock();
+        let Some(exchange) = book.over.clone() else {
+            book.recorded.push(event);
+            return;
+        };
+        drop(book);
+        event.begin(self.shard.house().now(), &Span::none(), &exchange);
+    }
+
+    /// Enters the hook list of an inner layer, if the exchange is open and has not met it yet.
+    pub(crate) fn join(&self, list: HookListId) -> Joined {
+        let mut book = self.lock();
+        if book.over.is_some() {
+            return Joined::Over;
+        }
+        if self.opened_by == list || book.joined.contains(&list) {
+            return Joined::Again;
+        }
+        book.joined.push(list);
+        Joined::New
+    }
+
+    /// Ends the exchange: starts what was recorded, and lets what is recorded from now on start at once.
+    pub(crate) fn close(self: &mut Arc<Self>, end: impl FnOnce(Duration) -> Exchange) {
+        if let Some(record) = Arc::get_mut(self) {
+            let book = record.book.get_mut().unwrap_or_else(PoisonError::into_inner);
+            if book.recorded.is_empty() {
+                // Nobody is left who could ask how it ended: the clock need not be read.
+                let span = book.span.take();
+                let _ = contain(|| drop(span));
+                return;
+            }
+        }
+        let now = self.shard.house().now();
+        let exchange = end(Duration::from_nanos(now.saturating_sub(self.began)));
+        let mut book = self.lock();
+        book.over = Some(exchange.clone());
+        let recorded = mem::take(&mut book.recorded);
+        let span = book.span.take().unwrap_or_else(Span::none);
+        drop(book);
+        for event in recorded {
+            event.begin(now, &span, &exchange);
+        }
+        let _ = contain(|| drop(span));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        // Nothing that runs under the lock is user code.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an inner layer finds in the exchange of an outer one.
+pub(crate) enum Joined {
+    /// The exchange is open, and these hooks are new to it.
+    New,
+    /// The exchange is open and has these hooks.
+    Again,
+    /// The exchange is over.
+    Over,
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { shard: _, began: _, opened_by: _, book: _ } = self;
+        let book = self.lock();
+        f.debug_struct("Record")
+            .field("over", &book.over)
+            .field("recorded", &book.recorded.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,329 @@
+//! [`DrainReport`] and [`DrainError`]: what a drain answers.
+
+use std::{error::Error, fmt, panic::Location, time::Duration};
+
+use crate::{
+    house::{DrainBegan, House},
+    ledger::{Group, Holdings, Kind, Ledger, Nanos},
+    snapshot::Endings,
+};
+
+/// The account of a drain: what was accepted, and how each of it ended.
+///
+/// `Display` is one line.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use std::time::Duration;
+/// use tower_track_events::TrackEventsHandle;
+///
+/// let handle = TrackEventsHandle::new();
+/// handle.track("audit", async { Err::<(), _>("disk full") }).unwrap();
+///
+/// let report = handle.drain(Duration::from_secs(5)).await.unwrap();
+/// assert!(!report.all_completed());
+/// assert_eq!(report.wrong[0].name, "audit");
+/// assert_eq!(report.wrong[0].endings.failed, 1);
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct DrainReport {
+    /// The time since the drain began: since [`begin_drain`](crate::TrackEventsHandle::begin_drain), or else since the
+    /// first drain was first polled.
+    pub elapsed: Duration,
+    /// Events accepted since the handle was made.
+    pub accepted: u64,
+    /// Events, guards and permits refused since the handle was made.
+    pub refused: u64,
+    /// How the accepted events ended.
+    pub endings: Endings,
+    /// How those ended that ended since the drain began; a part of `endings`.
+    pub since_drain: Endings,
+    /// The names of which not every event completed, in alphabetical order. Their completed events are not counted.
+    pub wrong: Vec<NamedEndings>,
+}
+
+/// The endings of all events of one name that did not complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct NamedEndings {
+    /// The name that the events were tracked under.
+    pub name: &'static str,
+    /// How they ended; `completed` is zero.
+    pub endings: Endings,
+}
+
+impl DrainReport {
+    fn new(holdings: &Holdings, began: &DrainBegan, now: Nanos) -> Self {
+        Self {
+            elapsed: Duration::from_nanos(now.saturating_sub(began.at)),
+            accepted: holdings.snapshot.accepted,
+            refused: holdings.snapshot.refused,
+            endings: holdings.endings,
+            since_drain: holdings.endings - began.endings,
+            wrong: holdings.wrong.iter().map(|(&name, &endings)| NamedEndings { name, endings }).collect(),
+        }
+    }
+
+    pub(crate) fn of(ledger: &Ledger<House>, began: &DrainBegan) -> Self {
+        Self::new(&ledger.holdings(), began, ledger.context.now())
+    }
+
+    /// Whether every event that was accepted has completed.
+    ///
+    /// Refused events do not count: each was an `Err` in somebody's hand, or one of a layer, and is in
+    /// [`refused`](Self::refused).
+    pub fn all_completed(&self) -> bool {
+        self.endings.completed == self.accepted
+    }
+}
+
+/// Writes a line such as
+/// `drained in 1.2 s: 40 events accepted, 38 completed, 2 failed (audit: 2 failed), 17 of them since the drain began`.
+impl fmt::Display for DrainReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "drained in {}: ", Seconds(self.elapsed))?;
+        self.write_account(f)
+    }
+}
+
+impl DrainReport {
+    fn write_account(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { elapsed: _, accepted, refused, endings, since_drain, wrong } = self;
+        write!(f, "{} accepted, {endings}", Plural(*accepted, "event"))?;
+        for (index, NamedEndings { name, endings }) in wrong.iter().enumerate() {
+            let open = if index == 0 { " (" } else { "; " };
+            write!(f, "{open}{name}: {}", Wrong(endings))?;
+        }
+        if !wrong.is_empty() {
+            f.write_str(")")?;
+        }
+        write!(f, "; {} ended since the drain began", since_drain.total())?;
+        if *refused > 0 {
+            write!(f, "; {refused} refused")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a drain did not come to its end.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use std::time::Duration;
+/// use tower_track_events::{DrainError, TrackEventsHandle};
+///
+/// let handle = TrackEventsHandle::new();
+/// handle.track("audit", std::future::pending::<()>()).unwrap();
+///
+/// match handle.drain(Duration::ZERO).await {
+///     Err(DrainError::CutShort(unfinished)) => assert_eq!(unfinished.events[0].name, "audit"),
+///     other => panic!("{other:?}"),
+/// }
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DrainError {
+    /// The limit came before the end. Nothing was cancelled: what is unfinished goes on for as long as the process
+    /// does, events are still accepted, and another drain may follow.
+    CutShort(Box<Unfinished>),
+    /// The drain was polled from inside an event, a handler or a body of its own handle, and would wait for itself.
+    InsideItself,
+    /// The drain needs a timer and was polled outside of a tokio runtime, or inside one whose timers are not enabled.
+    NoTimer,
+}
+
+/// What was open when a drain was cut short.
+///
+/// Guards, permits and events are grouped by where in the source they were taken; the oldest group comes first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Unfinished {
+    /// Exchanges whose response is not over, or whose body has not been dropped.
+    pub open_requests: u64,
+    /// The age of the oldest of them.
+    pub oldest_request: Option<Duration>,
+    /// Guards that are held.
+    pub guards: Vec<Held>,
+    /// Permits that are held and not used.
+    pub permits: Vec<Held>,
+    /// Events that have not ended.
+    pub events: Vec<PendingEvents>,
+    /// The account so far.
+    pub report: DrainReport,
+}
+
+/// Guards or permits that were taken at one place and are held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Held {
+    /// How many there are.
+    pub count: u64,
+    /// How long the oldest has been held.
+    pub oldest: Duration,
+    /// Where in the source they were taken.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_location"))]
+    pub location: &'static Location<'static>,
+}
+
+/// Events of one name, recorded at one place, that have not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct PendingEvents {
+    /// The name that the events were tracked under.
+    pub name: &'static str,
+    /// How many there are.
+    pub count: u64,
+    /// Whether they have been started. Those that have not wait for the end of their exchange.
+    pub started: bool,
+    /// How long ago the oldest was started, or was recorded if it has not been started.
+    pub oldest: Duration,
+    /// Where in the source they were recorded; for an event of a layer, where the layer was told to track it.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_location"))]
+    pub location: &'static Location<'static>,
+}
+
+impl Unfinished {
+    pub(crate) fn of(ledger: &Ledger<House>, began: &DrainBegan) -> Self {
+        let holdings = ledger.holdings();
+        let now = ledger.context.now();
+        let age = |group: &Group| Duration::from_nanos(now.saturating_sub(group.oldest));
+        let mut unfinished = Self {
+            open_requests: holdings.snapshot.open_requests,
+            oldest_request: None,
+            guards: Vec::new(),
+            permits: Vec::new(),
+            events: Vec::new(),
+            report: DrainReport::new(&holdings, began, now),
+        };
+        for (&(kind, location), group) in &holdings.open {
+            let (count, oldest) = (group.count, age(group));
+            match kind {
+                Kind::Request => unfinished.oldest_request = unfinished.oldest_request.max(Some(oldest)),
+                Kind::Guard => unfinished.guards.push(Held { count, oldest, location }),
+                Kind::Permit => unfinished.permits.push(Held { count, oldest, location }),
+                Kind::Event { name, started } => {
+                    unfinished.events.push(PendingEvents { name, count, started, oldest, location });
+                }
+            }
+        }
+        unfinished.guards.sort_by(|a, b| b.oldest.cmp(&a.oldest));
+        unfinished.permits.sort_by(|a, b| b.oldest.cmp(&a.oldest));
+        unfinished.events.sort_by(|a, b| b.oldest.cmp(&a.oldest));
+        unfinished
+    }
+
+    fn is_empty(&self) -> bool {
+        self.open_requests == 0 && self.guards.is_empty() && self.permits.is_empty() && self.events.is_empty()
+    }
+}
+
+/// Writes what is open, oldest first: `2 requests open (oldest 4.1 s), 15 order.created pending (oldest 3.2 s,
+/// src/main.rs:40:12)`.
+impl fmt::Display for Unfinished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        let mut separate = |f: &mut fmt::Formatter<'_>| f.write_str(std::mem::replace(&mut separator, ", "));
+        if self.open_requests > 0 {
+            separate(f)?;
+            write!(f, "{} open", Plural(self.open_requests, "request"))?;
+            if let Some(oldest) = self.oldest_request {
+                write!(f, " (oldest {})", Seconds(oldest))?;
+            }
+        }
+        for (held, word) in [(&self.guards, "guard"), (&self.permits, "permit")] {
+            for Held { count, oldest, location } in held {
+                separate(f)?;
+                write!(f, "{} held (oldest {}, {location})", Plural(*count, word), Seconds(*oldest))?;
+            }
+        }
+        for PendingEvents { name, count, started, oldest, location } in &self.events {
+            separate(f)?;
+            let state = if *started { "running" } else { "waiting for its request" };
+            write!(f, "{name} x{count} {state} (oldest {}, {location})", Seconds(*oldest))?;
+        }
+        if self.is_empty() {
+            f.write_str("nothing open")?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a line that says what was cut short, after how long, and what had been done by then.
+impl fmt::Display for DrainError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CutShort(unfinished) => {
+                write!(f, "drain cut short after {}: {unfinished}; ", Seconds(unfinished.report.elapsed))?;
+                unfinished.report.write_account(f)
+            }
+            Self::InsideItself => f.write_str(
+                "drain was polled inside an event, a handler or a body of its own handle and would wait for itself: \
+                 drain from the task that stops the server",
+            ),
+            Self::NoTimer => f.write_str(
+                "drain needs a tokio runtime with timers: enable them with `enable_time`, or pass a limit of zero",
+            ),
+        }
+    }
+}
+
+impl Error for DrainError {}
+
+/// Seconds as a person reads them: `0.3 ms`, `41 ms`, `3.2 s`.
+struct Seconds(Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs_f64();
+        if seconds >= 1.0 {
+            write!(f, "{seconds:.1} s")
+        } else if seconds >= 0.01 {
+            write!(f, "{:.0} ms", seconds * 1e3)
+        } else {
+            write!(f, "{:.1} ms", seconds * 1e3)
+        }
+    }
+}
+
+struct Plural(u64, &'static str);
+
+impl fmt::Display for Plural {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(count, word) = self;
+        write!(f, "{count} {word}{}", if *count == 1 { "" } else { "s" })
+    }
+}
+
+/// Endings without the completed ones.
+struct Wrong<'a>(&'a Endings);
+
+impl fmt::Display for Wrong<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (count, word) in self.0.wrong_by_word() {
+            write!(f, "{separator}{count} {word}")?;
+            separator = ", ";
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "serde")]
+fn serialize_location<S: serde::Serializer>(
+    location: &&'static Location<'static>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(location)
+}

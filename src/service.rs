@@ -1,0 +1,161 @@
+//! [`TrackEvents`]: opens an exchange for each call.
+
+use std::{
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use crate::{
+    body::ResponseBody,
+    events::Events,
+    exchange::Progress,
+    future::ResponseFuture,
+    guard::ExchangeGuard,
+    handle::TrackEventsHandle,
+    hook::HookList,
+    record::{Joined, Record},
+};
+
+/// Middleware that opens an exchange for each request, and starts its events once the response is over.
+///
+/// Made by [`TrackEventsLayer`](crate::TrackEventsLayer), or by [`new`](Self::new) around a single service. Each
+/// request has [`Events`] in its extensions. Status, headers, body and errors of the inner service pass through
+/// untouched.
+///
+/// After a drain was `Ok`, requests are served and their events are refused.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use http::{Request, Response};
+/// use http_body_util::Full;
+/// use tower::{ServiceExt, service_fn};
+/// use tower_track_events::{Events, TrackEvents, TrackEventsHandle};
+///
+/// let handle = TrackEventsHandle::new();
+/// let service = TrackEvents::new(
+///     service_fn(|request: Request<()>| async move {
+///         let events = Events::from_extensions(request.extensions()).ok_or("no layer")?;
+///         events.track("audit", async {}).map_err(|_| "refused")?;
+///         Ok::<_, &str>(Response::new(Full::<bytes::Bytes>::from("hello")))
+///     }),
+///     handle.clone(),
+/// );
+///
+/// let response = service.oneshot(Request::new(())).await?;
+/// assert_eq!(handle.snapshot().pending, 1);
+/// drop(response);
+/// let report = handle.drain(std::time::Duration::MAX).await?;
+/// assert_eq!(report.endings.completed, 1);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct TrackEvents<S> {
+    inner: S,
+    handle: TrackEventsHandle,
+    hooks: Arc<HookList>,
+}
+
+impl<S> TrackEvents<S> {
+    /// Wraps `inner`, without events of its own.
+    pub fn new(inner: S, handle: TrackEventsHandle) -> Self {
+        Self::with_hooks(inner, handle, HookList::new(Vec::new()))
+    }
+
+    pub(crate) fn with_hooks(inner: S, handle: TrackEventsHandle, hooks: Arc<HookList>) -> Self {
+        Self { inner, handle, hooks }
+    }
+
+    /// Gets a reference to the inner service.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Gets a mutable reference to the inner service.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// Gives the inner service back.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+
+    /// Gets a reference to the handle.
+    pub fn handle(&self) -> &TrackEventsHandle {
+        &self.handle
+    }
+
+    /// Opens an exchange, unless the request is part of one that an outer layer of the same handle has opened.
+    fn open<A>(&self, request: Request<A>) -> (Request<A>, Option<ExchangeGuard>) {
+        let shard = self.handle.shard();
+        if let Some(outer) = Events::from_extensions(request.extensions()) {
+            let record = outer.record();
+            if record.shard.ledger_id() == shard.ledger_id() {
+                match record.join(self.hooks.id) {
+                    Joined::New => {
+                        let record = Arc::clone(record);
+                        return (self.record_hooks(&record, request), None);
+                    }
+                    Joined::Again => return (request, None),
+                    // The extensions were copied from a request that is answered: this is a new one.
+                    Joined::Over => {}
+                }
+            }
+        }
+        shard.remember_runtime();
+        let began = shard.house().now();
+        // Drained: the request is served, and counted nowhere.
+        let ticket = shard.open_request(began).ok();
+        let record = Record::new(shard, began, self.hooks.id);
+        let progress = Progress::new(request.method(), request.version());
+        let mut request = self.record_hooks(&record, request);
+        request.extensions_mut().insert(Events::new(Arc::clone(&record)));
+        (request, Some(ExchangeGuard::new(progress, record, ticket)))
+    }
+
+    fn record_hooks<A>(&self, record: &Record, request: Request<A>) -> Request<A> {
+        if self.hooks.hooks.is_empty() {
+            return request;
+        }
+        let (parts, body) = request.into_parts();
+        self.hooks.record(record, &parts);
+        Request::from_parts(parts, body)
+    }
+}
+
+impl<S, A, B> Service<Request<A>> for TrackEvents<S>
+where
+    S: Service<Request<A>, Response = Response<B>>,
+    B: Body,
+{
+    type Response = Response<ResponseBody<B>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        let (request, mut guard) = self.open(request);
+        let future = match &mut guard {
+            Some(guard) => guard.watch(|| self.inner.call(request)),
+            None => self.inner.call(request),
+        };
+        ResponseFuture::new(future, guard)
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for TrackEvents<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { inner, handle, hooks } = self;
+        f.debug_struct("TrackEvents").field("inner", inner).field("handle", handle).field("events", hooks).finish()
+    }
+}

@@ -1,0 +1,140 @@
+//! [`Snapshot`] and [`Endings`]: the counts of a handle at one instant.
+
+use std::{fmt, ops};
+
+/// How many of the accepted events ended in which way.
+///
+/// Every accepted event has exactly one ending. Which one wins when two are close is decided by what the event did
+/// first: an event that returned has completed or failed, also if its time ran out in the same poll.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Endings {
+    /// Returned `()` or `Ok`.
+    pub completed: u64,
+    /// Returned an `Err`, at whatever depth.
+    pub failed: u64,
+    /// Panicked, or the closure that makes the event did.
+    pub panicked: u64,
+    /// Ran longer than the [`event_timeout`](crate::TrackEventsHandleBuilder::event_timeout).
+    pub timed_out: u64,
+    /// Dropped before it returned: its runtime went down.
+    pub aborted: u64,
+}
+
+impl Endings {
+    /// The number of events that have ended.
+    pub fn total(&self) -> u64 {
+        self.completed + self.wrong()
+    }
+
+    /// The number of events that ended without having completed.
+    pub fn wrong(&self) -> u64 {
+        self.failed + self.panicked + self.timed_out + self.aborted
+    }
+
+    /// The endings other than completed that occurred, each with the word for it.
+    pub(crate) fn wrong_by_word(&self) -> impl Iterator<Item = (u64, &'static str)> {
+        let Self { completed: _, failed, panicked, timed_out, aborted } = *self;
+        [(failed, "failed"), (panicked, "panicked"), (timed_out, "timed out"), (aborted, "aborted")]
+            .into_iter()
+            .filter(|(count, _)| *count > 0)
+    }
+
+    pub(crate) fn count(&mut self, ending: Ending) {
+        *match ending {
+            Ending::Completed => &mut self.completed,
+            Ending::Failed => &mut self.failed,
+            Ending::Panicked => &mut self.panicked,
+            Ending::TimedOut => &mut self.timed_out,
+            Ending::Aborted => &mut self.aborted,
+        } += 1;
+    }
+}
+
+impl ops::AddAssign for Endings {
+    fn add_assign(&mut self, other: Self) {
+        let Self { completed, failed, panicked, timed_out, aborted } = other;
+        self.completed += completed;
+        self.failed += failed;
+        self.panicked += panicked;
+        self.timed_out += timed_out;
+        self.aborted += aborted;
+    }
+}
+
+impl ops::Sub for Endings {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            completed: self.completed - earlier.completed,
+            failed: self.failed - earlier.failed,
+            panicked: self.panicked - earlier.panicked,
+            timed_out: self.timed_out - earlier.timed_out,
+            aborted: self.aborted - earlier.aborted,
+        }
+    }
+}
+
+/// Writes `5 completed`, and each of the other endings that occurred: `5 completed, 1 failed`.
+impl fmt::Display for Endings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} completed", self.completed)?;
+        self.wrong_by_word().try_for_each(|(count, word)| write!(f, ", {count} {word}"))
+    }
+}
+
+/// The one ending that an accepted event has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Completed,
+    Failed,
+    Panicked,
+    TimedOut,
+    Aborted,
+}
+
+/// The counts of a handle at one instant, from [`TrackEventsHandle::snapshot`](crate::TrackEventsHandle::snapshot).
+///
+/// At every snapshot `accepted = completed + failed + panicked + timed_out + aborted + pending`.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use tower_track_events::TrackEventsHandle;
+///
+/// let handle = TrackEventsHandle::new();
+/// handle.track("audit", async {}).unwrap();
+/// let now = handle.snapshot();
+/// assert_eq!((now.accepted, now.pending, now.completed), (1, 1, 0));
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// Exchanges whose response is not over, or whose body has not been dropped.
+    pub open_requests: u64,
+    /// [Guards](crate::DrainGuard) that are held.
+    pub open_guards: u64,
+    /// [Permits](crate::Permit) that are held and not used yet.
+    pub reserved: u64,
+    /// Accepted events that have not ended, started or not.
+    pub pending: u64,
+    /// Events that were accepted.
+    pub accepted: u64,
+    /// Events that returned `()` or `Ok`.
+    pub completed: u64,
+    /// Events that returned an `Err`.
+    pub failed: u64,
+    /// Events that panicked.
+    pub panicked: u64,
+    /// Events that ran longer than the [`event_timeout`](crate::TrackEventsHandleBuilder::event_timeout).
+    pub timed_out: u64,
+    /// Events that were dropped before they returned.
+    pub aborted: u64,
+    /// Events, guards and permits that were [refused](crate::Refused).
+    pub refused: u64,
+}

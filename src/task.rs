@@ -1,0 +1,239 @@
+//! A tracked event as a task: its span, its time limit, its panic, its one ending.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tokio::{runtime, time::Sleep};
+use tracing::Span;
+
+use crate::{
+    contain::contain,
+    house::House,
+    inside,
+    ledger::EventTicket,
+    output::{EventOutput, sealed::Judge},
+    snapshot::Ending,
+};
+
+/// An accepted event that is about to start.
+pub(crate) struct Launch {
+    pub(crate) name: &'static str,
+    pub(crate) ticket: EventTicket<House>,
+}
+
+impl Launch {
+    /// Runs the event as a task. If the runtime is going down the event is dropped instead, and counted as aborted.
+    pub(crate) fn spawn<F>(self, runtime: &runtime::Handle, cause: &Span, future: F)
+    where
+        F: Future + Send + 'static,
+        F::Output: EventOutput,
+    {
+        let limit = self.ticket.shard().house().event_timeout;
+        let span = event_span(self.name, cause);
+        runtime.spawn(Tracked {
+            future: Some(future),
+            sleep: None,
+            limit,
+            running: Some(Running { name: self.name, span, ticket: self.ticket }),
+        });
+    }
+
+    /// Runs the event on a blocking thread. If the runtime is going down it is dropped instead, and counted as aborted.
+    pub(crate) fn spawn_blocking<F, T>(self, runtime: &runtime::Handle, cause: &Span, work: F)
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: EventOutput,
+    {
+        let span = event_span(self.name, cause);
+        let mut blocking =
+            Blocking { work: Some(work), running: Some(Running { name: self.name, span, ticket: self.ticket }) };
+        runtime.spawn_blocking(move || blocking.run());
+    }
+
+    /// Ends the event as panicked before it could start, because the code that makes it did.
+    pub(crate) fn panicked(self, message: String) {
+        Running { name: self.name, span: Span::none(), ticket: self.ticket }.end(Verdict::Panicked(message));
+    }
+}
+
+/// The span has no parent, since a child would keep the span of its request open.
+fn event_span(name: &'static str, cause: &Span) -> Span {
+    let span = tracing::info_span!(parent: None, "event", name);
+    span.follows_from(cause);
+    span
+}
+
+/// What an event that has started holds until its end.
+struct Running {
+    name: &'static str,
+    span: Span,
+    ticket: EventTicket<House>,
+}
+
+enum Verdict {
+    Returned(Result<(), String>),
+    Panicked(String),
+    TimedOut(Duration),
+    Dropped,
+}
+
+impl Running {
+    fn enter<T>(&self, run: impl FnOnce() -> T) -> Result<T, String> {
+        inside::enter(self.ticket.shard().ledger_id(), || contain(|| self.span.in_scope(run)))
+    }
+
+    fn log_no_timer(&self) {
+        let event = self.name;
+        let _ = contain(|| {
+            tracing::warn!(parent: &self.span, event, "event runs without its time limit: the runtime has no timer");
+        });
+    }
+
+    /// To be called when all that the event owned is dropped: with the ticket, the drain may go on.
+    fn end(self, verdict: Verdict) {
+        let Self { name, span, ticket } = self;
+        // A subscriber that panics costs its line, not the count.
+        let _ = contain(|| verdict.log(name, &span));
+        let _ = contain(|| drop(span));
+        ticket.end(verdict.ending());
+    }
+}
+
+impl Verdict {
+    fn ending(&self) -> Ending {
+        match self {
+            Self::Returned(Ok(())) => Ending::Completed,
+            Self::Returned(Err(_)) => Ending::Failed,
+            Self::Panicked(_) => Ending::Panicked,
+            Self::TimedOut(_) => Ending::TimedOut,
+            Self::Dropped => Ending::Aborted,
+        }
+    }
+
+    fn log(&self, event: &'static str, span: &Span) {
+        match self {
+            Self::Returned(Ok(())) => {}
+            Self::Returned(Err(error)) => tracing::error!(parent: span, event, error, "event failed"),
+            Self::Panicked(panic) => tracing::error!(parent: span, event, panic, "event panicked"),
+            Self::TimedOut(limit) => tracing::error!(parent: span, event, ?limit, "event timed out"),
+            Self::Dropped => {
+                tracing::warn!(parent: span, event, "event aborted: its runtime is shutting down");
+            }
+        }
+    }
+}
+
+pin_project! {
+    /// The future of an event with its ticket.
+    struct Tracked<F> {
+        #[pin]
+        future: Option<F>,
+        sleep: Option<Pin<Box<Sleep>>>,
+        limit: Option<Duration>,
+        running: Option<Running>,
+    }
+
+    impl<F> PinnedDrop for Tracked<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            if let Some(running) = this.running.take() {
+                let _ = running.enter(|| this.future.set(None));
+                running.end(Verdict::Dropped);
+            }
+        }
+    }
+}
+
+impl<F> Future for Tracked<F>
+where
+    F: Future,
+    F::Output: EventOutput,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let Some(running) = this.running else {
+            return Poll::Ready(());
+        };
+        let returned = running.enter(|| {
+            let Some(future) = this.future.as_mut().as_pin_mut() else {
+                return Poll::Pending;
+            };
+            let output = ready!(future.poll(cx));
+            // What the event owns is dropped before its ending counts. The output goes with the judgement.
+            this.future.set(None);
+            Poll::Ready(output.judge())
+        });
+        let mut verdict = match returned {
+            Ok(Poll::Ready(result)) => Some(Verdict::Returned(result)),
+            Ok(Poll::Pending) => None,
+            Err(panic) => Some(Verdict::Panicked(panic)),
+        };
+        if verdict.is_none() {
+            if let Some(limit) = *this.limit {
+                // Where there is no timer tokio says so by a panic.
+                let timer = contain(|| {
+                    let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+                    sleep.as_mut().poll(cx).is_ready()
+                });
+                match timer {
+                    Ok(true) => verdict = Some(Verdict::TimedOut(limit)),
+                    Ok(false) => {}
+                    Err(_) => {
+                        *this.limit = None;
+                        running.log_no_timer();
+                    }
+                }
+            }
+        }
+        let Some(mut verdict) = verdict else {
+            return Poll::Pending;
+        };
+        // Nothing is left to drop unless the event panicked or was late.
+        if let Err(panic) = running.enter(|| this.future.set(None)) {
+            verdict = Verdict::Panicked(panic);
+        }
+        if let Some(running) = this.running.take() {
+            running.end(verdict);
+        }
+        Poll::Ready(())
+    }
+}
+
+/// The closure of a blocking event with its ticket.
+struct Blocking<F> {
+    work: Option<F>,
+    running: Option<Running>,
+}
+
+impl<F, T> Blocking<F>
+where
+    F: FnOnce() -> T,
+    T: EventOutput,
+{
+    fn run(&mut self) {
+        let (Some(work), Some(running)) = (self.work.take(), self.running.take()) else {
+            return;
+        };
+        let verdict = match running.enter(|| work().judge()) {
+            Ok(result) => Verdict::Returned(result),
+            Err(panic) => Verdict::Panicked(panic),
+        };
+        running.end(verdict);
+    }
+}
+
+impl<F> Drop for Blocking<F> {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            let work = self.work.take();
+            let _ = running.enter(|| drop(work));
+            running.end(Verdict::Dropped);
+        }
+    }
+}
