@@ -53,6 +53,11 @@ impl<B: Body> ResponseBody<B> {
     pub fn get_ref(&self) -> &B {
         &self.inner
     }
+
+    /// Gets a mutable reference to the inner body. Frames that are polled from it are not seen by the layer.
+    pub fn get_mut(&mut self) -> &mut B {
+        &mut self.inner
+    }
 }
 
 impl<B: Body> Body for ResponseBody<B> {

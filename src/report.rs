@@ -1,6 +1,6 @@
 //! [`DrainReport`] and [`DrainError`]: what a drain answers.
 
-use std::{error::Error, fmt, panic::Location, time::Duration};
+use std::{cmp::Reverse, error::Error, fmt, panic::Location, time::Duration};
 
 use crate::{
     house::{DrainBegan, House},
@@ -218,9 +218,9 @@ impl Unfinished {
                 }
             }
         }
-        unfinished.guards.sort_by(|a, b| b.oldest.cmp(&a.oldest));
-        unfinished.permits.sort_by(|a, b| b.oldest.cmp(&a.oldest));
-        unfinished.events.sort_by(|a, b| b.oldest.cmp(&a.oldest));
+        unfinished.guards.sort_by_key(|group| Reverse(group.oldest));
+        unfinished.permits.sort_by_key(|group| Reverse(group.oldest));
+        unfinished.events.sort_by_key(|group| Reverse(group.oldest));
         unfinished
     }
 

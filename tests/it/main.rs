@@ -1,5 +1,14 @@
 //! Tests of the public face: polled by hand, on a paused clock, or gated by signals; none sleeps to synchronise.
 
+mod bounds;
+mod capacity;
+mod drain;
+mod event;
 mod example;
+mod extractor;
 mod http2;
+mod layer;
+mod outcome;
+mod report;
+mod stress;
 mod support;

@@ -1,0 +1,426 @@
+//! The drain: when it ends, what it answers, what it waits for, who must not wait for it.
+
+use std::{future::pending, pin::pin, sync::Arc, task::Poll, time::Duration};
+
+use http::{Request, Response};
+use tokio::{
+    runtime::Builder,
+    sync::{Notify, oneshot},
+    time::Instant,
+};
+use tokio_test::{assert_pending, assert_ready, task};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_track_events::{DrainError, DrainReport, Events, Refused, TrackEventsHandle, TrackEventsLayer, Unfinished};
+
+use crate::support::{Answer, Counter, Script, drain, poll_once, settle};
+
+fn no_settling() -> TrackEventsHandle {
+    TrackEventsHandle::builder().settle(Duration::ZERO).build().unwrap()
+}
+
+#[track_caller]
+fn cut_short(result: Result<DrainReport, DrainError>) -> Unfinished {
+    match result {
+        Err(DrainError::CutShort(unfinished)) => *unfinished,
+        other => panic!("cut short: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_idle_house_is_drained_at_once_and_for_good() {
+    let handle = no_settling();
+    let report = assert_ready!(task::spawn(handle.drain(Duration::ZERO)).poll()).unwrap();
+    assert!(report.all_completed());
+    assert_eq!(handle.track("late", async {}), Err(Refused::Drained));
+    assert_eq!(handle.track_blocking("late", || {}), Err(Refused::Drained));
+    assert_eq!(handle.guard().err(), Some(Refused::Drained));
+    assert_eq!(handle.reserve().err(), Some(Refused::Drained));
+    assert_eq!(handle.snapshot().refused, 4);
+    // Again, and in another way: it agrees.
+    assert!(handle.drain(Duration::MAX).await.is_ok());
+    assert!(handle.drain_until(pending::<()>()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_drain_is_lazy() {
+    let handle = no_settling();
+    drop(handle.drain(Duration::ZERO));
+    assert!(!handle.is_draining());
+    handle.track("still taken", async {}).unwrap();
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_a_guard() {
+    let handle = no_settling();
+    let guard = handle.guard().unwrap();
+    let mut drain = task::spawn(handle.drain(Duration::MAX));
+    assert_pending!(drain.poll());
+    assert!(!drain.is_woken());
+    assert_eq!(handle.snapshot().open_guards, 1);
+    drop(guard);
+    assert!(drain.is_woken());
+    assert_ready!(drain.poll()).unwrap();
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_a_permit_and_then_for_its_event() {
+    let handle = no_settling();
+    let permit = handle.reserve().unwrap();
+    let unused = handle.reserve().unwrap();
+    let mut drain = task::spawn(handle.drain(Duration::MAX));
+    assert_pending!(drain.poll());
+    let (release, gate) = oneshot::channel::<()>();
+    permit.track("reserved", async move { gate.await });
+    assert_eq!((handle.snapshot().reserved, handle.snapshot().pending), (1, 1));
+    drop(unused);
+    assert_pending!(drain.poll());
+    release.send(()).unwrap();
+    settle().await;
+    assert!(drain.is_woken());
+    let report = assert_ready!(drain.poll()).unwrap();
+    assert_eq!((report.accepted, report.endings.completed), (1, 1));
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_a_request_and_then_for_its_events() {
+    let handle = no_settling();
+    let gate = Arc::new(Notify::new());
+    let service = {
+        let gate = Arc::clone(&gate);
+        TrackEventsLayer::new(handle.clone()).layer(service_fn(move |request: Request<()>| {
+            let events = Events::from_extensions(request.extensions()).unwrap().clone();
+            let gate = Arc::clone(&gate);
+            async move {
+                events.track("audit", async move { gate.notified().await }).unwrap();
+                Answer::Ok(Response::new(Script::empty()))
+            }
+        }))
+    };
+    let mut call = task::spawn(service.oneshot(Request::new(())));
+    let response = assert_ready!(call.poll()).unwrap();
+    drop(call);
+    let mut drain = task::spawn(handle.drain(Duration::MAX));
+    assert_pending!(drain.poll());
+    drop(response);
+    settle().await;
+    assert_pending!(drain.poll());
+    gate.notify_one();
+    settle().await;
+    assert_eq!(assert_ready!(drain.poll()).unwrap().endings.completed, 1);
+}
+
+#[tokio::test]
+async fn zero_looks_once_and_cancels_nothing() {
+    let handle = no_settling();
+    let gate = Arc::new(Notify::new());
+    let opened = Arc::clone(&gate);
+    handle.track("slow", async move { opened.notified().await }).unwrap();
+    let unfinished = cut_short(handle.drain(Duration::ZERO).await);
+    assert_eq!((unfinished.events.len(), unfinished.events[0].name, unfinished.events[0].count), (1, "slow", 1));
+    assert!(handle.is_draining());
+    handle.track("still taken", async {}).unwrap();
+    gate.notify_one();
+    let report = drain(&handle).await;
+    assert_eq!(report.endings.completed, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limit_counts_from_the_first_poll() {
+    let handle = TrackEventsHandle::new();
+    let _guard = handle.guard().unwrap();
+    let drain = handle.drain(Duration::from_secs(5));
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let before = Instant::now();
+    let unfinished = cut_short(drain.await);
+    assert_eq!(before.elapsed().as_secs(), 5);
+    assert_eq!(unfinished.guards[0].oldest.as_secs(), 65);
+    assert_eq!(unfinished.report.elapsed.as_secs(), 5);
+    assert!(unfinished.guards[0].location.file().ends_with("drain.rs"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_is_cut_short_by_any_future() {
+    let handle = TrackEventsHandle::new();
+    let guard = handle.guard().unwrap();
+    let (second_signal, stop) = oneshot::channel::<()>();
+    let mut drain = task::spawn(handle.drain_until(stop));
+    assert_pending!(drain.poll());
+    second_signal.send(()).unwrap();
+    assert!(drain.is_woken());
+    cut_short(assert_ready!(drain.poll()));
+    drop(guard);
+    // The last look of a drain whose time is over finds an idle house, and closes it.
+    assert!(assert_ready!(task::spawn(handle.drain_until(std::future::ready(()))).poll()).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_limit_is_no_overflow() {
+    let handle = TrackEventsHandle::new();
+    for limit in [Duration::MAX, Duration::MAX - Duration::from_nanos(1)] {
+        let guard = handle.guard().unwrap();
+        let mut drain = task::spawn(handle.drain(limit));
+        assert_pending!(drain.poll());
+        drop((drain, guard));
+    }
+    drain(&handle).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_house_settles_before_it_closes() {
+    let handle = TrackEventsHandle::new();
+    let mut drain = task::spawn(handle.drain(Duration::from_secs(5)));
+    assert_pending!(drain.poll());
+    // A request whose task was spawned before the drain arrives 9 ms later.
+    tokio::time::advance(Duration::from_millis(9)).await;
+    assert_pending!(drain.poll());
+    drop(handle.guard().unwrap());
+    // The idle time is counted anew, although the house looks as it did.
+    tokio::time::advance(Duration::from_millis(2)).await;
+    assert_pending!(drain.poll());
+    handle.track("late, and taken", async {}).unwrap();
+    settle().await;
+    assert_pending!(drain.poll());
+    tokio::time::advance(Duration::from_millis(9)).await;
+    assert_pending!(drain.poll());
+    tokio::time::advance(Duration::from_millis(2)).await;
+    assert!(drain.is_woken());
+    assert_eq!(assert_ready!(drain.poll()).unwrap().endings.completed, 1);
+    assert_eq!(handle.track("too late", async {}), Err(Refused::Drained));
+}
+
+#[tokio::test(start_paused = true)]
+async fn settling_ends_with_the_limit() {
+    let handle = TrackEventsHandle::builder().settle(Duration::from_secs(60)).build().unwrap();
+    let before = Instant::now();
+    assert!(handle.drain(Duration::from_secs(1)).await.is_ok());
+    assert_eq!(before.elapsed().as_secs(), 1);
+}
+
+#[tokio::test]
+async fn several_drains_agree() {
+    let handle = no_settling();
+    let guard = handle.guard().unwrap();
+    let mut drains: Vec<_> = (0..5).map(|_| task::spawn(handle.drain(Duration::MAX))).collect();
+    for drain in &mut drains {
+        assert_pending!(drain.poll());
+    }
+    drop(drains.remove(2));
+    cut_short(handle.drain(Duration::ZERO).await);
+    drop(guard);
+    assert!(drains.iter().all(|drain| drain.is_woken()));
+    for drain in &mut drains {
+        assert!(assert_ready!(drain.poll()).unwrap().all_completed());
+    }
+}
+
+#[tokio::test]
+async fn a_drain_that_waits_hears_of_the_close_of_another() {
+    // Settling keeps the first waiting; the second closes at once, because its time is over.
+    let handle = TrackEventsHandle::builder().settle(Duration::from_secs(3600)).build().unwrap();
+    let mut waiting = task::spawn(handle.drain(Duration::MAX));
+    assert_pending!(waiting.poll());
+    assert!(handle.drain(Duration::ZERO).await.is_ok());
+    assert!(waiting.is_woken());
+    assert!(assert_ready!(waiting.poll()).is_ok());
+}
+
+#[tokio::test]
+async fn a_drain_may_move_to_another_task() {
+    let handle = no_settling();
+    let guard = handle.guard().unwrap();
+    let mut drain = Box::pin(handle.drain(Duration::MAX));
+    assert!(poll_once(drain.as_mut()).is_pending());
+    // The waker of the last poll is the one that counts.
+    let moved = tokio::spawn(drain);
+    settle().await;
+    drop(guard);
+    assert!(moved.await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn a_dropped_drain_loses_nothing_and_closes_nothing() {
+    let handle = no_settling();
+    let gate = Arc::new(Notify::new());
+    let opened = Arc::clone(&gate);
+    handle.track("slow", async move { opened.notified().await }).unwrap();
+    let mut dropped = task::spawn(handle.drain(Duration::MAX));
+    assert_pending!(dropped.poll());
+    drop(dropped);
+    handle.track("still taken", async {}).unwrap();
+    gate.notify_one();
+    assert_eq!(drain(&handle).await.endings.completed, 2);
+}
+
+#[tokio::test]
+async fn begin_drain_is_a_signal_and_refuses_nothing() {
+    let handle = no_settling();
+    let mut draining = task::spawn(handle.draining());
+    assert_pending!(draining.poll());
+    handle.begin_drain();
+    handle.begin_drain();
+    assert!(draining.is_woken());
+    assert_ready!(draining.poll());
+    assert_ready!(task::spawn(handle.draining()).poll());
+    assert!(handle.is_draining() && handle.clone().is_draining());
+    // The house was empty for a moment, and is not closed.
+    drop(handle.guard().unwrap());
+    handle.track("taken", async {}).unwrap();
+    drain(&handle).await;
+}
+
+#[tokio::test]
+async fn the_first_poll_of_a_drain_raises_the_signal() {
+    let handle = no_settling();
+    let guard = handle.guard().unwrap();
+    let mut draining = task::spawn(handle.draining());
+    assert_pending!(draining.poll());
+    let mut drain = task::spawn(handle.drain(Duration::MAX));
+    assert_pending!(drain.poll());
+    assert!(draining.is_woken());
+    assert_ready!(draining.poll());
+    drop(guard);
+}
+
+#[tokio::test]
+async fn draining_outlives_its_handle_and_keeps_nothing_open() {
+    let handle = TrackEventsHandle::new();
+    let mut draining = task::spawn(handle.draining());
+    drop(handle);
+    assert_pending!(draining.poll());
+    assert!(!draining.is_woken());
+}
+
+#[tokio::test]
+async fn copies_of_handle_layer_and_service_keep_nothing_open() {
+    let (layer, handle) = TrackEventsLayer::pair();
+    let service = layer.layer(service_fn(|_: Request<()>| async { Answer::Ok(Response::new(Script::empty())) }));
+    let _copies = (layer.clone(), handle.clone(), service.clone());
+    assert!(handle.drain(Duration::ZERO).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ended_since_the_drain_began_is_told_apart() {
+    let handle = no_settling();
+    handle.track("before", async {}).unwrap();
+    settle().await;
+    handle.begin_drain();
+    handle.track("after", async { Err::<(), _>("no") }).unwrap();
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let report = drain(&handle).await;
+    assert_eq!((report.endings.completed, report.endings.failed), (1, 1));
+    assert_eq!((report.since_drain.completed, report.since_drain.failed), (0, 1));
+    assert_eq!(report.elapsed.as_secs(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_has_an_age_of_its_own() {
+    let handle = no_settling();
+    let service = TrackEventsLayer::builder(handle.clone())
+        .track("audit", |_| |_| pending::<()>())
+        .build()
+        .layer(service_fn(|_: Request<()>| async { Answer::Ok(Response::new(Script::new([]))) }));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    let unfinished = cut_short(handle.drain(Duration::ZERO).await);
+    assert_eq!(unfinished.oldest_request.map(|age| age.as_secs()), Some(3600));
+    assert!(!unfinished.events[0].started);
+    drop(response);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let unfinished = cut_short(handle.drain(Duration::ZERO).await);
+    assert!(unfinished.events[0].started);
+    assert_eq!(unfinished.events[0].oldest.as_secs(), 2);
+}
+
+#[tokio::test]
+async fn a_drain_inside_an_event_a_handler_or_a_body_is_an_error_before_any_effect() {
+    let handle = TrackEventsHandle::new();
+    let errors = Counter::default();
+    let inside = {
+        let (handle, errors) = (handle.clone(), errors.clone());
+        move || {
+            let (handle, errors) = (handle.clone(), errors.clone());
+            async move {
+                if matches!(handle.drain(Duration::MAX).await, Err(DrainError::InsideItself)) {
+                    errors.add();
+                }
+            }
+        }
+    };
+    handle.track("event", inside()).unwrap();
+    let runtime = tokio::runtime::Handle::current();
+    let blocking = inside();
+    handle.track_blocking("blocking", move || runtime.block_on(blocking)).unwrap();
+
+    let (in_handler, in_body) = (inside.clone(), inside.clone());
+    let mut service = TrackEventsLayer::new(handle.clone()).layer(service_fn(move |_: Request<()>| {
+        let (in_handler, in_body) = (in_handler(), in_body());
+        async move {
+            in_handler.await;
+            let body = http_body_util::StreamBody::new(futures_util::stream::once(async move {
+                in_body.await;
+                Ok::<_, &str>(http_body::Frame::data(bytes::Bytes::new()))
+            }));
+            Ok::<_, &str>(Response::new(body))
+        }
+    }));
+    let response = service.ready().await.unwrap().call(Request::new(())).await.unwrap();
+    assert!(http_body_util::BodyExt::collect(response.into_body()).await.is_ok());
+    while errors.get() < 4 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!handle.is_draining());
+    drain(&handle).await;
+}
+
+#[tokio::test]
+async fn the_drain_of_another_handle_is_legal_inside_an_event_also_when_nested() {
+    let (outer, inner) = (no_settling(), no_settling());
+    let answers = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let service = {
+        // An exchange of the inner handle, polled within an event of the outer one.
+        let (outer, answers) = (outer.clone(), Arc::clone(&answers));
+        TrackEventsLayer::new(inner.clone()).layer(service_fn(move |_: Request<()>| {
+            let (outer, answers) = (outer.clone(), Arc::clone(&answers));
+            async move {
+                let answer = outer.drain(Duration::ZERO).await;
+                answers.lock().unwrap().push(matches!(answer, Err(DrainError::InsideItself)));
+                Answer::Ok(Response::new(Script::empty()))
+            }
+        }))
+    };
+    let drained = inner.clone();
+    let event_answers = Arc::clone(&answers);
+    outer
+        .track("event", async move {
+            let _ = service.oneshot(Request::new(())).await;
+            let is_drained = drained.drain(Duration::ZERO).await.is_ok();
+            event_answers.lock().unwrap().push(is_drained);
+        })
+        .unwrap();
+    drain(&outer).await;
+    assert_eq!(*answers.lock().unwrap(), [true, true]);
+}
+
+#[test]
+fn without_a_timer_a_drain_says_so() {
+    let handle = TrackEventsHandle::new();
+    assert_eq!(poll_once(handle.drain(Duration::from_secs(1))), Poll::Ready(Err(DrainError::NoTimer)));
+    // An endless limit needs a timer to settle with.
+    assert_eq!(poll_once(handle.drain(Duration::MAX)), Poll::Ready(Err(DrainError::NoTimer)));
+    let runtime = Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        assert_eq!(handle.drain(Duration::from_secs(1)).await, Err(DrainError::NoTimer));
+    });
+    // Without a limit and without settling there is nothing to measure.
+    assert!(matches!(poll_once(handle.drain(Duration::ZERO)), Poll::Ready(Ok(_))));
+    assert!(matches!(poll_once(no_settling().drain(Duration::MAX)), Poll::Ready(Ok(_))));
+}
+
+#[tokio::test]
+#[should_panic = "a drain was polled after it had ended"]
+async fn a_drain_that_has_ended_must_not_be_polled() {
+    let handle = no_settling();
+    let mut drain = pin!(handle.drain(Duration::ZERO));
+    let _ = poll_once(drain.as_mut());
+    let _ = poll_once(drain.as_mut());
+}

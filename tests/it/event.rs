@@ -1,0 +1,237 @@
+//! One event: each of its endings, what is caught, where it runs.
+
+use std::{fmt, future::pending, panic::panic_any, sync::mpsc, time::Duration};
+
+use tokio::{
+    runtime::Builder,
+    sync::{Notify, oneshot},
+};
+use tower_track_events::{Refused, TrackEventsHandle};
+
+use crate::support::{Counter, assert_conserved, drain, settle};
+
+#[tokio::test]
+async fn each_output_has_its_ending() {
+    let handle = TrackEventsHandle::new();
+    type Nested = Result<Result<(), String>, String>;
+    handle.track("unit", async {}).unwrap();
+    handle.track("ok", async { Ok::<(), String>(()) }).unwrap();
+    handle.track("err", async { Err::<(), _>("disk full") }).unwrap();
+    handle.track("nested ok", async { Nested::Ok(Ok(())) }).unwrap();
+    handle.track("inner err", async { Nested::Ok(Err("disk full".to_owned())) }).unwrap();
+    handle.track("outer err", async { Nested::Err("cancelled".to_owned()) }).unwrap();
+    handle.track("never returns", async { panic!("at once") }).unwrap();
+    handle.track("joined", async { tokio::task::spawn_blocking(|| Err::<(), _>(fmt::Error)).await }).unwrap();
+    let report = drain(&handle).await;
+    assert_eq!((report.accepted, report.endings.completed), (8, 3));
+    assert_eq!((report.endings.failed, report.endings.panicked), (4, 1));
+    let names: Vec<_> = report.wrong.iter().map(|wrong| wrong.name).collect();
+    assert_eq!(names, ["err", "inner err", "joined", "never returns", "outer err"]);
+    assert!(!report.all_completed());
+}
+
+struct PanicsWhenDropped(&'static str);
+
+impl Drop for PanicsWhenDropped {
+    fn drop(&mut self) {
+        panic!("{}", self.0);
+    }
+}
+
+#[tokio::test]
+async fn every_kind_of_panic_is_caught_and_counted() {
+    let handle = TrackEventsHandle::new();
+    handle.track("text", async { panic!("text") }).unwrap();
+    handle.track("payload that panics when dropped", async { panic_any(PanicsWhenDropped("payload")) }).unwrap();
+    let owned = PanicsWhenDropped("owned by the future");
+    handle
+        .track("destructor after the end", async move {
+            let _owned = &owned;
+        })
+        .unwrap();
+    handle.track_blocking("blocking", || panic!("blocking")).unwrap();
+    struct Unprintable;
+    impl fmt::Display for Unprintable {
+        fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+            panic!("in Display");
+        }
+    }
+    handle.track("error that cannot be displayed", async { Err::<(), _>(Unprintable) }).unwrap();
+    let report = drain(&handle).await;
+    assert_eq!((report.accepted, report.endings.panicked), (5, 5), "{report}");
+}
+
+#[tokio::test]
+async fn the_panic_of_one_event_takes_no_other_along() {
+    let handle = TrackEventsHandle::new();
+    let ran = Counter::default();
+    for index in 0..10 {
+        let ran = ran.clone();
+        handle
+            .track("some panic", async move {
+                ran.add();
+                assert_ne!(index % 2, 0);
+            })
+            .unwrap();
+    }
+    let report = drain(&handle).await;
+    assert_eq!((ran.get(), report.endings.completed, report.endings.panicked), (10, 5, 5));
+}
+
+#[tokio::test]
+async fn blocking_work_is_an_event() {
+    let handle = TrackEventsHandle::new();
+    let (release, gate) = mpsc::channel::<()>();
+    handle.track_blocking("blocked", move || gate.recv().map_err(|error| error.to_string())).unwrap();
+    handle.track_blocking("fails", || std::io::Result::<()>::Err(std::io::ErrorKind::StorageFull.into())).unwrap();
+    assert!(handle.drain(Duration::ZERO).await.is_err());
+    release.send(()).unwrap();
+    let report = drain(&handle).await;
+    assert_eq!((report.endings.completed, report.endings.failed), (1, 1));
+}
+
+#[tokio::test]
+async fn an_event_may_record_another_while_a_drain_waits() {
+    let handle = TrackEventsHandle::new();
+    let ran = Counter::default();
+    fn nest(handle: TrackEventsHandle, depth: usize, ran: Counter) -> Result<(), Refused> {
+        let inner = handle.clone();
+        handle.track("nested", async move {
+            ran.add();
+            // Several turns of the scheduler, in which the drain may look.
+            settle().await;
+            if depth > 0 { nest(inner, depth - 1, ran) } else { Ok(()) }
+        })
+    }
+    nest(handle.clone(), 9, ran.clone()).unwrap();
+    let report = drain(&handle).await;
+    assert_eq!((ran.get(), report.accepted, report.endings.completed), (10, 10, 10));
+}
+
+#[tokio::test]
+async fn the_destructors_of_an_event_have_run_when_the_drain_returns() {
+    struct Slow(Counter);
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            self.0.add();
+        }
+    }
+    for limit in [None, Some(Duration::from_nanos(1))] {
+        let mut builder = TrackEventsHandle::builder().settle(Duration::ZERO);
+        if let Some(limit) = limit {
+            builder = builder.event_timeout(limit);
+        }
+        let handle = builder.build().unwrap();
+        let dropped = Counter::default();
+        let owned = Slow(dropped.clone());
+        let gate = std::sync::Arc::new(Notify::new());
+        let opened = std::sync::Arc::clone(&gate);
+        handle
+            .track("owns", async move {
+                let _owned = owned;
+                opened.notified().await;
+            })
+            .unwrap();
+        settle().await;
+        if limit.is_none() {
+            gate.notify_one();
+        }
+        let report = drain(&handle).await;
+        assert_eq!(dropped.get(), 1);
+        assert_eq!(report.endings.total(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_runs_longer_than_its_limit_is_ended() {
+    let handle = TrackEventsHandle::builder().event_timeout(Duration::from_secs(5)).build().unwrap();
+    handle.track("too long", pending::<()>()).unwrap();
+    handle.track("in time", tokio::time::sleep(Duration::from_secs(4))).unwrap();
+    handle.track("in the same instant", tokio::time::sleep(Duration::from_secs(5))).unwrap();
+    let before = tokio::time::Instant::now();
+    let report = drain(&handle).await;
+    assert_eq!((report.endings.completed, report.endings.timed_out), (2, 1), "an event that returned has returned");
+    assert_eq!(report.wrong[0].name, "too long");
+    assert!(before.elapsed() < Duration::from_secs(6));
+}
+
+#[test]
+fn a_dropped_runtime_aborts_what_is_pending_and_a_drain_elsewhere_ends() {
+    let handle = TrackEventsHandle::builder().settle(Duration::ZERO).build().unwrap();
+    let lost = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    for _ in 0..50 {
+        let handle = &handle;
+        lost.block_on(async move {
+            handle.track("started", pending::<()>()).unwrap();
+        });
+    }
+    let idle = Builder::new_current_thread().build().unwrap();
+    idle.block_on(async {
+        for _ in 0..50 {
+            handle.track("never polled", async {}).unwrap();
+        }
+    });
+    assert_eq!(handle.snapshot().pending, 100);
+
+    let other = Builder::new_current_thread().enable_time().build().unwrap();
+    let draining = {
+        let handle = handle.clone();
+        std::thread::spawn(move || other.block_on(async move { drain(&handle).await }))
+    };
+    drop(lost);
+    drop(idle);
+    let report = draining.join().unwrap();
+    assert_eq!((report.accepted, report.endings.aborted), (100, 100));
+    assert_eq!((report.wrong[0].name, report.wrong[0].endings.aborted), ("never polled", 50));
+    assert_conserved(&handle.snapshot());
+}
+
+#[test]
+fn an_event_for_a_runtime_that_is_gone_is_accepted_and_aborted() {
+    let handle = TrackEventsHandle::new();
+    let runtime = Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async { handle.track("in time", async {}).unwrap() });
+    drop(runtime);
+    // Outside of any runtime, the first one that was seen is the one to use.
+    handle.track("too late", async {}).unwrap();
+    handle.track_blocking("too late", || {}).unwrap();
+    let now = handle.snapshot();
+    assert_eq!((now.accepted, now.aborted), (3, 3));
+}
+
+#[test]
+fn without_any_runtime_an_event_is_refused_and_counted() {
+    let handle = TrackEventsHandle::new();
+    assert_eq!(handle.track("nowhere", async {}), Err(Refused::NoRuntime));
+    assert_eq!(handle.track_blocking("nowhere", || {}), Err(Refused::NoRuntime));
+    assert_eq!(handle.reserve().err(), Some(Refused::NoRuntime));
+    let now = handle.snapshot();
+    assert_eq!((now.accepted, now.refused, now.reserved), (0, 3, 0));
+}
+
+#[test]
+fn an_event_recorded_outside_a_runtime_runs_on_the_one_that_was_seen() {
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let handle = TrackEventsHandle::new();
+    runtime.block_on(async { handle.track("inside", async {}).unwrap() });
+    let (done, told) = oneshot::channel();
+    handle
+        .track("outside", async move {
+            let _ = done.send(());
+        })
+        .unwrap();
+    runtime.block_on(told).unwrap();
+    let report = runtime.block_on(async { drain(&handle).await });
+    assert_eq!(report.endings.completed, 2);
+}
+
+#[test]
+fn a_time_limit_on_a_runtime_without_timers_lets_the_event_run() {
+    let runtime = Builder::new_current_thread().build().unwrap();
+    let handle = TrackEventsHandle::builder().event_timeout(Duration::from_secs(1)).build().unwrap();
+    runtime.block_on(async {
+        handle.track("unlimited", tokio::task::yield_now()).unwrap();
+        settle().await;
+    });
+    assert_eq!(handle.snapshot().completed, 1);
+}

@@ -1,0 +1,371 @@
+//! The layer: events of its own, twice on one handle, after the drain, and `Events` inside handlers.
+
+use std::{
+    future::pending,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use http::{Extensions, Request, Response};
+use tokio::sync::oneshot;
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_track_events::{Events, Exchange, Outcome, Refused, TrackEvents, TrackEventsHandle, TrackEventsLayer};
+
+use crate::support::{Answer, Counter, Script, Seen, assert_conserved, drain, poll_once, settle};
+
+async fn ok(_: Request<()>) -> Answer {
+    Answer::Ok(Response::new(Script::empty()))
+}
+
+/// A handler that runs `act` on its events.
+fn handler<F>(
+    act: F,
+) -> impl Service<Request<()>, Response = Response<Script>, Error = std::convert::Infallible, Future: Send> + Clone
+where
+    F: Fn(&Events) + Clone + Send + 'static,
+{
+    service_fn(move |request: Request<()>| {
+        act(Events::from_extensions(request.extensions()).expect("the layer is there"));
+        ok(request)
+    })
+}
+
+#[tokio::test]
+async fn each_event_of_the_layer_fires_once_for_each_exchange_it_is_meant_for() {
+    let handle = TrackEventsHandle::new();
+    let (all, some) = (Counter::default(), Counter::default());
+    let (every, filtered) = (all.clone(), some.clone());
+    let layer = TrackEventsLayer::builder(handle.clone())
+        .track("all", move |_| {
+            let every = every.clone();
+            move |_| async move { every.add() }
+        })
+        .track_when(
+            "some",
+            |request| request.uri.path() != "/healthz",
+            move |request| {
+                assert_eq!(request.uri.path(), "/orders");
+                let filtered = filtered.clone();
+                move |exchange: Exchange| async move {
+                    assert_eq!(exchange.outcome, Outcome::Complete);
+                    filtered.add();
+                }
+            },
+        )
+        .build();
+    for path in ["/orders", "/healthz", "/orders"] {
+        let request = Request::builder().uri(path).body(()).unwrap();
+        drop(layer.layer(service_fn(ok)).oneshot(request).await.unwrap());
+    }
+    let report = drain(&handle).await;
+    assert_eq!((all.get(), some.get()), (3, 2));
+    assert_eq!((report.accepted, report.endings.completed), (5, 5), "{report}");
+}
+
+#[tokio::test]
+async fn a_hook_that_panics_is_the_events_affair_and_the_request_is_served() {
+    let handle = TrackEventsHandle::new();
+    let ran = Counter::default();
+    let last = ran.clone();
+    let layer = TrackEventsLayer::builder(handle.clone())
+        .track("make", |_| -> fn(Exchange) -> std::future::Ready<()> { panic!("in make") })
+        .track_when("filter", |_| panic!("in the filter"), |_| |_| async {})
+        .track("closure", |_| |_| -> std::future::Ready<()> { panic!("in the closure") })
+        .track("last", move |_| {
+            let last = last.clone();
+            move |_| async move { last.add() }
+        })
+        .build();
+    drop(layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap());
+    let report = drain(&handle).await;
+    assert_eq!((ran.get(), report.accepted), (1, 4));
+    let wrong: Vec<_> = report.wrong.iter().map(|wrong| (wrong.name, wrong.endings.panicked)).collect();
+    assert_eq!(wrong, [("closure", 1), ("filter", 1), ("make", 1)]);
+}
+
+#[tokio::test]
+async fn the_events_of_a_handler_start_whatever_the_outcome() {
+    let (layer, handle) = TrackEventsLayer::pair();
+    let ran = Counter::default();
+    let record = {
+        let ran = ran.clone();
+        move |request: &Request<()>| {
+            let events = Events::from_extensions(request.extensions()).unwrap();
+            let ran = ran.clone();
+            events.track("audit", async move { ran.add() }).unwrap();
+        }
+    };
+    let record = &record;
+
+    let fails = layer.layer(service_fn(|request: Request<()>| {
+        record(&request);
+        async { Err::<Response<Script>, _>("no") }
+    }));
+    assert!(fails.oneshot(Request::new(())).await.is_err());
+
+    let mut never_ready = layer.layer(service_fn(|request: Request<()>| {
+        record(&request);
+        pending::<Answer>()
+    }));
+    let mut future = Box::pin(never_ready.call(Request::new(())));
+    assert!(poll_once(&mut future).is_pending());
+    settle().await;
+    assert_eq!(ran.get(), 1, "the exchange is open");
+    drop(future);
+
+    let panics = layer.layer(service_fn(|request: Request<()>| {
+        record(&request);
+        async { if request.uri().path() == "/" { panic!("in the handler") } else { ok(request).await } }
+    }));
+    let panicked =
+        futures_util::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(panics.oneshot(Request::new(()))));
+    assert!(panicked.await.is_err());
+
+    assert_eq!(drain(&handle).await.endings.completed, 3);
+    assert_eq!(ran.get(), 3);
+}
+
+#[tokio::test]
+async fn track_with_is_told_how_the_response_ended() {
+    let (layer, handle) = TrackEventsLayer::pair();
+    let seen = Seen::default();
+    let noted = seen.clone();
+    let service = layer.layer(handler(move |events| {
+        let noted = noted.clone();
+        events.track_with("bill", move |exchange| async move { noted.push(exchange) }).unwrap();
+    }));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    settle().await;
+    assert!(seen.all().is_empty());
+    drop(response);
+    drain(&handle).await;
+    let exchange = seen.only();
+    assert_eq!((exchange.outcome, exchange.status.unwrap().as_u16()), (Outcome::Complete, 200));
+}
+
+#[tokio::test]
+async fn the_panic_of_track_with_s_closure_is_the_event_s() {
+    let (layer, handle) = TrackEventsLayer::pair();
+    let service = layer.layer(handler(|events| {
+        events.track_with("closure", |_| -> std::future::Ready<()> { panic!("in the closure") }).unwrap();
+        events.track_blocking("after it", || {}).unwrap();
+    }));
+    drop(service.oneshot(Request::new(())).await.unwrap());
+    let report = drain(&handle).await;
+    assert_eq!((report.endings.panicked, report.endings.completed), (1, 1));
+}
+
+#[tokio::test]
+async fn a_permit_of_an_exchange_starts_its_event_when_the_exchange_is_over() {
+    let (layer, handle) = TrackEventsLayer::pair();
+    let ran = Counter::default();
+    let counted = ran.clone();
+    let service = layer.layer(handler(move |events| {
+        let (async_, blocking) = (counted.clone(), counted.clone());
+        events.reserve().unwrap().track("reserved", async move { async_.add() });
+        events.reserve().unwrap().track_blocking("reserved", move || blocking.add());
+        drop(events.reserve().unwrap());
+    }));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    settle().await;
+    assert_eq!((ran.get(), handle.snapshot().pending, handle.snapshot().reserved), (0, 2, 0));
+    drop(response);
+    drain(&handle).await;
+    assert_eq!(ran.get(), 2);
+}
+
+#[tokio::test]
+async fn events_that_outlive_their_exchange_start_what_they_are_given_at_once() {
+    let (layer, handle) = TrackEventsLayer::pair();
+    let kept = Arc::new(Mutex::new(None));
+    let keep = Arc::clone(&kept);
+    let service = layer.layer(handler(move |events| {
+        *keep.lock().unwrap() = Some((events.clone(), events.reserve().unwrap()));
+    }));
+    drop(service.oneshot(Request::new(())).await.unwrap());
+    let (events, permit) = kept.lock().unwrap().take().unwrap();
+    assert_eq!(handle.snapshot().open_requests, 0);
+
+    let seen = Seen::default();
+    let noted = seen.clone();
+    events.track_with("late", move |exchange| async move { noted.push(exchange) }).unwrap();
+    settle().await;
+    assert_eq!(seen.only().outcome, Outcome::Complete);
+
+    let (done, told) = oneshot::channel();
+    permit.track("reserved", async move { done.send(()).map_err(|()| "nobody listens") });
+    told.await.unwrap();
+    drain(&handle).await;
+    // What is left of the exchange is no way around the drain.
+    assert_eq!(events.track("too late", async {}), Err(Refused::Drained));
+    assert!(events.handle().is_draining());
+}
+
+#[tokio::test]
+async fn a_call_while_drained_is_served_and_its_events_are_refused() {
+    let handle = TrackEventsHandle::new();
+    drain(&handle).await;
+    let refused = Counter::default();
+    let counted = refused.clone();
+    let layer = TrackEventsLayer::builder(handle.clone()).track("audit", |_| |_| async {}).build();
+    let service = layer.layer(handler(move |events| {
+        if events.track("audit", async {}) == Err(Refused::Drained) {
+            counted.add();
+        }
+    }));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    assert_eq!((response.status().as_u16(), refused.get()), (200, 1));
+    let now = handle.snapshot();
+    assert_eq!((now.open_requests, now.accepted, now.refused), (0, 0, 2));
+    drop(response);
+    assert!(handle.drain(Duration::ZERO).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_full_house_serves_the_request_and_counts_the_refusal() {
+    let handle = TrackEventsHandle::builder().capacity(1).build().unwrap();
+    let seen = Seen::default();
+    let layer = seen.layer(&handle);
+    handle.track("takes all the room", pending::<()>()).unwrap();
+    drop(layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap());
+    settle().await;
+    assert_eq!((seen.all().len(), handle.snapshot().refused), (0, 1));
+}
+
+#[tokio::test]
+async fn twice_on_one_handle_is_one_exchange_with_the_events_of_both() {
+    let handle = TrackEventsHandle::new();
+    let (outer, middle, inner) = (Seen::default(), Seen::default(), Seen::default());
+    let recorded = Counter::default();
+    let counted = recorded.clone();
+    let service =
+        outer.layer(&handle).layer(middle.layer(&handle).layer(inner.layer(&handle).layer(handler(move |events| {
+            let counted = counted.clone();
+            events.track("recorded", async move { counted.add() }).unwrap();
+        }))));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    assert_eq!(handle.snapshot().open_requests, 1);
+    drop(response);
+    drain(&handle).await;
+    assert_eq!((outer.only(), recorded.get()), (inner.only(), 1));
+    assert_eq!(outer.only(), middle.only());
+}
+
+#[tokio::test]
+async fn the_very_same_layer_twice_counts_once() {
+    let handle = TrackEventsHandle::new();
+    let (seen, between) = (Seen::default(), Seen::default());
+    let layer = seen.layer(&handle);
+    let service = layer.layer(layer.clone().layer(service_fn(ok)));
+    drop(service.oneshot(Request::new(())).await.unwrap());
+    settle().await;
+    seen.only();
+    // Also when another stands between, and when it is the inner one that repeats.
+    let other = between.layer(&handle);
+    let service = layer.layer(other.layer(layer.layer(other.layer(service_fn(ok)))));
+    drop(service.oneshot(Request::new(())).await.unwrap());
+    drain(&handle).await;
+    assert_eq!((seen.all().len(), between.all().len()), (2, 1));
+}
+
+#[tokio::test]
+async fn with_different_handles_each_fires_and_the_innermost_is_found() {
+    let (outer, inner) = (TrackEventsHandle::new(), TrackEventsHandle::new());
+    let (seen_outer, seen_inner) = (Seen::default(), Seen::default());
+    let service = seen_outer.layer(&outer).layer(seen_inner.layer(&inner).layer(handler(|events| {
+        events.track("recorded", async {}).unwrap();
+    })));
+    drop(service.oneshot(Request::new(())).await.unwrap());
+    assert_eq!((outer.snapshot().accepted, inner.snapshot().accepted), (1, 2));
+    drain(&outer).await;
+    drain(&inner).await;
+    assert_eq!((seen_outer.all().len(), seen_inner.all().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn the_extensions_of_an_answered_request_open_a_new_exchange() {
+    let handle = TrackEventsHandle::new();
+    let seen = Seen::default();
+    let layer = seen.layer(&handle);
+    let copied: Arc<Mutex<Option<Extensions>>> = Arc::default();
+    let keep = Arc::clone(&copied);
+    let service = layer.layer(service_fn(move |request: Request<()>| {
+        let first = keep.lock().unwrap().replace(request.extensions().clone()).is_none();
+        async move {
+            assert!(first);
+            Answer::Ok(Response::new(Script::empty()))
+        }
+    }));
+    drop(service.oneshot(Request::new(())).await.unwrap());
+
+    let mut second = Request::new(());
+    *second.extensions_mut() = copied.lock().unwrap().clone().unwrap();
+    let service = layer.layer(service_fn(ok));
+    let response = service.oneshot(second).await.unwrap();
+    assert_eq!(handle.snapshot().open_requests, 1);
+    drop(response);
+    drain(&handle).await;
+    assert_eq!(seen.all().len(), 2);
+}
+
+#[tokio::test]
+async fn an_inner_request_with_copied_extensions_is_part_of_the_open_exchange() {
+    let handle = TrackEventsHandle::new();
+    let seen = Seen::default();
+    let layer = seen.layer(&handle);
+    let again = layer.clone();
+    let service = layer.layer(service_fn(move |request: Request<()>| {
+        let inner = again.layer(service_fn(ok));
+        async move {
+            let mut subrequest = Request::new(());
+            *subrequest.extensions_mut() = request.extensions().clone();
+            drop(inner.oneshot(subrequest).await.unwrap());
+            ok(request).await
+        }
+    }));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    settle().await;
+    assert!(seen.all().is_empty(), "the end of the inner request is not the end of the exchange");
+    drop(response);
+    drain(&handle).await;
+    seen.only();
+}
+
+#[tokio::test]
+async fn a_handle_from_events_is_the_same_handle() {
+    let (layer, handle) = TrackEventsLayer::pair();
+    let service = layer.layer(handler(|events| {
+        let guard = events.handle().guard().unwrap();
+        assert_eq!(events.handle().snapshot().open_guards, 1);
+        drop(guard);
+        events.handle().track("at once", async {}).unwrap();
+    }));
+    // Also when neither the handle nor the layer is there any more.
+    let watch = handle.clone();
+    let mut alone = TrackEvents::new(
+        service_fn(|request: Request<()>| async move {
+            let events = Events::from_extensions(request.extensions()).unwrap().clone();
+            Ok::<_, std::convert::Infallible>(Response::new(Script::empty().on_drop(move || {
+                events.handle().track("at once", async {}).unwrap();
+            })))
+        }),
+        TrackEventsHandle::new(),
+    );
+    let orphan = alone.call(Request::new(())).await.unwrap();
+    drop(alone);
+    drop(orphan);
+    drop(service.oneshot(Request::new(())).await.unwrap());
+    assert_conserved(&watch.snapshot());
+    assert_eq!(drain(&watch).await.endings.completed, 1);
+}
+
+#[tokio::test]
+async fn the_service_gives_its_inner_one_and_its_handle_back() {
+    let (layer, handle) = TrackEventsLayer::pair();
+    let mut service = layer.layer(7);
+    *service.get_mut() += 1;
+    assert_eq!((*service.get_ref(), layer.handle().is_draining()), (8, false));
+    handle.begin_drain();
+    assert!(service.handle().is_draining());
+    assert_eq!(service.into_inner(), 8);
+}

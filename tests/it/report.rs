@@ -1,0 +1,136 @@
+//! What an operator reads: each message, word for word.
+
+use std::{future::pending, time::Duration};
+
+use http::{Request, Response};
+use tower::{Layer, Service, service_fn};
+use tower_track_events::{DrainError, Refused, TrackEventsHandle, TrackEventsLayer};
+
+use crate::support::{Answer, Script, drain, settle};
+
+#[tokio::test(start_paused = true)]
+async fn a_report_is_one_line_that_accounts_for_every_event() {
+    let handle = TrackEventsHandle::new();
+    handle.track("order.created", async {}).unwrap();
+    settle().await;
+    handle.begin_drain();
+    handle.track("audit", async { Err::<(), _>("disk full") }).unwrap();
+    handle.track("audit", async { panic!("oops") }).unwrap();
+    handle.track("mail", async { Err::<(), _>("no route") }).unwrap();
+    tokio::time::advance(Duration::from_millis(1_240)).await;
+    let report = drain(&handle).await;
+    assert_eq!(
+        report.to_string(),
+        "drained in 1.2 s: 4 events accepted, 1 completed, 2 failed, 1 panicked \
+         (audit: 1 failed, 1 panicked; mail: 1 failed); 3 ended since the drain began"
+    );
+    assert_eq!(handle.track("late", async {}), Err(Refused::Drained));
+    let again = drain(&handle).await.to_string();
+    assert!(again.ends_with("; 1 refused"), "{again}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clean_report_is_short() {
+    let handle = TrackEventsHandle::builder().settle(Duration::ZERO).build().unwrap();
+    handle.begin_drain();
+    handle.track("order.created", async {}).unwrap();
+    tokio::time::advance(Duration::from_millis(250)).await;
+    let report = drain(&handle).await;
+    assert_eq!(report.to_string(), "drained in 250 ms: 1 event accepted, 1 completed; 1 ended since the drain began");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_that_was_cut_short_says_what_was_open_how_old_and_from_where() {
+    let handle = TrackEventsHandle::new();
+    let layer = TrackEventsLayer::builder(handle.clone()).track("audit", |_| |_| async {}).build();
+    let mut service = layer.layer(service_fn(|_: Request<()>| pending::<Answer>()));
+    let _request = service.call(Request::new(()));
+    let _guard = handle.guard().unwrap();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let _permit = handle.reserve().unwrap();
+    for _ in 0..3 {
+        handle.track("order.created", pending::<()>()).unwrap();
+    }
+    handle.track("done", async {}).unwrap();
+    let error = handle.drain(Duration::from_secs(5)).await.unwrap_err();
+    let DrainError::CutShort(unfinished) = &error else {
+        panic!("{error}");
+    };
+    let line = |location: &std::panic::Location<'_>| location.line();
+    let [layers, guards, permits, events] = [
+        line(unfinished.events[0].location),
+        line(unfinished.guards[0].location),
+        line(unfinished.permits[0].location),
+        line(unfinished.events[1].location),
+    ];
+    let column = |part: &str| {
+        let text = error.to_string();
+        let rest = text.split_once(part).unwrap().1.to_owned();
+        rest.split([')', ',']).next().unwrap().to_owned()
+    };
+    let here = "tests/it/report.rs";
+    let at = |line: u32| {
+        let place = format!("{here}:{line}:");
+        format!("{place}{}", column(&place))
+    };
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "drain cut short after 5.0 s: 1 request open (oldest 65.0 s), 1 guard held (oldest 65.0 s, {}), \
+             1 permit held (oldest 5.0 s, {}), audit x1 waiting for its request (oldest 65.0 s, {}), \
+             order.created x3 running (oldest 5.0 s, {}); 5 events accepted, 1 completed; 1 ended since the drain began",
+            at(guards),
+            at(permits),
+            at(layers),
+            at(events)
+        )
+    );
+}
+
+#[test]
+fn the_other_errors_say_what_to_do() {
+    assert_eq!(
+        DrainError::InsideItself.to_string(),
+        "drain was polled inside an event, a handler or a body of its own handle and would wait for itself: \
+         drain from the task that stops the server"
+    );
+    assert_eq!(
+        DrainError::NoTimer.to_string(),
+        "drain needs a tokio runtime with timers: enable them with `enable_time`, or pass a limit of zero"
+    );
+    assert_eq!(Refused::Full.to_string(), "refused: as many events are pending as the capacity allows");
+    assert_eq!(Refused::NoRuntime.to_string(), "refused: there is no tokio runtime to run the event on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_and_a_report_are_serialized_under_the_names_of_their_fields() {
+    let handle = TrackEventsHandle::new();
+    handle.track("audit", async { Err::<(), _>("disk full") }).unwrap();
+    let _guard = handle.guard().unwrap();
+    settle().await;
+    assert_eq!(
+        serde_json::to_value(handle.snapshot()).unwrap(),
+        serde_json::json!({
+            "open_requests": 0, "open_guards": 1, "reserved": 0, "pending": 0, "accepted": 1, "completed": 0,
+            "failed": 1, "panicked": 0, "timed_out": 0, "aborted": 0, "refused": 0,
+        })
+    );
+    let Err(DrainError::CutShort(unfinished)) = handle.drain(Duration::ZERO).await else {
+        panic!("a guard is held");
+    };
+    let value = serde_json::to_value(&unfinished).unwrap();
+    assert!(value["guards"][0]["location"].as_str().unwrap().contains("report.rs:"), "{value}");
+    assert_eq!(value["report"]["wrong"][0]["name"], "audit");
+    assert_eq!(value["report"]["wrong"][0]["endings"]["failed"], 1);
+}
+
+#[tokio::test]
+async fn debug_says_what_is_there() {
+    let (layer, handle) = TrackEventsLayer::pair();
+    let text = format!("{handle:?} {layer:?} {:?} {:?}", handle.drain(Duration::MAX), handle.guard());
+    for word in ["TrackEventsHandle", "draining: false", "pending: 0", "TrackEventsLayer", "Drain {", "DrainGuard"] {
+        assert!(text.contains(word), "{word} in {text}");
+    }
+    let service = layer.layer(service_fn(|_: Request<()>| async { Answer::Ok(Response::new(Script::empty())) }));
+    assert!(format!("{:?}", service.clone().call(Request::new(()))).contains("ResponseFuture"));
+}
