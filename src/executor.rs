@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    panic::Location,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -16,6 +17,8 @@ use crate::handle::{DrainGuard, TrackEventsHandle};
 pub struct DrainExecutor<E> {
     inner: E,
     handle: TrackEventsHandle,
+    /// Where the executor was made: what spawns on it lies deep inside of hyper.
+    location: &'static Location<'static>,
 }
 
 impl TrackEventsHandle {
@@ -25,7 +28,8 @@ impl TrackEventsHandle {
     /// request has not reached any service yet, and its server may have returned: with this executor a drain knows of
     /// it. Spawn the connections on it as well. Then [`settle`](crate::TrackEventsHandleBuilder::settle) can be zero.
     ///
-    /// After a drain was `Ok`, tasks are spawned without a guard.
+    /// A drain that is cut short names the place where the executor was made. After a drain was `Ok`, tasks are spawned
+    /// without a guard.
     ///
     /// # Examples
     ///
@@ -36,8 +40,9 @@ impl TrackEventsHandle {
     /// let handle = TrackEventsHandle::new();
     /// let server = auto::Builder::new(handle.executor(TokioExecutor::new()));
     /// ```
+    #[track_caller]
     pub fn executor<E>(&self, inner: E) -> DrainExecutor<E> {
-        DrainExecutor { inner, handle: self.clone() }
+        DrainExecutor { inner, handle: self.clone(), location: Location::caller() }
     }
 }
 
@@ -45,18 +50,20 @@ impl<E, F> Executor<F> for DrainExecutor<E>
 where
     E: Executor<Guarded<F>>,
 {
-    #[track_caller]
     fn execute(&self, future: F) {
-        // Asked first, because hyper's tasks are no events: their refusal should not be counted among theirs.
-        let guard = if self.handle.shard().is_closed() { None } else { self.handle.guard().ok() };
+        let guard = DrainGuard::take(self.handle.shard(), self.location).ok();
         self.inner.execute(Guarded { future, _guard: guard });
     }
 }
 
 impl<E: fmt::Debug> fmt::Debug for DrainExecutor<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { inner, handle } = self;
-        f.debug_struct("DrainExecutor").field("inner", inner).field("handle", handle).finish()
+        let Self { inner, handle, location } = self;
+        f.debug_struct("DrainExecutor")
+            .field("inner", inner)
+            .field("handle", handle)
+            .field("location", location)
+            .finish()
     }
 }
 

@@ -151,9 +151,8 @@ impl TrackEventsHandle {
     /// ```
     #[track_caller]
     pub fn guard(&self) -> Result<DrainGuard, Refused> {
-        let shard = self.shards.mine();
-        let ticket = shard.guard(Location::caller(), shard.house().now())?;
-        Ok(DrainGuard { _ticket: ticket })
+        let guard = DrainGuard::take(self.shard(), Location::caller());
+        guard.inspect_err(|_| self.shard().count_refused())
     }
 
     /// Reserves room for one event that will start at once when it is tracked.
@@ -167,7 +166,7 @@ impl TrackEventsHandle {
     /// See [`Permit`].
     #[track_caller]
     pub fn reserve(&self) -> Result<Permit, Refused> {
-        Permit::reserve(self.shards.mine(), None, Location::caller())
+        Permit::reserve(self.shard(), None, Location::caller())
     }
 
     /// Raises the drain signal: readiness turns red, endless streams end themselves. It refuses nothing yet.
@@ -320,7 +319,7 @@ impl TrackEventsHandle {
         name: &'static str,
         location: &'static Location<'static>,
     ) -> Result<(Launch, tokio::runtime::Handle), Refused> {
-        let shard = self.shards.mine();
+        let shard = self.shard();
         let runtime = shard.runtime()?;
         let ticket = shard.accept_event(name, true, location)?;
         Ok((Launch { name, ticket }, runtime))
@@ -465,6 +464,14 @@ impl Error for InvalidSetting {}
 #[must_use = "a drain does not wait for a guard that is dropped"]
 pub struct DrainGuard {
     _ticket: Ticket<House>,
+}
+
+impl DrainGuard {
+    /// A refusal is not counted: it is for the caller to know whether anybody loses by it.
+    pub(crate) fn take(shard: &Arc<Shard>, location: &'static Location<'static>) -> Result<Self, Refused> {
+        let ticket = shard.guard(location, shard.house().now())?;
+        Ok(Self { _ticket: ticket })
+    }
 }
 
 impl fmt::Debug for DrainGuard {

@@ -304,10 +304,6 @@ impl<C> ShardRef<C> {
         self.lock().refused += 1;
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
-        self.lock().closed
-    }
-
     fn admit(
         self: &Arc<Self>,
         kind: Kind,
@@ -400,9 +396,9 @@ impl State {
         self.slots.insert(entry)
     }
 
-    /// A request is served nevertheless, so it is not counted.
+    /// Counts what somebody loses by the refusal. A request is served nevertheless, and so is what has no guard.
     fn refuse(&mut self, kind: Kind, refused: Refused) -> Refused {
-        self.refused += u64::from(kind != Kind::Request);
+        self.refused += u64::from(kind.needs_room());
         refused
     }
 }
