@@ -164,10 +164,7 @@ where
             let Some(future) = this.future.as_mut().as_pin_mut() else {
                 return Poll::Pending;
             };
-            let output = ready!(future.poll(cx));
-            // What the event owns is dropped before its ending counts. The output goes with the judgement.
-            this.future.set(None);
-            Poll::Ready(output.judge())
+            Poll::Ready(ready!(future.poll(cx)).judge())
         });
         let mut verdict = match returned {
             Ok(Poll::Ready(result)) => Some(Verdict::Returned(result)),
@@ -194,7 +191,7 @@ where
         let Some(mut verdict) = verdict else {
             return Poll::Pending;
         };
-        // Nothing is left to drop unless the event panicked or was late.
+        // What the event owns is dropped before its ending counts.
         if let Err(panic) = running.enter(|| this.future.set(None)) {
             verdict = Verdict::Panicked(panic);
         }

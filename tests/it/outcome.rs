@@ -423,6 +423,60 @@ async fn an_event_recorded_by_the_destructor_of_the_future_belongs_to_the_exchan
 }
 
 #[tokio::test]
+async fn the_future_is_dropped_when_it_is_ready_and_not_with_its_wrapper() {
+    /// A future that owns something until it is dropped, ready or not.
+    struct Owner(Counter);
+    impl Future for Owner {
+        type Output = Answer;
+        fn poll(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<Answer> {
+            Poll::Ready(Ok(Response::new(Script::empty())))
+        }
+    }
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            self.0.add();
+        }
+    }
+    let (layer, _handle) = TrackEventsLayer::pair();
+    let dropped = Counter::default();
+    let mut service = layer.layer(service_fn(|_: Request<()>| Owner(dropped.clone())));
+    let mut future = service.call(Request::new(()));
+    let Poll::Ready(Ok(_response)) = poll_once(&mut future) else { panic!("ready at once") };
+    assert_eq!(dropped.get(), 1, "what its destructor records belongs to an exchange that is open");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_facts_of_an_exchange_are_those_of_its_end() {
+    let (layer, handle) = TrackEventsLayer::pair();
+    let kept = std::sync::Mutex::new(None);
+    let service = layer.layer(service_fn(|request: Request<()>| {
+        *kept.lock().unwrap() = Events::from_extensions(request.extensions()).cloned();
+        async { Answer::Ok(Response::new(Script::new([Data(b"ab"), Error, Data(b"cd"), End]))) }
+    }));
+    let mut response = service.oneshot(Request::new(())).await.unwrap();
+    let events = kept.lock().unwrap().take().unwrap();
+    let seen = Seen::default();
+    let ask = || {
+        let seen = seen.clone();
+        events.track_with("ask", |exchange| async move { seen.push(exchange) }).unwrap();
+    };
+    tokio::time::advance(Duration::from_secs(1)).await;
+    for _ in 0..4 {
+        // Asked before the end, and after each later frame.
+        ask();
+        let _ = next_frame(pin!(response.body_mut())).await;
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    drop(response);
+    ask();
+    drain(&handle).await;
+    let all = seen.all();
+    assert_eq!((all.len(), all[0].outcome, all[0].body_bytes), (5, Outcome::BodyError, 2));
+    assert_eq!(all[0].elapsed.as_secs(), 2);
+    assert!(all.iter().all(|exchange| *exchange == all[0]), "{all:?}");
+}
+
+#[tokio::test]
 async fn status_headers_size_and_end_pass_through() {
     let (layer, _handle) = TrackEventsLayer::pair();
     let service = layer.layer(service_fn(|_: Request<()>| async {
