@@ -74,7 +74,7 @@ async fn run() -> Result<i32, String> {
     let settings = Settings::from_env()?;
     let db = open(&settings.db)
         .map_err(|error| format!("EVENTS_DB must be a file for SQLite, and is {:?}: {error}", settings.db))?;
-    let no_listener = |error| format!("ADDR must be free to listen on, and is {}: {error}", settings.addr);
+    let no_listener = |error| format!("ADDR must be an address that is free, and is {}: {error}", settings.addr);
     let listener = TcpListener::bind(settings.addr).await.map_err(no_listener)?;
     let addr = listener.local_addr().map_err(no_listener)?;
     let mut signals = signals().map_err(|error| format!("no signals: {error}"))?;
