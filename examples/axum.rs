@@ -120,7 +120,7 @@ async fn shut_down(
         biased;
         _ = server => {}
         _ = timeout_at(signalled + limit / 2, give_up.clone()) => {
-            say(io::stderr(), "the server was abandoned, with connections still open");
+            say(io::stderr(), "the server was abandoned before it had stopped");
         }
     }
     // The requests on these connections are tracked as well, so that an abandoned server loses no order either.

@@ -121,7 +121,7 @@ async fn an_order_that_cannot_be_written_fails_the_process() {
 
 #[tokio::test]
 async fn nothing_is_lost_when_nobody_reads_the_output_any_more() {
-    let mut shop = Shop::open(&[("EVENT_DELAY_MS", "100"), ("DRAIN_LIMIT_MS", "2000")]).await;
+    let mut shop = Shop::open(&[("EVENT_DELAY_MS", "500"), ("DRAIN_LIMIT_MS", "2000")]).await;
     let mut client = Client::connect(shop.addr).await;
     let (_, answer) = client.order("book").await.unwrap();
 
