@@ -1,2 +1,271 @@
-//! x
-fn main() {}
+//! An orders API that answers at once, writes each order to SQLite after the response, and loses none when it stops.
+//!
+//! ```text
+//! cargo run --example axum
+//! ```
+//!
+//! It prints what to try; Ctrl-C or SIGTERM stops it. When it exits with 0, every order that was answered with 201 is
+//! in the database. These variables change it:
+//!
+//! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
+//! - `EVENTS_DB`: the database, a file in the system's folder for temporary files unless set.
+//! - `EVENT_DELAY_MS`: how slow the store is, 1 unless set.
+//! - `DRAIN_LIMIT_MS`: the most that stopping may take, counted from the signal, 5000 unless set.
+//!
+//! Exit code: 0 when every order was written, 1 when not, 2 when it could not start.
+
+use std::{
+    convert::Infallible,
+    env,
+    fmt::Display,
+    io::{self, Write},
+    net::SocketAddr,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    process,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Json, Router,
+    extract::{State, rejection::JsonRejection},
+    http::StatusCode,
+    response::{
+        ErrorResponse, IntoResponse,
+        sse::{Event, Sse},
+    },
+    routing::{get, post},
+};
+use futures_util::{FutureExt, Stream, StreamExt, stream};
+use rusqlite::{Connection, OpenFlags, params};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::{
+    net::TcpListener,
+    select,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+    task::JoinHandle,
+    time::{Instant, interval, timeout_at},
+};
+use tokio_stream::wrappers::{IntervalStream, SignalStream};
+use tower_track_events::{Events, Snapshot, TrackEventsHandle, TrackEventsLayer};
+use tracing_subscriber::filter::LevelFilter;
+use uuid::Uuid;
+
+#[tokio::main]
+async fn main() {
+    // The crate logs what goes wrong with an event.
+    tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
+    let code = run().await.unwrap_or_else(|message| {
+        say(io::stderr(), message);
+        2
+    });
+    // Returning would drop the runtime, which waits for blocking events beyond any limit, since nothing can stop them.
+    // What is pending by now has been reported; SQLite rolls back a write that is torn apart.
+    process::exit(code)
+}
+
+/// Gives the exit code, or why the service could not start.
+async fn run() -> Result<i32, String> {
+    let settings = Settings::from_env()?;
+    let db = open(&settings.db)
+        .map_err(|error| format!("EVENTS_DB must be a file for SQLite, and is {:?}: {error}", settings.db))?;
+    let no_listener = |error| format!("ADDR must be an address that is free, and is {}: {error}", settings.addr);
+    let listener = TcpListener::bind(settings.addr).await.map_err(no_listener)?;
+    let addr = listener.local_addr().map_err(no_listener)?;
+    let mut signals = signals().map_err(|error| format!("no signals: {error}"))?;
+
+    let handle = TrackEventsHandle::new();
+    let shop = Shop { db: Arc::new(Mutex::new(db)), delay: settings.event_delay, handle: handle.clone() };
+    let (stop_server, stopped) = oneshot::channel::<()>();
+    let server = axum::serve(listener, router(shop)).with_graceful_shutdown(async { drop(stopped.await) });
+    let server = tokio::spawn(server.into_future());
+
+    say(
+        io::stdout(),
+        format_args!(
+            "listening on http://{addr}, orders go to {}\n\
+             curl http://{addr}/orders -H content-type:application/json -d '{{\"item\":\"book\",\"quantity\":1}}'\n\
+             curl http://{addr}/stats\n\
+             curl -N http://{addr}/ticker",
+            settings.db.display(),
+        ),
+    );
+    signals.next().await;
+    Ok(shut_down(&handle, server, stop_server, signals, settings.drain_limit).await)
+}
+
+/// Readiness turns red, load balancers look away, the server stops, the events end: all within one limit.
+async fn shut_down(
+    handle: &TrackEventsHandle,
+    server: JoinHandle<io::Result<()>>,
+    stop_server: oneshot::Sender<()>,
+    mut signals: impl Stream<Item = ()> + Unpin,
+    limit: Duration,
+) -> i32 {
+    let signalled = Instant::now();
+    handle.begin_drain();
+    say(io::stdout(), format_args!("draining for at most {limit:?}; a second signal cuts it short"));
+    let give_up = async move { drop(timeout_at(signalled + limit, signals.next()).await) }.shared();
+
+    // `/healthz` is 503 from now on. Until the load balancers have seen it, requests arrive and are served.
+    let _ = timeout_at(signalled + limit / 10, give_up.clone()).await;
+    drop(stop_server);
+    // A client that has sent half a request, or is silent on HTTP/2, would keep the server from stopping for ever.
+    select! {
+        biased;
+        _ = server => {}
+        _ = timeout_at(signalled + limit / 2, give_up.clone()) => {
+            say(io::stderr(), "the server was abandoned before it had stopped");
+        }
+    }
+    // The requests on these connections are tracked as well, so that an abandoned server loses no order either.
+    match handle.drain_until(give_up).await {
+        Ok(report) => {
+            say(io::stdout(), &report);
+            if report.all_completed() { 0 } else { 1 }
+        }
+        Err(error) => {
+            say(io::stderr(), error);
+            1
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Shop {
+    db: Arc<Mutex<Connection>>,
+    delay: Duration,
+    handle: TrackEventsHandle,
+}
+
+fn router(shop: Shop) -> Router {
+    let layer = TrackEventsLayer::new(shop.handle.clone());
+    Router::new()
+        .route("/orders", post(create_order))
+        .route("/healthz", get(healthz))
+        .route("/stats", get(stats))
+        .route("/ticker", get(ticker))
+        .layer(layer)
+        .with_state(shop)
+}
+
+#[derive(Deserialize)]
+struct Order {
+    item: String,
+    quantity: NonZeroU32,
+}
+
+async fn create_order(
+    State(shop): State<Shop>,
+    events: Events,
+    order: Result<Json<Order>, JsonRejection>,
+) -> axum::response::Result<impl IntoResponse> {
+    let Json(order) = order.map_err(|rejection| refuse(rejection.status(), rejection.body_text()))?;
+    if order.item.trim().is_empty() {
+        return Err(refuse(StatusCode::UNPROCESSABLE_ENTITY, "item: must not be empty"));
+    }
+    let id = Uuid::new_v4().to_string();
+    let created_at = SystemTime::now();
+    let answer = Json(json!({ "id": id }));
+    // Starts when the response is over. If it is refused the client hears 503 instead of a promise that is not kept.
+    events.track_blocking("order.created", move || {
+        thread::sleep(shop.delay);
+        shop.insert(&id, &order, created_at)
+    })?;
+    Ok((StatusCode::CREATED, answer))
+}
+
+fn refuse(status: StatusCode, message: impl Display) -> ErrorResponse {
+    (status, Json(json!({ "error": message.to_string() }))).into()
+}
+
+async fn healthz(State(shop): State<Shop>) -> (StatusCode, &'static str) {
+    if shop.handle.is_draining() { (StatusCode::SERVICE_UNAVAILABLE, "draining") } else { (StatusCode::OK, "ok") }
+}
+
+async fn stats(State(shop): State<Shop>) -> Json<Snapshot> {
+    Json(shop.handle.snapshot())
+}
+
+/// Endless, and would keep the server from stopping if it did not end itself.
+async fn ticker(State(shop): State<Shop>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let ticks = IntervalStream::new(interval(Duration::from_secs(1)));
+    Sse::new(ticks.map(|_| Ok(Event::default().data("tick"))).take_until(shop.handle.draining()))
+}
+
+fn open(path: &Path) -> Result<Connection, Box<dyn std::error::Error>> {
+    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+    // Another process, such as the `sqlite3` shell, may hold the lock for a moment.
+    db.busy_timeout(Duration::from_secs(1))?;
+    // An empty path and `:memory:` are databases that end with the process. They have no WAL.
+    let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(format!("its journal mode is {mode}, not wal").into());
+    }
+    // What is committed survives the death of the process. A power failure may undo the last commits, but it would
+    // lose pending events as well: FULL, which syncs each commit to the disk, would not keep more of a promise.
+    db.execute_batch(
+        "PRAGMA synchronous = NORMAL;
+         CREATE TABLE IF NOT EXISTS orders (
+             id TEXT PRIMARY KEY, item TEXT NOT NULL, quantity INTEGER NOT NULL, created_at INTEGER NOT NULL
+         ) STRICT;",
+    )?;
+    Ok(db)
+}
+
+impl Shop {
+    /// An `Err` is logged and counted by the crate, and shows in the report.
+    fn insert(&self, id: &str, order: &Order, created_at: SystemTime) -> rusqlite::Result<()> {
+        let created_at = created_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        db.prepare_cached("INSERT INTO orders (id, item, quantity, created_at) VALUES (?, ?, ?, ?)")?
+            .execute(params![id, order.item, order.quantity.get(), created_at])?;
+        Ok(())
+    }
+}
+
+struct Settings {
+    addr: SocketAddr,
+    db: PathBuf,
+    event_delay: Duration,
+    drain_limit: Duration,
+}
+
+impl Settings {
+    fn from_env() -> Result<Self, String> {
+        let db = env::var_os("EVENTS_DB").map(PathBuf::from);
+        Ok(Self {
+            addr: variable("ADDR", "an IP address and a port, such as 127.0.0.1:3000")?
+                .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 3000))),
+            db: db.unwrap_or_else(|| env::temp_dir().join("tower-track-events-orders.db")),
+            event_delay: milliseconds("EVENT_DELAY_MS", 1)?,
+            drain_limit: milliseconds("DRAIN_LIMIT_MS", 5000)?,
+        })
+    }
+}
+
+fn milliseconds(name: &str, default: u32) -> Result<Duration, String> {
+    let value: Option<u32> = variable(name, "a number of milliseconds from 0 to 4294967295")?;
+    Ok(Duration::from_millis(value.unwrap_or(default).into()))
+}
+
+fn variable<T: FromStr>(name: &str, allowed: &str) -> Result<Option<T>, String> {
+    let Some(value) = env::var_os(name) else { return Ok(None) };
+    let parsed = value.to_str().and_then(|text| text.parse().ok());
+    parsed.map(Some).ok_or_else(|| format!("{name} must be {allowed}, and is {value:?}"))
+}
+
+/// Writes a line. Where `println!` panics, because Ctrl-C has stopped the `tee` behind the pipe too, the drain goes on.
+fn say(mut to: impl Write, line: impl Display) {
+    let _ = writeln!(to, "{line}").and_then(|()| to.flush());
+}
+
+fn signals() -> io::Result<impl Stream<Item = ()> + Unpin> {
+    let [terminate, interrupt] = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+    Ok(stream::select(SignalStream::new(terminate), SignalStream::new(interrupt)))
+}

@@ -1,1 +1,573 @@
-//! x
+//! `examples/axum.rs` as its users meet it: a process that is started, asked over loopback, and told to stop.
+//!
+//! The tests need the built example. `cargo test` builds it first; with `--test it`, run `cargo build --example axum`.
+
+use std::{
+    collections::HashSet,
+    env, fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use rusqlite::Connection;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    net::TcpStream,
+    process::{Child, ChildStderr, ChildStdout, Command},
+    task::JoinHandle,
+    time::timeout,
+};
+use uuid::Uuid;
+
+// --- what it promises when it is told to stop ------------------------------------------------------------------------
+
+#[tokio::test]
+async fn no_order_is_lost_when_the_service_is_told_to_stop() {
+    const CLIENTS: usize = 8;
+    let (mut ended_since_signal, mut written_after_last_answer) = (0, 0);
+
+    for signal_after in [0, 1, 2, 7, 20, 45, 80, 120, 160, 210, 255, 300] {
+        let shop = Shop::open(&[("EVENT_DELAY_MS", "20"), ("DRAIN_LIMIT_MS", "2000")]).await;
+        let clients = join_all((0..CLIENTS).map(|_| Client::connect(shop.addr))).await;
+        let (posts, answers) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        if signal_after == 0 {
+            shop.kill(Signal::TERM);
+        }
+
+        // Each client orders until the service closes its connection. The one that gets answer number `signal_after`
+        // sends the signal, in the midst of the others.
+        let orders = clients.into_iter().map(|mut client| {
+            let (shop, posts, answers) = (&shop, &posts, &answers);
+            async move {
+                let mut ids = Vec::new();
+                loop {
+                    posts.fetch_add(1, Ordering::Relaxed);
+                    let Ok((status, answer)) = client.order("book").await else { return ids };
+                    assert_eq!(status, StatusCode::CREATED, "{answer}");
+                    ids.push(order_id(&answer));
+                    if answers.fetch_add(1, Ordering::Relaxed) + 1 == signal_after {
+                        shop.kill(Signal::TERM);
+                    }
+                }
+            }
+        });
+        let ids = timeout(PATIENCE, join_all(orders)).await.expect("the service closes its connections").concat();
+        let written_by_last_answer = shop.rows().len();
+        let end = shop.end().await;
+        let rows = end.rows();
+
+        let round = format!("signal after {signal_after} answers, {} orders: {end:?}", ids.len());
+        assert_eq!(end.code, Some(0), "{round}");
+        let written: HashSet<_> = rows.iter().collect();
+        assert_eq!(written.len(), rows.len(), "an order was written twice; {round}");
+        let lost: Vec<_> = ids.iter().filter(|id| !written.contains(id)).collect();
+        assert!(lost.is_empty(), "{} orders answered with 201 were lost; {round}", lost.len());
+        assert!(rows.len() <= posts.into_inner(), "{round}");
+        assert_eq!(end.figure("accepted"), rows.len(), "{round}");
+        assert_eq!(end.figure("completed"), rows.len(), "{round}");
+        assert!(ids.len() >= signal_after, "{round}");
+        ended_since_signal += end.figure("ended since the drain began");
+        written_after_last_answer += rows.len() - written_by_last_answer;
+    }
+
+    // Otherwise nothing was pending, and nothing is proved.
+    assert!(ended_since_signal > 0);
+    assert!(written_after_last_answer > 0);
+}
+
+#[tokio::test]
+async fn an_order_that_is_not_written_within_the_limit_is_named_and_fails_the_process() {
+    let shop = Shop::open(&[("EVENT_DELAY_MS", "10000"), ("DRAIN_LIMIT_MS", "200")]).await;
+    let mut client = Client::connect(shop.addr).await;
+    assert_eq!(client.order("book").await.unwrap().0, StatusCode::CREATED);
+
+    shop.kill(Signal::TERM);
+    let end = shop.end().await;
+
+    assert_eq!(end.code, Some(1), "{end:?}");
+    assert!(end.stderr.contains("order.created x1 running"), "{end:?}");
+    assert!(end.took < Duration::from_secs(5), "it waited for a thread that nothing can stop: {end:?}");
+    assert!(end.rows().is_empty());
+}
+
+#[tokio::test]
+async fn an_order_that_cannot_be_written_fails_the_process() {
+    let shop = Shop::open(&[("DRAIN_LIMIT_MS", "2000")]).await;
+    shop.database().execute_batch("DROP TABLE orders").unwrap();
+    let mut client = Client::connect(shop.addr).await;
+    assert_eq!(client.order("book").await.unwrap().0, StatusCode::CREATED);
+
+    shop.kill(Signal::TERM);
+    let end = shop.end().await;
+
+    assert_eq!(end.code, Some(1), "{end:?}");
+    assert!(end.stdout.contains("(order.created: 1 failed)"), "{end:?}");
+    assert!(end.stderr.contains("no such table"), "{end:?}");
+}
+
+#[tokio::test]
+async fn nothing_is_lost_when_nobody_reads_the_output_any_more() {
+    let mut shop = Shop::open(&[("EVENT_DELAY_MS", "500"), ("DRAIN_LIMIT_MS", "2000")]).await;
+    let mut client = Client::connect(shop.addr).await;
+    let (_, answer) = client.order("book").await.unwrap();
+
+    // As when Ctrl-C ends the other end of a pipe as well.
+    shop.stdout = None;
+    shop.stderr = None;
+    shop.kill(Signal::INT);
+    let end = shop.end().await;
+
+    assert_eq!(end.code, Some(0), "{end:?}");
+    assert_eq!(end.rows(), [order_id(&answer)]);
+}
+
+#[tokio::test]
+async fn readiness_is_red_while_draining_and_orders_are_still_taken() {
+    // A tenth of the limit is for load balancers to look away.
+    let mut shop = Shop::open(&[("DRAIN_LIMIT_MS", "20000")]).await;
+    let mut client = Client::connect(shop.addr).await;
+    assert_eq!(client.get("/healthz").await.0, StatusCode::OK);
+
+    shop.kill(Signal::TERM);
+    shop.has_begun_to_drain().await;
+
+    assert_eq!(client.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    let mut newcomer = Client::connect(shop.addr).await;
+    assert_eq!(newcomer.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    let (status, answer) = newcomer.order("book").await.unwrap();
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
+    let end = shop.end().await;
+    assert_eq!(end.code, Some(0), "{end:?}");
+    assert_eq!(end.rows(), [order_id(&answer)]);
+}
+
+#[tokio::test]
+async fn a_second_signal_cuts_each_wait_short() {
+    #[derive(Debug, PartialEq)]
+    enum Wait {
+        LoadBalancers,
+        Server,
+        Events,
+    }
+
+    for (wait, first, second) in [
+        (Wait::LoadBalancers, Signal::INT, Signal::INT),
+        (Wait::Server, Signal::TERM, Signal::INT),
+        (Wait::Events, Signal::TERM, Signal::TERM),
+    ] {
+        let mut shop = Shop::open(&[("EVENT_DELAY_MS", "60000"), ("DRAIN_LIMIT_MS", "10000")]).await;
+        let mut client = Client::connect(shop.addr).await;
+        assert_eq!(client.order("book").await.unwrap().0, StatusCode::CREATED);
+        let mut half_sent = TcpStream::connect(shop.addr).await.unwrap();
+        if wait == Wait::Server {
+            half_sent.write_all(b"GET /healthz HT").await.unwrap();
+        }
+
+        shop.kill(first);
+        shop.has_begun_to_drain().await;
+        if wait != Wait::LoadBalancers {
+            client.closed().await;
+        }
+        if wait == Wait::Events {
+            // Nothing was sent on it, and it goes with the server.
+            assert_eq!(half_sent.read(&mut [0]).await.unwrap(), 0);
+        }
+        shop.kill(second);
+        let cut = Instant::now();
+        let end = shop.end().await;
+
+        assert_eq!(end.code, Some(1), "{wait:?}: {end:?}");
+        assert!(cut.elapsed() < Duration::from_secs(3), "{wait:?}: {end:?}");
+        assert!(end.stderr.contains("order.created x1 running"), "{wait:?}: {end:?}");
+        if wait == Wait::Server {
+            assert!(end.stderr.contains("the server was abandoned"), "{wait:?}: {end:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_endless_stream_ends_itself() {
+    let shop = Shop::open(&[("DRAIN_LIMIT_MS", "5000")]).await;
+    let mut client = Client::connect(shop.addr).await;
+    let mut ticks = client.send(Method::GET, "/ticker", "").await.unwrap().into_body();
+    let tick = ticks.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(tick, "data: tick\n\n");
+
+    shop.kill(Signal::TERM);
+    timeout(PATIENCE, ticks.collect()).await.expect("the stream ends").expect("it is not torn off");
+    let end = shop.end().await;
+
+    assert_eq!(end.code, Some(0), "{end:?}");
+    assert_eq!(end.stderr, "", "the server had to be abandoned");
+}
+
+#[tokio::test]
+async fn clients_that_never_finish_a_request_delay_the_exit_no_longer_than_the_limit() {
+    let shop = Shop::open(&[("DRAIN_LIMIT_MS", "1000")]).await;
+    let mut client = Client::connect(shop.addr).await;
+    let (_, answer) = client.order("book").await.unwrap();
+    let mut silent = Vec::new();
+    for sent in ["POST /orders HTTP/1.1\r\nhost: sh", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"] {
+        let mut stream = TcpStream::connect(shop.addr).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        silent.push(stream);
+    }
+    // The service speaks first on HTTP/2, so that it is known to have read the preface.
+    silent[1].read_exact(&mut [0; 9]).await.unwrap();
+
+    shop.kill(Signal::TERM);
+    let end = shop.end().await;
+
+    // Every order was written, and none of these clients had sent one.
+    assert_eq!(end.code, Some(0), "{end:?}");
+    assert!(end.stderr.contains("the server was abandoned"), "{end:?}");
+    assert!(end.took < Duration::from_secs(3), "{end:?}");
+    assert_eq!(end.rows(), [order_id(&answer)]);
+}
+
+// --- what it answers -------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn an_order_is_written_as_it_was_sent() {
+    let shop = Shop::open(&[]).await;
+    let mut client = Client::connect(shop.addr).await;
+    let order = json!({ "item": "Bücher; DROP TABLE orders", "quantity": u32::MAX });
+    let (status, answer) = client.post(&order.to_string()).await.unwrap();
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
+
+    shop.kill(Signal::TERM);
+    let end = shop.end().await;
+
+    assert_eq!(end.code, Some(0), "{end:?}");
+    let row = database(end.folder.path()).query_row("SELECT * FROM orders", [], |row| {
+        Ok((row.get::<_, String>("id")?, row.get::<_, String>("item")?, row.get::<_, u32>("quantity")?))
+    });
+    assert_eq!(row.unwrap(), (order_id(&answer), "Bücher; DROP TABLE orders".to_owned(), u32::MAX));
+}
+
+#[tokio::test]
+async fn an_order_that_makes_no_sense_is_a_client_error_with_a_message() {
+    let shop = Shop::open(&[]).await;
+    let mut client = Client::connect(shop.addr).await;
+    for (order, reason) in [
+        ("", "EOF"),
+        ("{", "EOF"),
+        ("[]", "struct Order"),
+        (r#"{"item":"book"}"#, "quantity"),
+        (r#"{"quantity":1}"#, "item"),
+        (r#"{"item":"","quantity":1}"#, "item"),
+        (r#"{"item":" ","quantity":1}"#, "item"),
+        (r#"{"item":null,"quantity":1}"#, "item"),
+        (r#"{"item":"book","quantity":0}"#, "quantity"),
+        (r#"{"item":"book","quantity":-1}"#, "quantity"),
+        (r#"{"item":"book","quantity":1.5}"#, "quantity"),
+        (r#"{"item":"book","quantity":4294967296}"#, "quantity"),
+    ] {
+        let (status, answer) = client.post(order).await.unwrap();
+        assert!(status.is_client_error(), "{order}: {status}");
+        let message = answer["error"].as_str().unwrap_or_else(|| panic!("{order}: {answer}"));
+        assert!(message.contains(reason), "{order}: {message}");
+    }
+    assert_eq!(client.get("/stats").await.1["accepted"], 0);
+}
+
+#[tokio::test]
+async fn stats_are_the_snapshot() {
+    let shop = Shop::open(&[("EVENT_DELAY_MS", "60000")]).await;
+    let mut client = Client::connect(shop.addr).await;
+    client.order("book").await.unwrap();
+
+    let (status, stats) = client.get("/stats").await;
+
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(
+        stats,
+        json!({
+            "open_requests": 1, "open_guards": 0, "reserved": 0, "pending": 1, "accepted": 1, "completed": 0,
+            "failed": 0, "panicked": 0, "timed_out": 0, "aborted": 0, "refused": 0,
+        })
+    );
+}
+
+// --- how it starts ---------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_wrong_setting_is_a_message_and_not_a_panic() {
+    let folder = Folder::new();
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let not_a_database = folder.path().join("text");
+    fs::write(&not_a_database, "This is a text, and too long to be taken for the head of a database. ".repeat(9))
+        .unwrap();
+
+    for (name, value, reason) in [
+        ("ADDR", "", "127.0.0.1:3000"),
+        ("ADDR", "localhost", "127.0.0.1:3000"),
+        ("ADDR", "127.0.0.1:65536", "127.0.0.1:3000"),
+        ("ADDR", &taken, "in use"),
+        ("EVENTS_DB", "", "wal"),
+        ("EVENTS_DB", ":memory:", "wal"),
+        ("EVENTS_DB", "/no/such/folder/orders.db", "unable to open"),
+        ("EVENTS_DB", not_a_database.to_str().unwrap(), "not a database"),
+        ("EVENT_DELAY_MS", "", "0 to 4294967295"),
+        ("EVENT_DELAY_MS", "-1", "0 to 4294967295"),
+        ("DRAIN_LIMIT_MS", "5s", "0 to 4294967295"),
+        ("DRAIN_LIMIT_MS", "4294967296", "0 to 4294967295"),
+    ] {
+        let mut command = command(&folder, &[(name, value)]);
+        let output = timeout(PATIENCE, command.output()).await.expect("it ends").unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+
+        assert_eq!(output.status.code(), Some(2), "{name}={value}: {stderr}");
+        assert!(stderr.starts_with(name) && stderr.contains(reason), "{name}={value}: {stderr}");
+        assert!(stderr.contains(&format!("and is {value:?}")) || value == taken, "{name}={value}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{name}={value}: {stderr}");
+        assert!(output.stdout.is_empty(), "{name}={value}");
+    }
+}
+
+#[tokio::test]
+async fn its_first_lines_say_where_it_listens_and_what_to_try() {
+    let shop = Shop::open(&[]).await;
+    let addr = shop.addr;
+    assert_ne!(addr.port(), 0);
+    shop.kill(Signal::INT);
+    let end = shop.end().await;
+
+    // The line with the address has been read.
+    let tries: Vec<_> = end.stdout.lines().take_while(|line| line.starts_with("curl ")).collect();
+    assert_eq!(tries.len(), 3, "{end:?}");
+    for (line, path) in tries.iter().zip(["orders", "stats", "ticker"]) {
+        assert!(line.contains(&format!("http://{addr}/{path}")), "{line}");
+    }
+}
+
+// --- the process -----------------------------------------------------------------------------------------------------
+
+/// More than anything takes here, also on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The example as a child process. It is killed when this is dropped.
+struct Shop {
+    child: Child,
+    addr: SocketAddr,
+    stdout: Option<Lines<BufReader<ChildStdout>>>,
+    stderr: Option<ChildStderr>,
+    folder: Folder,
+}
+
+impl Shop {
+    /// Starts it on a free port, with an empty database.
+    async fn open(settings: &[(&str, &str)]) -> Self {
+        let folder = Folder::new();
+        let mut child = command(&folder, settings).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut stderr = child.stderr.take().unwrap();
+        let Some(line) = timeout(PATIENCE, stdout.next_line()).await.expect("it starts").unwrap() else {
+            let mut message = String::new();
+            stderr.read_to_string(&mut message).await.unwrap();
+            panic!("it did not start: {message}");
+        };
+        let words = line.strip_prefix("listening on http://").and_then(|rest| rest.split(',').next());
+        let addr = words.and_then(|addr| addr.parse().ok()).unwrap_or_else(|| panic!("no address in: {line}"));
+        Self { child, addr, stdout: Some(stdout), stderr: Some(stderr), folder }
+    }
+
+    fn kill(&self, signal: Signal) {
+        let pid = self.child.id().expect("it has not ended");
+        kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();
+    }
+
+    async fn has_begun_to_drain(&mut self) {
+        let lines = self.stdout.as_mut().unwrap();
+        let reads = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                if line.starts_with("draining") {
+                    return;
+                }
+            }
+            panic!("it ended instead");
+        };
+        timeout(PATIENCE, reads).await.expect("it drains");
+    }
+
+    /// Waits until it has ended.
+    async fn end(self) -> End {
+        let Self { mut child, addr: _, stdout, stderr, folder } = self;
+        let began = Instant::now();
+        let read_stdout = async {
+            let mut text = String::new();
+            if let Some(lines) = stdout {
+                lines.into_inner().read_to_string(&mut text).await.unwrap();
+            }
+            text
+        };
+        let read_stderr = async {
+            let mut text = String::new();
+            if let Some(mut stderr) = stderr {
+                stderr.read_to_string(&mut text).await.unwrap();
+            }
+            text
+        };
+        let (status, stdout, stderr) =
+            timeout(PATIENCE, async { tokio::join!(child.wait(), read_stdout, read_stderr) }).await.expect("it ends");
+        End { code: status.unwrap().code(), took: began.elapsed(), stdout, stderr, folder }
+    }
+
+    fn database(&self) -> Connection {
+        database(self.folder.path())
+    }
+
+    fn rows(&self) -> Vec<String> {
+        rows(&self.database())
+    }
+}
+
+/// What is left of the process. The output is what had not been read by then.
+#[derive(Debug)]
+struct End {
+    code: Option<i32>,
+    took: Duration,
+    stdout: String,
+    stderr: String,
+    folder: Folder,
+}
+
+impl End {
+    fn rows(&self) -> Vec<String> {
+        rows(&database(self.folder.path()))
+    }
+
+    /// The number in the report that stands before `what`.
+    fn figure(&self, what: &str) -> usize {
+        let report = self.stdout.lines().find(|line| line.starts_with("drained")).expect("there is a report");
+        let before = report.split(what).next().unwrap();
+        let number = before.split_whitespace().rev().find_map(|word| word.parse().ok());
+        number.unwrap_or_else(|| panic!("no number before {what:?} in: {report}"))
+    }
+}
+
+fn command(folder: &Folder, settings: &[(&str, &str)]) -> Command {
+    // This test is target/<profile>/deps/it-<hash>.
+    let this = env::current_exe().unwrap();
+    let example = this.ancestors().nth(2).unwrap().join("examples/axum");
+    assert!(example.exists(), "{} is missing: run `cargo build --example axum`", example.display());
+    let mut command = Command::new(example);
+    command
+        .env("ADDR", "127.0.0.1:0")
+        .env("EVENTS_DB", folder.path().join("orders.db"))
+        .env_remove("EVENT_DELAY_MS")
+        .env_remove("DRAIN_LIMIT_MS")
+        .envs(settings.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+fn database(folder: &Path) -> Connection {
+    Connection::open(folder.join("orders.db")).unwrap()
+}
+
+fn rows(database: &Connection) -> Vec<String> {
+    let mut select = database.prepare("SELECT id FROM orders").unwrap();
+    let rows = select.query_map([], |row| row.get(0)).unwrap();
+    rows.collect::<Result<_, _>>().unwrap()
+}
+
+/// A folder of one test, which is removed when this is dropped.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(Uuid::new_v4().to_string());
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+// --- its clients -----------------------------------------------------------------------------------------------------
+
+/// One HTTP/1 connection that is kept alive.
+struct Client {
+    requests: SendRequest<Full<Bytes>>,
+    connection: JoinHandle<hyper::Result<()>>,
+}
+
+impl Client {
+    async fn connect(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (requests, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        Self { requests, connection: tokio::spawn(connection) }
+    }
+
+    async fn send(&mut self, method: Method, path: &str, body: &str) -> hyper::Result<Response<Incoming>> {
+        let body = Full::new(Bytes::copy_from_slice(body.as_bytes()));
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost")
+            .header("content-type", "application/json")
+            .body(body)
+            .unwrap();
+        self.requests.ready().await?;
+        timeout(PATIENCE, self.requests.send_request(request)).await.expect("it answers")
+    }
+
+    async fn get(&mut self, path: &str) -> (StatusCode, Value) {
+        read(self.send(Method::GET, path, "").await.unwrap()).await.unwrap()
+    }
+
+    async fn post(&mut self, order: &str) -> hyper::Result<(StatusCode, Value)> {
+        read(self.send(Method::POST, "/orders", order).await?).await
+    }
+
+    async fn order(&mut self, item: &str) -> hyper::Result<(StatusCode, Value)> {
+        self.post(&json!({ "item": item, "quantity": 1 }).to_string()).await
+    }
+
+    /// Waits until the service closes the connection.
+    async fn closed(self) {
+        timeout(PATIENCE, self.connection).await.expect("it closes the connection").unwrap().unwrap();
+    }
+}
+
+async fn read(response: Response<Incoming>) -> hyper::Result<(StatusCode, Value)> {
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    Ok((status, serde_json::from_slice(&body).unwrap_or_else(|_| String::from_utf8_lossy(&body).into_owned().into())))
+}
+
+/// The id in an answer, which is a UUID of version 4.
+fn order_id(answer: &Value) -> String {
+    let id = answer["id"].as_str().unwrap_or_else(|| panic!("no id in: {answer}"));
+    assert_eq!(Uuid::parse_str(id).unwrap().get_version_num(), 4, "{id}");
+    id.to_owned()
+}
