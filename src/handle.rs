@@ -58,7 +58,7 @@ impl TrackEventsHandle {
         Self { shards: House::build(capacity as u32, settle, event_timeout) }
     }
 
-    /// Makes a builder: capacity 65,536, settle time 10 ms, no event timeout.
+    /// Makes a builder: capacity 65,536, settle time 100 ms, no event timeout.
     pub fn builder() -> TrackEventsHandleBuilder {
         TrackEventsHandleBuilder { capacity: DEFAULT_CAPACITY, settle: DEFAULT_SETTLE, event_timeout: None }
     }
@@ -337,7 +337,7 @@ impl fmt::Debug for TrackEventsHandle {
 }
 
 const DEFAULT_CAPACITY: usize = 65_536;
-const DEFAULT_SETTLE: Duration = Duration::from_millis(10);
+const DEFAULT_SETTLE: Duration = Duration::from_millis(100);
 
 /// Settings of a [`TrackEventsHandle`], from [`TrackEventsHandle::builder`].
 ///
@@ -372,11 +372,13 @@ impl TrackEventsHandleBuilder {
         self
     }
 
-    /// Sets how long the house must be idle before a drain closes it. Default: 10 ms; zero switches it off.
+    /// Sets how long the house must be idle before a drain closes it. Default: 100 ms; zero switches it off.
     ///
     /// A server that has returned may have spawned tasks of HTTP/2 streams that have not called the service yet. With a
-    /// drain that closes at once, their handlers would run after it. On servers built directly on hyper,
-    /// `TrackEventsHandle::executor` (feature `hyper`) makes this exact, and the time can be zero.
+    /// drain that closes at once, their handlers would run after it. The time is a bet on how long such a task waits for
+    /// a thread: one millisecond is enough on idle cores, ten are not when other processes keep them all busy. On
+    /// servers built directly on hyper, `TrackEventsHandle::executor` (feature `hyper`) makes this exact, and the time
+    /// can be zero.
     pub fn settle(mut self, settle: Duration) -> Self {
         self.settle = settle;
         self

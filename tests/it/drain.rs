@@ -167,7 +167,7 @@ async fn the_longest_limit_is_no_overflow() {
 
 #[tokio::test(start_paused = true)]
 async fn the_house_settles_before_it_closes() {
-    let handle = TrackEventsHandle::new();
+    let handle = TrackEventsHandle::builder().settle(Duration::from_millis(10)).build().unwrap();
     let mut drain = task::spawn(handle.drain(Duration::from_secs(5)));
     assert_pending!(drain.poll());
     // A request whose task was spawned before the drain arrives 9 ms later.

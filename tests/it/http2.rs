@@ -432,16 +432,10 @@ where
 /// So many floods at once keep the threads busy: a stream that was spawned waits longer for its turn.
 const SIDE_BY_SIDE: usize = 20;
 
-/// The settle time is a bet on how long a stream that was spawned waits for a thread. Twenty floods at once, next to
-/// the other tests, can make it wait longer than the default.
-fn settled() -> TrackEventsHandle {
-    TrackEventsHandle::builder().settle(Duration::from_millis(100)).build().expect("a valid setting")
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_handler_starts_after_drain_is_ok() {
     for batch in 0..1_000 / SIDE_BY_SIDE {
-        let late = side_by_side((0..SIDE_BY_SIDE).map(|_| flood_axum(settled()))).await;
+        let late = side_by_side((0..SIDE_BY_SIDE).map(|_| flood_axum(TrackEventsHandle::new()))).await;
         assert_eq!(late, Late::default(), "batch {batch}");
     }
 }

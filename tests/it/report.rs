@@ -10,7 +10,7 @@ use crate::support::{Answer, Script, drain, settle};
 
 #[tokio::test(start_paused = true)]
 async fn a_report_is_one_line_that_accounts_for_every_event() {
-    let handle = TrackEventsHandle::new();
+    let handle = TrackEventsHandle::builder().settle(Duration::ZERO).build().unwrap();
     handle.track("order.created", async {}).unwrap();
     settle().await;
     handle.begin_drain();
