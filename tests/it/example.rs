@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::atomic::{AtomicUsize, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -29,7 +29,7 @@ use tokio::{
     net::TcpStream,
     process::{Child, ChildStderr, ChildStdout, Command},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use uuid::Uuid;
 
