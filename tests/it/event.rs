@@ -2,10 +2,7 @@
 
 use std::{fmt, future::pending, panic::panic_any, sync::mpsc, time::Duration};
 
-use tokio::{
-    runtime::Builder,
-    sync::{Notify, oneshot},
-};
+use tokio::{runtime::Builder, sync::oneshot};
 use tower_track_events::{Refused, TrackEventsHandle};
 
 use crate::support::{Counter, assert_conserved, drain, settle};
@@ -108,38 +105,62 @@ async fn an_event_may_record_another_while_a_drain_waits() {
     assert_eq!((ran.get(), report.accepted, report.endings.completed), (10, 10, 10));
 }
 
-#[tokio::test]
-async fn the_destructors_of_an_event_have_run_when_the_drain_returns() {
-    struct Slow(Counter);
-    impl Drop for Slow {
-        fn drop(&mut self) {
-            self.0.add();
+/// Asserts, in its destructor, that the event that owns it has not ended yet.
+struct OwnedByAnEvent {
+    handle: TrackEventsHandle,
+    dropped: Counter,
+}
+
+impl OwnedByAnEvent {
+    fn new(handle: &TrackEventsHandle, dropped: &Counter) -> Self {
+        Self { handle: handle.clone(), dropped: dropped.clone() }
+    }
+}
+
+impl Drop for OwnedByAnEvent {
+    fn drop(&mut self) {
+        if self.handle.snapshot().pending == 1 {
+            self.dropped.add();
         }
     }
-    for limit in [None, Some(Duration::from_nanos(1))] {
-        let mut builder = TrackEventsHandle::builder().settle(Duration::ZERO);
-        if let Some(limit) = limit {
-            builder = builder.event_timeout(limit);
+}
+
+#[test]
+fn an_event_ends_after_its_destructors_whichever_way_it_ends() {
+    // Owned by the future itself, not by its block: dropped with it, and not when the block ends.
+    struct Owner<F>(std::pin::Pin<Box<F>>, #[allow(dead_code, reason = "owned, not read")] OwnedByAnEvent);
+    impl<F: Future> Future for Owner<F> {
+        type Output = F::Output;
+        fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<F::Output> {
+            self.0.as_mut().poll(cx)
         }
-        let handle = builder.build().unwrap();
-        let dropped = Counter::default();
-        let owned = Slow(dropped.clone());
-        let gate = std::sync::Arc::new(Notify::new());
-        let opened = std::sync::Arc::clone(&gate);
-        handle
-            .track("owns", async move {
-                let _owned = owned;
-                opened.notified().await;
-            })
-            .unwrap();
-        settle().await;
-        if limit.is_none() {
-            gate.notify_one();
-        }
-        let report = drain(&handle).await;
-        assert_eq!(dropped.get(), 1);
-        assert_eq!(report.endings.total(), 1);
     }
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let handle = TrackEventsHandle::builder().event_timeout(Duration::from_secs(1)).build().unwrap();
+    let dropped = Counter::default();
+    let owned = || OwnedByAnEvent::new(&handle, &dropped);
+    runtime.block_on(async {
+        let one_at_a_time = || async {
+            while handle.snapshot().pending > 0 {
+                // The clock is paused: this waits for the limit of an event in no time.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        handle.track("completed", Owner(Box::pin(tokio::task::yield_now()), owned())).unwrap();
+        one_at_a_time().await;
+        handle.track("timed out", Owner(Box::pin(pending::<()>()), owned())).unwrap();
+        one_at_a_time().await;
+        handle.track("panicked", Owner(Box::pin(async { panic!("with something owned") }), owned())).unwrap();
+        one_at_a_time().await;
+        let blocking = owned();
+        handle.track_blocking("blocking", move || drop(blocking)).unwrap();
+        one_at_a_time().await;
+        handle.track("aborted", Owner(Box::pin(pending::<()>()), owned())).unwrap();
+    });
+    drop(runtime);
+    let now = handle.snapshot();
+    assert_eq!((now.completed, now.timed_out, now.panicked, now.aborted), (2, 1, 1, 1));
+    assert_eq!(dropped.get(), 5);
 }
 
 #[tokio::test(start_paused = true)]
