@@ -376,9 +376,9 @@ impl TrackEventsHandleBuilder {
     ///
     /// A server that has returned may have spawned tasks of HTTP/2 streams that have not called the service yet. With a
     /// drain that closes at once, their handlers would run after it. The time is a bet on how long such a task waits for
-    /// a thread: one millisecond is enough on idle cores, ten are not when other processes keep them all busy. On
-    /// servers built directly on hyper, `TrackEventsHandle::executor` (feature `hyper`) makes this exact, and the time
-    /// can be zero.
+    /// a thread: ten milliseconds are enough on idle cores, and not when other work keeps them all busy. A handler that
+    /// starts too late is served, its events are refused and counted. On servers built directly on hyper,
+    /// `TrackEventsHandle::executor` (feature `hyper`) makes this exact, and the time can be zero.
     pub fn settle(mut self, settle: Duration) -> Self {
         self.settle = settle;
         self
