@@ -113,7 +113,11 @@ impl<S: Future> Future for Drain<S> {
                 match ledger.look(may_close) {
                     Look::Closed => break 'answer Ok(DrainReport::of(ledger, began)),
                     Look::Busy if is_over => {
-                        break 'answer Err(DrainError::CutShort(Box::new(Unfinished::of(ledger, began))));
+                        let unfinished = Unfinished::of(ledger, began);
+                        // What was open at the look may have ended since: then the next look closes.
+                        if !unfinished.is_empty() {
+                            break 'answer Err(DrainError::CutShort(Box::new(unfinished)));
+                        }
                     }
                     Look::Busy => {
                         *this.quiet = None;

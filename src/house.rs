@@ -9,6 +9,7 @@ use std::{
 use tokio::{runtime, sync::watch, time::Instant};
 
 use crate::{
+    contain::contain,
     ledger::{self, EventTicket, Ledger, Nanos, PermitTicket, ShardRef},
     refused::Refused,
     snapshot::Endings,
@@ -168,11 +169,13 @@ impl Shard {
     /// Says once an episode that the house is full.
     fn announce(&self, refused: Refused, name: &'static str) {
         if refused == Refused::Full && self.ledger.should_announce_full() {
-            tracing::warn!(
-                event = name,
-                capacity = self.ledger.capacity(),
-                "events are refused: as many are pending as the capacity allows"
-            );
+            let _ = contain(|| {
+                tracing::warn!(
+                    event = name,
+                    capacity = self.ledger.capacity(),
+                    "events are refused: as many are pending as the capacity allows"
+                );
+            });
         }
     }
 }

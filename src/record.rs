@@ -139,9 +139,8 @@ impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { shard: _, began: _, opened_by: _, book: _ } = self;
         let book = self.lock();
-        f.debug_struct("Record")
-            .field("over", &book.over)
-            .field("recorded", &book.recorded.len())
-            .finish_non_exhaustive()
+        let (over, recorded) = (book.over.clone(), book.recorded.len());
+        drop(book);
+        f.debug_struct("Record").field("over", &over).field("recorded", &recorded).finish_non_exhaustive()
     }
 }

@@ -224,7 +224,7 @@ impl Unfinished {
         unfinished
     }
 
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.open_requests == 0 && self.guards.is_empty() && self.permits.is_empty() && self.events.is_empty()
     }
 }

@@ -115,9 +115,11 @@ impl<S> TrackEvents<S> {
         let ticket = shard.open_request(began).ok();
         let record = Record::new(shard, began, self.hooks.id);
         let progress = Progress::new(request.method(), request.version());
+        // Before anything is recorded: from here on the exchange ends, whatever happens.
+        let guard = ExchangeGuard::new(progress, Arc::clone(&record), ticket);
         let mut request = self.record_hooks(&record, request);
-        request.extensions_mut().insert(Events::new(Arc::clone(&record)));
-        (request, Some(ExchangeGuard::new(progress, record, ticket)))
+        request.extensions_mut().insert(Events::new(record));
+        (request, Some(guard))
     }
 
     fn record_hooks<A>(&self, record: &Record, request: Request<A>) -> Request<A> {

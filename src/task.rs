@@ -62,9 +62,12 @@ impl Launch {
 
 /// The span has no parent, since a child would keep the span of its request open.
 fn event_span(name: &'static str, cause: &Span) -> Span {
-    let span = tracing::info_span!(parent: None, "event", name);
-    span.follows_from(cause);
-    span
+    contain(|| {
+        let span = tracing::info_span!(parent: None, "event", name);
+        span.follows_from(cause);
+        span
+    })
+    .unwrap_or_else(|_| Span::none())
 }
 
 /// What an event that has started holds until its end.
@@ -176,7 +179,8 @@ where
                 // Where there is no timer tokio says so by a panic.
                 let timer = contain(|| {
                     let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-                    sleep.as_mut().poll(cx).is_ready()
+                    // An event that has used up the budget of its task would starve its own time limit.
+                    std::pin::pin!(tokio::task::unconstrained(sleep.as_mut())).poll(cx).is_ready()
                 });
                 match timer {
                     Ok(true) => verdict = Some(Verdict::TimedOut(limit)),
