@@ -24,7 +24,7 @@ use crate::{
 ///
 /// Applied twice with one handle, the outer one opens the exchange and the inner one adds its own events to it; the
 /// very same layer applied twice counts once. With different handles each opens an exchange, and a handler finds the
-/// [`Events`](crate::Events) of the innermost.
+/// [`Events`](crate::Events) of the innermost exchange.
 ///
 /// # Examples
 ///

@@ -21,6 +21,8 @@ pub(crate) struct Record {
     pub(crate) began: Nanos,
     /// The hook list of the layer that opened the exchange.
     opened_by: HookListId,
+    /// The open exchange of another handle in which this one was opened.
+    outer: Option<Arc<Record>>,
     book: Mutex<Book>,
 }
 
@@ -54,9 +56,14 @@ impl Recorded {
 }
 
 impl Record {
-    pub(crate) fn new(shard: &Arc<Shard>, began: Nanos, opened_by: HookListId) -> Arc<Self> {
+    pub(crate) fn new(
+        shard: &Arc<Shard>,
+        began: Nanos,
+        opened_by: HookListId,
+        outer: Option<Arc<Record>>,
+    ) -> Arc<Self> {
         let book = Book { span: Some(Span::current()), ..Book::default() };
-        Arc::new(Self { shard: Arc::clone(shard), began, opened_by, book: Mutex::new(book) })
+        Arc::new(Self { shard: Arc::clone(shard), began, opened_by, outer, book: Mutex::new(book) })
     }
 
     /// Accepts an event of this exchange, or refuses it: the one decision. Then comes [`add`](Self::add).
@@ -80,6 +87,15 @@ impl Record {
         };
         drop(book);
         event.begin(self.shard.house().now(), &Span::none(), &exchange);
+    }
+
+    /// This exchange, and those of other handles around it, from the inside out.
+    pub(crate) fn and_outer(self: &Arc<Self>) -> impl Iterator<Item = &Arc<Self>> {
+        std::iter::successors(Some(self), |record| record.outer.as_ref())
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.lock().over.is_some()
     }
 
     /// Enters the hook list of an inner layer, if the exchange is open and has not met it yet.
@@ -137,7 +153,7 @@ pub(crate) enum Joined {
 
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { shard: _, began: _, opened_by: _, book: _ } = self;
+        let Self { shard: _, began: _, opened_by: _, outer: _, book: _ } = self;
         let book = self.lock();
         let (over, recorded) = (book.over.clone(), book.recorded.len());
         drop(book);

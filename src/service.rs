@@ -95,25 +95,23 @@ impl<S> TrackEvents<S> {
     /// Opens an exchange, unless the request is part of one that an outer layer of the same handle has opened.
     fn open<A>(&self, request: Request<A>) -> (Request<A>, Option<ExchangeGuard>) {
         let shard = self.handle.shard();
-        if let Some(outer) = Events::from_extensions(request.extensions()) {
-            let record = outer.record();
-            if record.shard.ledger_id() == shard.ledger_id() {
-                match record.join(self.hooks.id) {
-                    Joined::New => {
-                        let record = Arc::clone(record);
-                        return (self.record_hooks(&record, request), None);
-                    }
-                    Joined::Again => return (request, None),
-                    // The extensions were copied from a request that is answered: this is a new one.
-                    Joined::Over => {}
-                }
+        let innermost = Events::from_extensions(request.extensions()).map(|events| Arc::clone(events.record()));
+        let around = || innermost.iter().flat_map(Record::and_outer);
+        for record in around().filter(|record| record.shard.ledger_id() == shard.ledger_id()) {
+            match record.join(self.hooks.id) {
+                Joined::New => return (self.record_hooks(record, request), None),
+                Joined::Again => return (request, None),
+                // The extensions were copied from a request that is answered: this is a new one.
+                Joined::Over => {}
             }
         }
+        // Exchanges that are over are let go, or copied extensions would make an endless chain of them.
+        let outer = around().find(|record| !record.is_over()).cloned();
         shard.remember_runtime();
         let began = shard.house().now();
         // Drained: the request is served, and counted nowhere.
         let ticket = shard.open_request(began).ok();
-        let record = Record::new(shard, began, self.hooks.id);
+        let record = Record::new(shard, began, self.hooks.id, outer);
         let progress = Progress::new(request.method(), request.version());
         // Before anything is recorded: from here on the exchange ends, whatever happens.
         let guard = ExchangeGuard::new(progress, Arc::clone(&record), ticket);

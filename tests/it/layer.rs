@@ -283,6 +283,21 @@ async fn with_different_handles_each_fires_and_the_innermost_is_found() {
 }
 
 #[tokio::test]
+async fn a_layer_inside_and_outside_of_that_of_another_handle_opens_one_exchange() {
+    let (handle, other) = (TrackEventsHandle::new(), TrackEventsHandle::new());
+    let (seen, between) = (Seen::default(), Seen::default());
+    let layer = seen.layer(&handle);
+    let service = layer.layer(between.layer(&other).layer(layer.layer(service_fn(ok))));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    assert_eq!((handle.snapshot().open_requests, other.snapshot().open_requests), (1, 1));
+    drop(response);
+    drain(&handle).await;
+    drain(&other).await;
+    seen.only();
+    between.only();
+}
+
+#[tokio::test]
 async fn the_extensions_of_an_answered_request_open_a_new_exchange() {
     let handle = TrackEventsHandle::new();
     let seen = Seen::default();
