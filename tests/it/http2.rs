@@ -9,7 +9,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -132,14 +132,18 @@ struct Http2 {
 impl Http2 {
     /// Connects and sends that many requests, for `/0` and so on.
     async fn send(address: SocketAddr, count: usize) -> Self {
+        Self::get(address, (0..count).map(|index| index.to_string())).await
+    }
+
+    async fn get(address: SocketAddr, paths: impl IntoIterator<Item = impl std::fmt::Display>) -> Self {
         let socket = TcpStream::connect(address).await.expect("the server listens");
         let (mut requests, connection) = client::handshake(socket).await.expect("the server speaks HTTP/2");
         // All are queued before the connection is polled, so that they arrive together.
-        let streams = (0..count).map(|index| {
-            let request = http::Request::get(format!("http://{address}/{index}")).body(()).expect("a valid request");
+        let send = |path| {
+            let request = http::Request::get(format!("http://{address}/{path}")).body(()).expect("a valid request");
             requests.send_request(request, true).expect("at most a hundred streams, as h2 assumes at first")
-        });
-        let streams = streams.collect();
+        };
+        let streams = paths.into_iter().map(send).collect();
         let connection = tokio::spawn(async {
             // The error of a connection that was cut is what these tests are about.
             let _ = connection.await;
@@ -260,6 +264,45 @@ async fn nothing_is_lost_when_the_client_leaves_at_shutdown() {
         assert_eq!((started.load(Ordering::Relaxed), done), (STREAMS, STREAMS), "round {round}: {now:?}");
         assert_eq!((now.accepted, now.completed, now.refused), (done, done, 0), "round {round}");
         assert!(report.all_completed(), "round {round}: {report}");
+    }
+}
+
+/// The rounds above meet the moment of the destructor by chance; this one stops the clock in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_waits_for_a_destructor_of_a_stream_that_has_yet_to_record_its_event() {
+    // In the body of the response, and in its future.
+    for index in ["0", "1"] {
+        let handle = unsettled();
+        let held = Arc::new(Semaphore::new(0));
+        let (at_work, mut is_at_work) = mpsc::unbounded_channel();
+        let (go_on, may_go_on) = std::sync::mpsc::channel();
+        let may_go_on = Arc::new(Mutex::new(may_go_on));
+        let app = holding(&held, move |request| {
+            let events = Events::from_extensions(request.extensions()).expect("the layer is there").clone();
+            let (at_work, may_go_on) = (at_work.clone(), Arc::clone(&may_go_on));
+            OnDrop(move || {
+                let _ = at_work.send(());
+                // The other tasks of this thread, the server maybe among them, move to another one.
+                task::block_in_place(|| {
+                    let _ = may_go_on.lock().expect("no panic while it is locked").recv_timeout(LIMIT);
+                });
+                let _ = events.track("stream.closed", async {});
+            })
+        });
+        let server = Server::axum(app.layer(TrackEventsLayer::new(handle.clone()))).await;
+        let client = Http2::get(server.address, [index]).await;
+        within_limit(held.acquire()).await.expect("never closed").forget();
+        client.leave().await;
+        server.stop().await;
+        within_limit(is_at_work.recv()).await.expect("the destructor has the other side");
+
+        let mut drain = pin!(handle.drain(LIMIT));
+        assert!(poll!(&mut drain).is_pending(), "in stream {index}");
+        assert_eq!(handle.snapshot().open_requests, 1, "in stream {index}");
+
+        go_on.send(()).expect("the destructor has the other side");
+        let report = drain.await.expect("everything ends");
+        assert_eq!((report.endings.completed, handle.snapshot().refused), (1, 0), "in stream {index}");
     }
 }
 
@@ -520,6 +563,25 @@ async fn a_drain_waits_for_a_stream_of_its_executor_that_has_not_begun() {
     streams.let_go();
     let report = drain.await.expect("the streams end, since the client has left");
     assert_eq!((report.endings.completed, handle.snapshot().refused), (3, 0));
+}
+
+/// Drops its tasks at once.
+struct DropsTasks;
+
+impl<F> Executor<F> for DropsTasks {
+    fn execute(&self, _future: F) {}
+}
+
+#[test]
+fn a_task_of_its_executor_is_guarded_until_it_has_been_dropped() {
+    let handle = unsettled();
+    let (sender, open_guards) = std::sync::mpsc::channel();
+    let in_destructor = OnDrop({
+        let handle = handle.clone();
+        move || sender.send(handle.snapshot().open_guards).expect("the test has the other side")
+    });
+    handle.executor(DropsTasks).execute(async move { drop(in_destructor) });
+    assert_eq!((open_guards.try_iter().collect(), handle.snapshot().open_guards), (vec![1], 0));
 }
 
 /// The control of the test above, and the reason for the settle time.
