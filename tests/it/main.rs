@@ -9,6 +9,7 @@ mod extractor;
 mod http2;
 mod layer;
 mod outcome;
+mod polite;
 mod report;
 mod stress;
 mod support;

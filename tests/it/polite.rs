@@ -1,0 +1,140 @@
+//! L6: what the code around an event does wrong costs no event.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Request, Response};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_track_events::{Refused, TrackEventsHandle, TrackEventsLayer};
+use tracing::{
+    Event, Metadata, Subscriber,
+    span::{Attributes, Id, Record},
+};
+
+use crate::support::{Answer, Script, Seen, drain};
+
+#[derive(Clone, Copy, PartialEq)]
+enum At {
+    Event,
+    Span,
+}
+
+/// A subscriber that panics at one of its methods while it is armed.
+struct Panicking {
+    at: At,
+    armed: Arc<AtomicBool>,
+}
+
+impl Panicking {
+    fn is_due(&self, at: At) -> bool {
+        self.at == at && self.armed.load(Ordering::Relaxed)
+    }
+}
+
+impl Subscriber for Panicking {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        assert!(!self.is_due(At::Span), "at a span");
+        Id::from_u64(1)
+    }
+
+    fn event(&self, _: &Event<'_>) {
+        assert!(!self.is_due(At::Event), "at an event");
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+/// The default subscriber of this thread, for as long as the guard lives, and its switch.
+fn panicking(at: At) -> (tracing::subscriber::DefaultGuard, Arc<AtomicBool>) {
+    let armed = Arc::new(AtomicBool::new(false));
+    let subscriber = Panicking { at, armed: Arc::clone(&armed) };
+    (tracing::subscriber::set_default(subscriber), armed)
+}
+
+async fn ok(_: Request<()>) -> Answer {
+    Answer::Ok(Response::new(Script::empty()))
+}
+
+#[tokio::test]
+async fn a_warning_that_panics_costs_no_event_of_the_layer_and_not_the_request() {
+    let (_default, armed) = panicking(At::Event);
+    let handle = TrackEventsHandle::builder().capacity(1).build().unwrap();
+    let (seen, refused) = (Seen::default(), Seen::default());
+    // The second layer finds no room, which it warns of.
+    let service = seen.layer(&handle).layer(refused.layer(&handle).layer(service_fn(ok)));
+    armed.store(true, Ordering::Relaxed);
+    drop(service.oneshot(Request::new(())).await.unwrap());
+    armed.store(false, Ordering::Relaxed);
+    drain(&handle).await;
+    assert_eq!((seen.all().len(), refused.all().len()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_span_that_panics_does_not_keep_an_event_from_starting() {
+    let (_default, armed) = panicking(At::Span);
+    let handle = TrackEventsHandle::new();
+    let seen = Seen::default();
+    let response = seen.layer(&handle).layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap();
+    armed.store(true, Ordering::Relaxed);
+    drop(response);
+    armed.store(false, Ordering::Relaxed);
+    assert!(drain(&handle).await.all_completed());
+    seen.only();
+}
+
+#[tokio::test]
+async fn a_refusal_whose_warning_panics_is_a_refusal() {
+    let (_default, armed) = panicking(At::Event);
+    let handle = TrackEventsHandle::builder().capacity(1).build().unwrap();
+    let _permit = handle.reserve().unwrap();
+    armed.store(true, Ordering::Relaxed);
+    let refused = catch_unwind(AssertUnwindSafe(|| handle.track("perhaps in a destructor", async {})));
+    armed.store(false, Ordering::Relaxed);
+    assert_eq!(refused.ok(), Some(Err(Refused::Full)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_is_always_ready_does_not_starve_its_time_limit() {
+    let handle = TrackEventsHandle::builder().event_timeout(Duration::from_millis(50)).build().unwrap();
+    handle
+        .track("busy", async {
+            let semaphore = tokio::sync::Semaphore::new(1);
+            loop {
+                // Ready at once, until the budget of the task is used up.
+                drop(semaphore.acquire().await);
+            }
+        })
+        .unwrap();
+    assert_eq!(drain(&handle).await.endings.timed_out, 1);
+}
+
+#[tokio::test]
+async fn debug_of_events_lets_its_writer_track() {
+    struct Tracks(tower_track_events::Events);
+    impl std::fmt::Write for Tracks {
+        fn write_str(&mut self, _: &str) -> std::fmt::Result {
+            self.0.track("from the writer", async {}).map_err(|_| std::fmt::Error)
+        }
+    }
+    let (layer, handle) = TrackEventsLayer::pair();
+    let service = layer.layer(service_fn(|request: Request<()>| {
+        let events = tower_track_events::Events::from_extensions(request.extensions()).unwrap().clone();
+        std::fmt::Write::write_fmt(&mut Tracks(events.clone()), format_args!("{events:?}")).unwrap();
+        ok(request)
+    }));
+    drop(service.oneshot(Request::new(())).await.unwrap());
+    assert!(drain(&handle).await.all_completed());
+}
