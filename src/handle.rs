@@ -92,7 +92,7 @@ impl TrackEventsHandle {
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        let (launch, runtime) = self.accept(name, Location::caller())?;
+        let (launch, runtime) = Launch::accept(self.shard(), name, true, Location::caller())?;
         launch.spawn(&runtime, &Span::current(), future);
         Ok(())
     }
@@ -123,7 +123,7 @@ impl TrackEventsHandle {
         F: FnOnce() -> T + Send + 'static,
         T: EventOutput,
     {
-        let (launch, runtime) = self.accept(name, Location::caller())?;
+        let (launch, runtime) = Launch::accept(self.shard(), name, true, Location::caller())?;
         launch.spawn_blocking(&runtime, &Span::current(), work);
         Ok(())
     }
@@ -312,17 +312,6 @@ impl TrackEventsHandle {
 
     pub(crate) fn shard(&self) -> &Arc<Shard> {
         self.shards.mine()
-    }
-
-    fn accept(
-        &self,
-        name: &'static str,
-        location: &'static Location<'static>,
-    ) -> Result<(Launch, tokio::runtime::Handle), Refused> {
-        let shard = self.shard();
-        let runtime = shard.runtime()?;
-        let ticket = shard.accept_event(name, true, location)?;
-        Ok((Launch { name, ticket }, runtime))
     }
 }
 

@@ -66,15 +66,13 @@ impl Record {
         Arc::new(Self { shard: Arc::clone(shard), began, opened_by, outer, book: Mutex::new(book) })
     }
 
-    /// Accepts an event of this exchange, or refuses it: the one decision. Then comes [`add`](Self::add).
+    /// Accepts an event of this exchange, or refuses it. Then comes [`add`](Self::add).
     pub(crate) fn accept(
         &self,
         name: &'static str,
         location: &'static Location<'static>,
     ) -> Result<(Launch, runtime::Handle), Refused> {
-        let runtime = self.shard.runtime()?;
-        let ticket = self.shard.accept_event(name, false, location)?;
-        Ok((Launch { name, ticket }, runtime))
+        Launch::accept(&self.shard, name, false, location)
     }
 
     /// Keeps the event until the exchange is over. If it is over already the event starts now.

@@ -1,7 +1,9 @@
 //! A tracked event as a task: its span, its time limit, its panic, its one ending.
 
 use std::{
+    panic::Location,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -12,10 +14,11 @@ use tracing::Span;
 
 use crate::{
     contain::contain,
-    house::House,
+    house::{House, Shard},
     inside,
     ledger::EventTicket,
     output::{EventOutput, sealed::Judge},
+    refused::Refused,
     snapshot::Ending,
 };
 
@@ -26,6 +29,18 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
+    /// Accepts an event for the runtime of here and now, or refuses it: the one decision.
+    pub(crate) fn accept(
+        shard: &Arc<Shard>,
+        name: &'static str,
+        started: bool,
+        location: &'static Location<'static>,
+    ) -> Result<(Self, runtime::Handle), Refused> {
+        let runtime = shard.runtime()?;
+        let ticket = shard.accept_event(name, started, location)?;
+        Ok((Self { name, ticket }, runtime))
+    }
+
     /// Runs the event as a task. If the runtime is going down the event is dropped instead, and counted as aborted.
     pub(crate) fn spawn<F>(self, runtime: &runtime::Handle, cause: &Span, future: F)
     where
