@@ -2,6 +2,7 @@
 
 mod bounds;
 mod capacity;
+mod conformance;
 mod drain;
 mod event;
 mod example;
