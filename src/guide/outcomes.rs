@@ -21,8 +21,8 @@
 //! was no body; `elapsed` is the time from the call of the service; `grpc_status` is [below](#grpc).
 //!
 //! The response being over is one thing, and the exchange being closed another: an exchange stays open, and a drain
-//! waits for it, until the body has been dropped, or the future if there was no response. A destructor may still record
-//! an event, which then starts at once.
+//! waits for it, until the body has been dropped, or the future if there was no response. Its destructor may still
+//! record events of this exchange.
 //!
 //! # A first look
 //!
@@ -169,9 +169,9 @@
 //! after sending its head. The bytes that go over the upgraded connection are not counted.
 //!
 //! Neither the exchange nor a graceful server waits for what follows. Take a [guard](crate::TrackEventsHandle::guard)
-//! and move it into the task that serves the socket: a drain waits for it. [How to end such a
-//! task](super::shutdown#websockets-and-other-upgrades) is a matter of the shutdown. The [`Events`] of the exchange can
-//! be moved there too; what is recorded starts at once.
+//! and move it into the task that serves the socket: a drain waits for it.
+//! [How to end such a task](super::shutdown#websockets-and-other-upgrades) is a matter of the shutdown. The [`Events`]
+//! of the exchange can be moved there too; what is recorded starts at once.
 //!
 //! # BodyError
 //!
@@ -192,9 +192,10 @@
 //!    Over HTTP/2 it would send it, which the client takes for a protocol error; axum's router keeps the body of a
 //!    `HEAD` back.
 //! 2. *A length was declared, and that many bytes were seen.* The length is that of the `Content-Length` header, or
-//!    else of the body's exact `size_hint`. Over HTTP/1 the response is over with the last of these bytes. hyper does
-//!    not ask for more: a stream with a `Content-Length`, a file for example, is dropped without having ended. Over
-//!    HTTP/2 trailers may follow, so the events start at the end of the body, or when it is dropped.
+//!    else of the body's exact `size_hint`. Over HTTP/1, by the version of the request, the response is over with the
+//!    last of these bytes. hyper does not ask for more: a stream with a `Content-Length`, a file for example, is
+//!    dropped without having ended. Over HTTP/2 trailers may follow, so the events start at the end of the body, or
+//!    when it is dropped.
 //! 3. *No length was declared, and an end was seen*: the body yielded `None` or trailers, or it says by `is_end_stream`
 //!    that nothing follows. An empty body says so from the start; its events start when it is dropped. A body that is
 //!    forwarded from an HTTP/2 client may say so later than its last frame: it is asked once more when it is dropped.
@@ -253,8 +254,8 @@
 //! when it reads or writes, so for a client that vanishes without a word this may be minutes later.
 //!
 //! For an endless response this is the ordinary end, and no error: server-sent events are `Aborted` when the client
-//! closes the page, and `Complete` when the server ends the stream, for instance [at
-//! shutdown](crate::TrackEventsHandle::draining).
+//! closes the page, and `Complete` when the server ends the stream, for instance
+//! [at shutdown](crate::TrackEventsHandle::draining).
 //!
 //! A layer outside of this one that throws the response away, to put an error page in its place, drops the body as
 //! well: `Aborted`, though the client is still there.

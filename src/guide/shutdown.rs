@@ -106,8 +106,8 @@
 //! With 10 seconds in all, 2 + 4 + 3 + 0.5 + 0.5 is a start. Where no load balancer stands in front, there is no pause.
 //!
 //! The share of the events is as long as the slowest of them may take, so bound that too: with an
-//! [`event_timeout`](crate::TrackEventsHandleBuilder::event_timeout). Part of the drain is the [settle
-//! time](crate::TrackEventsHandleBuilder::settle), 100 ms unless set.
+//! [`event_timeout`](crate::TrackEventsHandleBuilder::event_timeout). The
+//! [settle time](crate::TrackEventsHandleBuilder::settle) is a part of the drain, 100 ms unless set.
 //!
 //! # When a server's shutdown returns
 //!
@@ -117,17 +117,18 @@
 //! | the client | axum | hyper-util `GracefulShutdown` | axum-server, with a limit |
 //! |---|---|---|---|
 //! | is connected and silent | at once | at once | at once |
-//! | has sent half a request head | never | never | at the limit |
+//! | has sent half a request head | never | never, without a timer | at the limit |
 //! | keeps an idle HTTP/1 connection | at once | at once | at once |
-//! | is silent on HTTP/2 | never | never | at the limit |
+//! | is silent on HTTP/2 | never | never, without pings | at the limit |
 //! | waits for a handler | after the handler | after the handler | after the handler |
-//! | reads an endless stream | never | never | at the limit, its request still open |
+//! | reads an endless stream | never | never | at the limit, its request maybe still open |
 //! | has upgraded its connection | at once | at once | at once |
 //!
 //! tonic waits for its calls, and for an endless one until the client cancels it. So:
 //!
 //! - Bound the wait. A `timeout` around a server only abandons its connections: they go on, and answer their clients,
-//!   for as long as the process does. The drain waits for their requests.
+//!   for as long as the process does. The drain waits for the requests that they have brought. One that comes after the
+//!   drain was `Ok` is served too, but its events are refused.
 //! - Let endless streams end themselves, with `take_until(handle.draining())`. Then axum has returned within some
 //!   milliseconds in the sixth row.
 //! - *At once* in the last row does not mean that the WebSocket is closed: nobody waits for it, unless it has a
@@ -156,12 +157,16 @@
 //!
 //! ## hyper-util
 //!
-//! Four things are for the user to do. Connections and HTTP/2 streams spawned on
-//! [`handle.executor(..)`](crate::TrackEventsHandle::executor) are known to a drain before they have begun, which no
-//! layer can see; the settle time can be zero then. A timer makes hyper's time limit for request heads work (30 s
-//! unless set), which is off without one. A `watcher()` counts a connection from its accept on, and can be moved into
-//! its task: a connection may begin there only after a TLS handshake. And the listener is dropped before the wait, so
-//! that nobody connects to it any more.
+//! Some things are for the user to do:
+//!
+//! - *The executor.* Connections and HTTP/2 streams that are spawned on `handle.executor(..)` (feature `hyper`) are
+//!   known to a drain before they have begun, which no layer can see. The settle time can be zero then.
+//! - *Time limits.* Without a timer hyper has none. With one, it limits the time for a request head (30 s unless set),
+//!   and can ping HTTP/2 clients that are silent. A connection on that executor holds a guard, so one that never ends
+//!   cuts the drain short: give both limits, shorter than the wait for the server.
+//! - *The watcher.* `watcher()` counts a connection from its accept on, and can be moved into its task, where it may
+//!   begin only after a TLS handshake.
+//! - *The listener.* Drop it before the wait, so that nobody connects to it any more.
 //!
 //! ```no_run
 //! # async fn terminated() {}
@@ -187,7 +192,9 @@
 //!
 //! let executor = handle.executor(TokioExecutor::new());
 //! let mut server = auto::Builder::new(executor.clone());
-//! server.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(5));
+//! let time_limit = Duration::from_secs(5);
+//! server.http1().timer(TokioTimer::new()).header_read_timeout(time_limit);
+//! server.http2().timer(TokioTimer::new()).keep_alive_interval(time_limit).keep_alive_timeout(time_limit);
 //! let graceful = GracefulShutdown::new();
 //! let listener = TcpListener::bind("0.0.0.0:3000").await?;
 //! let signal = terminated(); // as above
