@@ -16,6 +16,8 @@ use http::{HeaderMap, Method, StatusCode, Version, header};
 /// *Complete* means that this layer handed the response on in full. It does not mean that the client received it:
 /// what the server has taken may still be lost on the way.
 ///
+/// [A page of the guide](crate::guide::outcomes) goes through each of them and its surprising cases.
+///
 /// # Examples
 ///
 /// ```

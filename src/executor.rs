@@ -28,6 +28,9 @@ impl TrackEventsHandle {
     /// request has not reached any service yet, and its server may have returned: with this executor a drain knows of
     /// it. Spawn the connections on it as well. Then [`settle`](crate::TrackEventsHandleBuilder::settle) can be zero.
     ///
+    /// A drain waits for a connection that never ends, too: give it
+    /// [time limits](crate::guide::shutdown#hyper-util).
+    ///
     /// A drain that is cut short names the place where the executor was made. After a drain was `Ok`, tasks are spawned
     /// without a guard.
     ///

@@ -235,6 +235,8 @@ impl TrackEventsHandle {
     /// The limit counts from the first poll. [`Duration::ZERO`] looks once, without settling; [`Duration::MAX`] waits
     /// for as long as it takes. When the limit comes, it looks a last time, without settling.
     ///
+    /// [A page of the guide](crate::guide::shutdown) has the steps around it, and what to do for each server.
+    ///
     /// # Errors
     ///
     /// [`CutShort`](crate::DrainError::CutShort) when the limit came first: it cancels nothing and closes nothing.

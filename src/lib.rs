@@ -57,10 +57,8 @@
 //! also when the service fails or panics, or the client leaves before the response. An event that wants to know takes
 //! an [`Exchange`]: [`Events::track_with`].
 //!
-//! The surprising cases: an event recorded after the response is over, through a clone of [`Events`], starts at once.
-//! An endless stream ends as [`Outcome::Aborted`], since its client leaves in the middle of it. A connection that is
-//! upgraded ends its exchange with the upgrade; hold a [guard](TrackEventsHandle::guard) while it lives. The exchange
-//! itself stays open until the body has been dropped, because its destructor may still record an event.
+//! Some outcomes surprise: an endless stream ends as [`Outcome::Aborted`], and a timeout may end as
+//! [`Outcome::Complete`]. [`guide::outcomes`] goes through all of them.
 //!
 //! # Shutdown
 //!
@@ -68,11 +66,12 @@
 //! waits for requests as well as for events, from the call of the service on. The steps, against one deadline that is
 //! counted from the signal:
 //!
-//! 1. [`begin_drain`](TrackEventsHandle::begin_drain): readiness probes that ask
-//!    [`is_draining`](TrackEventsHandle::is_draining) turn red, streams that wait for
-//!    [`draining`](TrackEventsHandle::draining) end themselves. Requests are still served, their events still taken.
+//! 1. [`begin_drain`](TrackEventsHandle::begin_drain): readiness turns red, endless streams end themselves. Requests
+//!    are still served, their events still taken.
 //! 2. Stop the server gracefully, but with a limit: one client with half a request head would hold it for ever.
 //! 3. [`drain`](TrackEventsHandle::drain) with the time that is left, and print what it answers.
+//!
+//! [`guide::shutdown`] has the whole of it: the budget, the wiring for each server, WebSockets, the exit.
 //!
 //! # Laws
 //!
@@ -107,6 +106,8 @@
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+pub mod guide;
 
 mod body;
 mod contain;
