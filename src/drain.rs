@@ -9,14 +9,15 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio::time::{self, Sleep};
+use tokio::time::{Instant, Sleep};
 
 use crate::{
     contain::contain,
     house::{House, Shards},
     inside,
-    ledger::{Look, Waiter},
-    report::{DrainError, DrainReport, Unfinished},
+    ledger::{Ledger, Look, Nanos, Waiter},
+    limit::{Limit, poll_sleep, sleep},
+    report::{DrainError, DrainReport, Progress, Unfinished},
 };
 
 pin_project! {
@@ -49,15 +50,15 @@ pin_project! {
         stop: S,
         waiter: Option<Waiter<House>>,
         quiet: Option<Quiet>,
+        progress: Option<ProgressTimer>,
         ended: bool,
     }
 }
 
-enum Limit {
-    Never,
-    After(Duration),
-    Running(Pin<Box<Sleep>>),
-    Over,
+/// When the next line about the progress is due.
+struct ProgressTimer {
+    began: Nanos,
+    due: Pin<Box<Sleep>>,
 }
 
 /// A time in which nothing has been open and nothing has come in, so far.
@@ -68,7 +69,7 @@ struct Quiet {
 
 impl Drain {
     pub(crate) fn within(shards: Arc<Shards>, limit: Duration) -> Self {
-        Self::new(shards, Limit::After(limit), future::pending())
+        Self::new(shards, Limit::after(limit), future::pending())
     }
 }
 
@@ -78,7 +79,7 @@ impl<S> Drain<S> {
     }
 
     fn new(shards: Arc<Shards>, limit: Limit, stop: S) -> Self {
-        Self { shards, limit, stop, waiter: None, quiet: None, ended: false }
+        Self { shards, limit, stop, waiter: None, quiet: None, progress: None, ended: false }
     }
 }
 
@@ -93,7 +94,7 @@ impl<S: Future> Future for Drain<S> {
             *this.ended = true;
             return Poll::Ready(Err(DrainError::InsideItself));
         }
-        let settle = ledger.context.settle;
+        let settle = ledger.context.settings.settle;
         let began = this.shards.begin_drain();
 
         let answer = 'answer: {
@@ -102,11 +103,18 @@ impl<S: Future> Future for Drain<S> {
             };
             is_over |= this.stop.as_mut().poll(cx).is_ready();
 
+            poll_progress(this.progress, ledger, this.limit, cx);
+
             // Registered before the look, so that whatever empties the house after it is heard of.
             this.waiter.get_or_insert_with(|| Waiter::new(ledger)).register(cx.waker());
             loop {
-                let quiet = this.quiet.as_mut();
-                let settled = quiet.is_some_and(|quiet| quiet.settled.as_mut().poll(cx).is_ready());
+                let settled = match this.quiet {
+                    Some(quiet) => poll_sleep(&mut quiet.settled, cx),
+                    None => Ok(false),
+                };
+                let Ok(settled) = settled else {
+                    break 'answer Err(DrainError::NoTimer);
+                };
                 let arrivals_before = this.quiet.as_ref().map(|quiet| quiet.arrivals);
                 let may_close =
                     |arrivals| is_over || settle.is_zero() || (settled && arrivals_before == Some(arrivals));
@@ -126,7 +134,7 @@ impl<S: Future> Future for Drain<S> {
                     Look::Idle { arrivals } if arrivals_before == Some(arrivals) => return Poll::Pending,
                     Look::Idle { arrivals } => {
                         // Round again, to poll the new timer.
-                        let Some(settled) = sleep(settle) else {
+                        let Ok(settled) = sleep(settle) else {
                             break 'answer Err(DrainError::NoTimer);
                         };
                         *this.quiet = Some(Quiet { arrivals, settled });
@@ -140,41 +148,36 @@ impl<S: Future> Future for Drain<S> {
     }
 }
 
-impl Limit {
-    /// Whether the limit is over; an error if it cannot be measured.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Result<bool, ()> {
-        if let Self::After(limit) = *self {
-            *self = match limit {
-                Duration::ZERO => Self::Over,
-                Duration::MAX => Self::Never,
-                limit => Self::Running(sleep(limit).ok_or(())?),
-            };
-        }
-        Ok(match self {
-            Self::Running(sleep) => sleep.as_mut().poll(cx).is_ready(),
-            Self::Over => true,
-            Self::Never | Self::After(_) => false,
-        })
+/// Logs what is left, each time that a line about it is due.
+fn poll_progress(timer: &mut Option<ProgressTimer>, ledger: &Ledger<House>, limit: &Limit, cx: &mut Context<'_>) {
+    let house = &ledger.context;
+    let every = house.settings.progress;
+    if every.is_zero() {
+        return;
     }
-}
-
-/// A timer; `None` where there is none, which tokio says only by a panic.
-fn sleep(duration: Duration) -> Option<Pin<Box<Sleep>>> {
-    contain(|| Box::pin(time::sleep(duration))).ok()
+    if timer.is_none() {
+        let began = house.now();
+        // Without a timer there is no progress to tell of.
+        *timer = sleep(every).ok().map(|due| ProgressTimer { began, due });
+    }
+    let Some(ProgressTimer { began, due }) = timer else { return };
+    while poll_sleep(due, cx).unwrap_or(false) {
+        due.as_mut().reset(Instant::now() + every);
+        let _ = contain(|| {
+            if tracing::enabled!(tracing::Level::INFO) {
+                let progress = Progress::of(ledger, house.age(*began), limit.duration());
+                tracing::info!("{progress}");
+            }
+        });
+    }
 }
 
 impl<S> fmt::Debug for Drain<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { shards: _, limit, stop: _, waiter, quiet, ended } = self;
-        let limit = match limit {
-            Limit::Never => None,
-            Limit::After(limit) => Some(*limit),
-            Limit::Running(sleep) => Some(sleep.deadline().saturating_duration_since(time::Instant::now())),
-            Limit::Over => Some(Duration::ZERO),
-        };
+        let Self { shards: _, limit, stop: _, waiter, quiet, progress: _, ended } = self;
         f.debug_struct("Drain")
             .field("polled", &waiter.is_some())
-            .field("limit_left", &limit)
+            .field("limit_left", &limit.left())
             .field("settling", &quiet.is_some())
             .field("ended", ended)
             .finish_non_exhaustive()

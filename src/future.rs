@@ -3,6 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
+    sync::{Mutex, PoisonError},
     task::{Context, Poll, ready},
 };
 
@@ -10,7 +11,7 @@ use http::Response;
 use http_body::Body;
 use pin_project_lite::pin_project;
 
-use crate::{body::ResponseBody, guard::ExchangeGuard};
+use crate::{body::ResponseBody, guard::ExchangeGuard, overflow::Waiting};
 
 pin_project! {
     /// The future of a response that passes through [`TrackEvents`](crate::TrackEvents).
@@ -19,6 +20,9 @@ pin_project! {
     ///
     /// When polled again after it was ready.
     pub struct ResponseFuture<F> {
+        // Before the inner future is polled for the first time. Boxed, because it is rare. The mutex is never locked: it
+        // makes what it holds `Sync`, or this future would be less so than the inner one.
+        waiting: Option<Box<Mutex<Waiting>>>,
         // Dropped as soon as it is ready: what its destructor records belongs to the exchange.
         #[pin]
         inner: Option<F>,
@@ -28,8 +32,8 @@ pin_project! {
 }
 
 impl<F> ResponseFuture<F> {
-    pub(crate) fn new(inner: F, guard: Option<ExchangeGuard>) -> Self {
-        Self { inner: Some(inner), guard }
+    pub(crate) fn new(inner: F, guard: Option<ExchangeGuard>, waiting: Option<Waiting>) -> Self {
+        Self { waiting: waiting.map(|waiting| Box::new(Mutex::new(waiting))), inner: Some(inner), guard }
     }
 }
 
@@ -42,6 +46,10 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
+        if let Some(waiting) = this.waiting {
+            ready!(waiting.get_mut().unwrap_or_else(PoisonError::into_inner).poll(cx));
+            *this.waiting = None;
+        }
         let Some(guard) = this.guard else {
             let response = ready!(poll_to_end(this.inner, cx))?;
             return Poll::Ready(Ok(response.map(|body| ResponseBody::new(body, None))));
@@ -84,7 +92,10 @@ fn poll_to_end<F: Future>(mut future: Pin<&mut Option<F>>, cx: &mut Context<'_>)
 
 impl<F> fmt::Debug for ResponseFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { inner, guard: _ } = self;
-        f.debug_struct("ResponseFuture").field("ready", &inner.is_none()).finish_non_exhaustive()
+        let Self { waiting, inner, guard: _ } = self;
+        f.debug_struct("ResponseFuture")
+            .field("waits_for_room", &waiting.is_some())
+            .field("ready", &inner.is_none())
+            .finish_non_exhaustive()
     }
 }

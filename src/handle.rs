@@ -2,17 +2,19 @@
 
 use std::{error::Error, fmt, panic::Location, sync::Arc, time::Duration};
 
+use tokio::runtime;
 use tracing::Span;
 
 use crate::{
     drain::Drain,
-    house::{House, Shard, Shards},
-    ledger::{self, Ticket},
+    house::{House, Settings, Shard, Shards},
+    ledger::{self, Stage, Ticket},
     output::EventOutput,
     permit::Permit,
     refused::Refused,
     snapshot::Snapshot,
     task::Launch,
+    wait_idle::WaitIdle,
 };
 
 /// The handle: tracks events, drains them, and counts them.
@@ -54,13 +56,19 @@ impl TrackEventsHandle {
     // A `Default` would make a second ledger by accident, which drains nothing.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
-        let TrackEventsHandleBuilder { capacity, settle, event_timeout } = Self::builder();
-        Self { shards: House::build(capacity as u32, settle, event_timeout) }
+        Self { shards: House::build(Self::builder().settings(DEFAULT_CAPACITY)) }
     }
 
-    /// Makes a builder: capacity 65,536, settle time 100 ms, no event timeout.
+    /// Makes a builder: capacity 65,536, settle time 100 ms, a line about the progress of a drain each second, no event
+    /// timeout, events run on the runtime in which they are recorded.
     pub fn builder() -> TrackEventsHandleBuilder {
-        TrackEventsHandleBuilder { capacity: DEFAULT_CAPACITY, settle: DEFAULT_SETTLE, event_timeout: None }
+        TrackEventsHandleBuilder {
+            capacity: DEFAULT_CAPACITY as usize,
+            settle: DEFAULT_SETTLE,
+            event_timeout: None,
+            progress: DEFAULT_PROGRESS,
+            runtime: None,
+        }
     }
 
     /// Starts `future` at once as an event called `name`.
@@ -92,7 +100,7 @@ impl TrackEventsHandle {
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        let (launch, runtime) = Launch::accept(self.shard(), name, true, Location::caller())?;
+        let (launch, runtime) = Launch::accept(self.shard(), name, Stage::Started, Location::caller(), None)?;
         launch.spawn(&runtime, &Span::current(), future);
         Ok(())
     }
@@ -123,7 +131,7 @@ impl TrackEventsHandle {
         F: FnOnce() -> T + Send + 'static,
         T: EventOutput,
     {
-        let (launch, runtime) = Launch::accept(self.shard(), name, true, Location::caller())?;
+        let (launch, runtime) = Launch::accept(self.shard(), name, Stage::Started, Location::caller(), None)?;
         launch.spawn_blocking(&runtime, &Span::current(), work);
         Ok(())
     }
@@ -296,6 +304,81 @@ impl TrackEventsHandle {
         Drain::until(Arc::clone(&self.shards), stop)
     }
 
+    /// Waits until the events that have been accepted before its first poll have ended, and says so.
+    ///
+    /// Events that are accepted later are not waited for, even if the earlier ones record them; nor are requests, guards
+    /// and permits. So it comes to its end while others go on to track events. It closes nothing. What is recorded in an
+    /// exchange ends only after that exchange: drop the response first.
+    ///
+    /// The limit counts from the first poll. [`Duration::ZERO`] looks once; [`Duration::MAX`] waits for as long as it
+    /// takes.
+    ///
+    /// # Errors
+    ///
+    /// [`TimedOut`](crate::WaitIdleError::TimedOut) when the limit came first, with what is pending;
+    /// [`InsideItself`](crate::WaitIdleError::InsideItself) when polled inside an event, a handler or a body of this
+    /// handle; [`NoTimer`](crate::WaitIdleError::NoTimer) when there is no tokio timer to measure the limit with.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it loses nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let handle = tower_track_events::TrackEventsHandle::new();
+    /// handle.track("audit", async { /* write a row */ })?;
+    /// handle.wait_idle(std::time::Duration::from_secs(1)).await?;
+    /// assert_eq!(handle.snapshot().completed, 1);
+    /// handle.track("audit", async {})?; // nothing was closed
+    /// # Ok(()) }
+    /// ```
+    pub fn wait_idle(&self, limit: Duration) -> WaitIdle {
+        WaitIdle::new(Arc::clone(&self.shards), limit)
+    }
+
+    /// Ends the events that are pending now, whether they have started or not.
+    ///
+    /// An event that waits for the end of its exchange ends here, in this call. One that runs is woken, and ends as soon
+    /// as its runtime polls it. Each is dropped with its destructors, counted as aborted, and logged. Exchanges, guards
+    /// and permits stay, nothing is closed, and events that are recorded from now on are accepted as before: a later
+    /// drain may still wait for all of these, and be cut short by them.
+    ///
+    /// A [blocking](Self::track_blocking) event that has a thread cannot be aborted: it goes on, and ends as it ends.
+    /// One that still waits for a thread is aborted.
+    ///
+    /// # Which ending wins
+    ///
+    /// The first of these that is found when an event is polled: it is to be aborted; it returns or panics; its time
+    /// limit is over. So an event that returned in the poll during which it was aborted has completed, and one that is
+    /// aborted and out of time is aborted. A panic of its destructors is counted before all of them.
+    ///
+    /// # Examples
+    ///
+    /// Give up on what a drain could not wait for, and let it run its destructors:
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let handle = tower_track_events::TrackEventsHandle::new();
+    /// handle.track("webhook.retry", std::future::pending::<()>())?;
+    ///
+    /// let report = match handle.drain(Duration::from_millis(20)).await {
+    ///     Err(cut_short) => {
+    ///         eprintln!("{cut_short}");
+    ///         handle.abort();
+    ///         handle.drain(Duration::from_secs(1)).await?
+    ///     }
+    ///     Ok(report) => report,
+    /// };
+    /// assert_eq!(report.endings.aborted, 1);
+    /// # Ok(()) }
+    /// ```
+    pub fn abort(&self) {
+        self.shards.ledger().abort();
+    }
+
     /// Counts what is open and what has ended, at one instant.
     ///
     /// It takes all locks of the ledger for the time of a few additions: fit for a metrics endpoint, not for each
@@ -327,7 +410,8 @@ impl fmt::Debug for TrackEventsHandle {
     }
 }
 
-const DEFAULT_CAPACITY: usize = 65_536;
+const DEFAULT_CAPACITY: u32 = 65_536;
+const DEFAULT_PROGRESS: Duration = Duration::from_secs(1);
 const DEFAULT_SETTLE: Duration = Duration::from_millis(100);
 
 /// Settings of a [`TrackEventsHandle`], from [`TrackEventsHandle::builder`].
@@ -351,6 +435,8 @@ pub struct TrackEventsHandleBuilder {
     capacity: usize,
     settle: Duration,
     event_timeout: Option<Duration>,
+    progress: Duration,
+    runtime: Option<runtime::Handle>,
 }
 
 impl TrackEventsHandleBuilder {
@@ -387,21 +473,62 @@ impl TrackEventsHandleBuilder {
         self
     }
 
+    /// Logs a line about what is left each time this much of a drain has passed, at the level `INFO`. Default: 1 second;
+    /// [`Duration::ZERO`] switches it off.
+    ///
+    /// ```text
+    /// draining: 2 requests open, 17 events pending (order.created x15, audit x2), 3.2 s of 5.0 s
+    /// ```
+    ///
+    /// A drain without a timer logs none of them.
+    pub fn progress(mut self, every: Duration) -> Self {
+        self.progress = every;
+        self
+    }
+
+    /// Lets all events run on this runtime. Default: each runs on that in which it is recorded, or, recorded outside of
+    /// any, on the first in which the handle was used.
+    ///
+    /// For handlers that are not called in a runtime, for one that is to be kept free of the work of events, and where
+    /// the runtime that comes first may not be the one that lives longest: an event for a runtime that has shut down is
+    /// accepted and counted as aborted.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_track_events::TrackEventsHandle;
+    ///
+    /// let background = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    /// let handle = TrackEventsHandle::builder().runtime(background.handle().clone()).build()?;
+    /// handle.track("audit", async {})?; // from a thread without a runtime
+    /// # background.block_on(handle.drain(std::time::Duration::MAX))?;
+    /// # Ok(()) }
+    /// ```
+    pub fn runtime(mut self, runtime: runtime::Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
     /// Makes the handle.
     ///
     /// # Errors
     ///
     /// [`InvalidSetting`] for a capacity of zero or beyond 4,294,967,295, or an event timeout of zero.
     pub fn build(self) -> Result<TrackEventsHandle, InvalidSetting> {
-        let Self { capacity, settle, event_timeout } = self;
-        let capacity = match u32::try_from(capacity) {
+        let capacity = match u32::try_from(self.capacity) {
             Ok(capacity) if capacity > 0 => capacity,
-            _ => return Err(InvalidSetting::Capacity(capacity)),
+            _ => return Err(InvalidSetting::Capacity(self.capacity)),
         };
-        if event_timeout == Some(Duration::ZERO) {
+        if self.event_timeout == Some(Duration::ZERO) {
             return Err(InvalidSetting::EventTimeout);
         }
-        Ok(TrackEventsHandle { shards: House::build(capacity, settle, event_timeout) })
+        Ok(TrackEventsHandle { shards: House::build(self.settings(capacity)) })
+    }
+
+    fn settings(self, capacity: u32) -> Settings {
+        let Self { capacity: _, settle, event_timeout, progress, runtime } = self;
+        Settings { capacity, settle, event_timeout, progress, runtime }
     }
 }
 

@@ -13,6 +13,9 @@ use http::request::Parts;
 
 use crate::{
     contain::contain,
+    ledger::Room,
+    overflow::{self, Overflow, Waiting, WaitingEvent},
+    permit::fill,
     record::{HookListId, Record, Start},
 };
 
@@ -31,42 +34,79 @@ pub(crate) struct Hook {
 pub(crate) struct HookList {
     pub(crate) id: HookListId,
     pub(crate) hooks: Box<[Hook]>,
+    overflow: Overflow,
 }
 
 impl HookList {
-    pub(crate) fn new(hooks: Vec<Hook>) -> Arc<Self> {
+    pub(crate) fn new(hooks: Vec<Hook>, overflow: Overflow) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Arc::new(Self { id: NEXT.fetch_add(1, Ordering::Relaxed), hooks: hooks.into() })
+        Arc::new(Self { id: NEXT.fetch_add(1, Ordering::Relaxed), hooks: hooks.into(), overflow })
     }
 
-    /// Records an event for each hook. One that is refused is counted: nobody is there to take the error.
-    pub(crate) fn record(&self, record: &Record, request: &Parts) {
-        for hook in &self.hooks {
-            hook.record(record, request);
-        }
+    /// Records an event for each hook that applies, and gives those that are to wait for room. One that is refused is
+    /// counted: nobody is there to take the error.
+    pub(crate) fn record(&self, record: &Arc<Record>, request: &Parts) -> Option<Waiting> {
+        let limit = match self.overflow {
+            Overflow::Wait(limit) if !limit.is_zero() => limit,
+            _ => {
+                self.hooks.iter().for_each(|hook| hook.record_or_shed(record, request));
+                return None;
+            }
+        };
+        let waiting: Vec<_> = self.hooks.iter().filter_map(|hook| hook.record_or_wait(record, request)).collect();
+        (!waiting.is_empty()).then(|| Waiting::new(record, waiting, limit))
     }
 }
 
 impl Hook {
-    fn record(&self, record: &Record, request: &Parts) {
-        let applies = contain(|| self.filter.as_ref().is_none_or(|filter| filter(request)));
+    fn record_or_shed(&self, record: &Arc<Record>, request: &Parts) {
+        let applies = self.applies(request);
         if matches!(applies, Ok(false)) {
             return;
         }
         let Ok((launch, runtime)) = record.accept(self.name, self.location) else {
             return;
         };
-        // The request is served, whatever the hook does.
-        match applies.and_then(|_| contain(|| (self.make)(request))) {
+        match self.start(applies, request) {
             Ok(start) => record.add(launch, runtime, start),
             Err(panic) => launch.panicked(panic),
         }
+    }
+
+    fn record_or_wait(&self, record: &Arc<Record>, request: &Parts) -> Option<WaitingEvent> {
+        let applies = self.applies(request);
+        if matches!(applies, Ok(false)) {
+            return None;
+        }
+        let Self { name, location, .. } = *self;
+        let (runtime, room) = overflow::room_for(record, location).ok()?;
+        let start = self.start(applies, request);
+        match (room, start) {
+            (Room::Granted(permit), Ok(start)) => {
+                record.add(fill(permit, name, Some(record), location), runtime, start);
+                None
+            }
+            (Room::Granted(permit), Err(panic)) => {
+                fill(permit, name, Some(record), location).panicked(panic);
+                None
+            }
+            (Room::Queued(room), start) => Some(WaitingEvent { name, location, runtime, start, room }),
+        }
+    }
+
+    fn applies(&self, request: &Parts) -> Result<bool, String> {
+        contain(|| self.filter.as_ref().is_none_or(|filter| filter(request)))
+    }
+
+    /// What starts the event, or the panic of the hook. The request is served, whatever the hook does.
+    fn start(&self, applies: Result<bool, String>, request: &Parts) -> Result<Start, String> {
+        applies.and_then(|_| contain(|| (self.make)(request)))
     }
 }
 
 impl fmt::Debug for HookList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id: _, hooks } = self;
+        let Self { id: _, hooks, overflow: _ } = self;
         f.debug_list().entries(hooks.iter().map(|hook| hook.name)).finish()
     }
 }

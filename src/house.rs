@@ -3,6 +3,7 @@
 use std::{
     panic::Location,
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    task::Waker,
     time::Duration,
 };
 
@@ -10,7 +11,7 @@ use tokio::{runtime, sync::watch, time::Instant};
 
 use crate::{
     contain::contain,
-    ledger::{self, EventTicket, Ledger, Nanos, PermitTicket, ShardRef},
+    ledger::{self, EventTicket, Ledger, Nanos, NewEvent, PermitTicket, Room, ShardRef, Stage},
     refused::Refused,
     snapshot::Endings,
 };
@@ -23,14 +24,23 @@ pub(crate) struct Shards {
 }
 
 pub(crate) struct House {
-    pub(crate) settle: Duration,
-    pub(crate) event_timeout: Option<Duration>,
+    pub(crate) settings: Settings,
     epoch: Instant,
     /// The first runtime in which the handle was used: for what is recorded outside of any.
-    runtime: OnceLock<runtime::Handle>,
+    first_runtime: OnceLock<runtime::Handle>,
     draining: watch::Sender<bool>,
     drain_began: OnceLock<DrainBegan>,
     shards: Mutex<Weak<Shards>>,
+}
+
+/// What the builder of the handle was told.
+pub(crate) struct Settings {
+    pub(crate) capacity: u32,
+    pub(crate) settle: Duration,
+    pub(crate) event_timeout: Option<Duration>,
+    pub(crate) progress: Duration,
+    /// The runtime for all events, instead of that in which each is recorded.
+    pub(crate) runtime: Option<runtime::Handle>,
 }
 
 /// The state of the house when its drain began.
@@ -40,17 +50,22 @@ pub(crate) struct DrainBegan {
 }
 
 impl House {
-    pub(crate) fn build(capacity: u32, settle: Duration, event_timeout: Option<Duration>) -> Arc<Shards> {
+    pub(crate) fn build(settings: Settings) -> Arc<Shards> {
+        let capacity = settings.capacity;
         let house = Self {
-            settle,
-            event_timeout,
+            settings,
             epoch: Instant::now(),
-            runtime: OnceLock::new(),
+            first_runtime: OnceLock::new(),
             draining: watch::Sender::new(false),
             drain_began: OnceLock::new(),
             shards: Mutex::default(),
         };
-        Shards::of(&Ledger::new(capacity, shard_count(), house))
+        Shards::of(&Ledger::new(capacity, shard_count(), house, Self::announce_room))
+    }
+
+    /// The end of an episode whose begin was announced.
+    fn announce_room(&self) {
+        let _ = contain(|| tracing::info!("events are accepted again: the house has room"));
     }
 
     pub(crate) fn now(&self) -> Nanos {
@@ -124,7 +139,10 @@ impl Shard {
 
     /// The runtime for an event that is recorded here and now. A refusal is counted.
     pub(crate) fn runtime(&self) -> Result<runtime::Handle, Refused> {
-        let first = &self.house().runtime;
+        if let Some(runtime) = &self.house().settings.runtime {
+            return Ok(runtime.clone());
+        }
+        let first = &self.house().first_runtime;
         match runtime::Handle::try_current() {
             Ok(current) => {
                 if first.get().is_none() {
@@ -142,7 +160,7 @@ impl Shard {
 
     /// Lets events that are recorded outside of a runtime later find this one.
     pub(crate) fn remember_runtime(&self) {
-        let first = &self.house().runtime;
+        let first = &self.house().first_runtime;
         if first.get().is_none() {
             if let Ok(current) = runtime::Handle::try_current() {
                 let _ = first.set(current);
@@ -153,10 +171,23 @@ impl Shard {
     pub(crate) fn accept_event(
         self: &Arc<Self>,
         name: &'static str,
-        started: bool,
+        stage: Stage,
         location: &'static Location<'static>,
+        holder: Option<Waker>,
     ) -> Result<EventTicket<House>, Refused> {
-        self.accept(name, started, location, self.house().now()).inspect_err(|refused| self.announce(*refused, name))
+        let event = NewEvent { name, stage, location, since: self.house().now(), holder };
+        self.accept(event).inspect_err(|refused| self.announce(*refused, name))
+    }
+
+    /// Refuses an event that has waited for room for long enough.
+    pub(crate) fn shed(&self, name: &'static str) {
+        self.count_refused();
+        self.announce(Refused::Full, name);
+    }
+
+    /// Takes room for one event, or a place in the queue for it.
+    pub(crate) fn room(self: &Arc<Self>, location: &'static Location<'static>) -> Result<Room<House>, Refused> {
+        self.reserve_or_queue(location, self.house().now())
     }
 
     pub(crate) fn reserve_event(

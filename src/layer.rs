@@ -11,6 +11,8 @@ use crate::{
     handle::TrackEventsHandle,
     hook::{Hook, HookList},
     output::EventOutput,
+    overflow::Overflow,
+    record::Start,
     service::TrackEvents,
 };
 
@@ -60,7 +62,7 @@ impl TrackEventsLayer {
 
     /// Makes a builder for a layer that tracks events for every exchange.
     pub fn builder(handle: TrackEventsHandle) -> TrackEventsLayerBuilder {
-        TrackEventsLayerBuilder { handle, hooks: Vec::new() }
+        TrackEventsLayerBuilder { handle, hooks: Vec::new(), overflow: Overflow::default() }
     }
 
     /// Gets a reference to the handle.
@@ -88,8 +90,9 @@ impl fmt::Debug for TrackEventsLayer {
 ///
 /// # When these events are accepted, and when they start
 ///
-/// For each request, `make` is called before the inner service is, and the event is accepted or refused then. One that
-/// is refused is counted in [`Snapshot::refused`](crate::Snapshot::refused); the request is served. What `make` returns
+/// For each request, `make` is called before the inner service is, and the event is accepted or refused then, or after
+/// it has waited for room: [`Overflow`]. One that is refused is counted in
+/// [`Snapshot::refused`](crate::Snapshot::refused); the request is served. What `make` returns
 /// is called when the exchange is over, as a part of the event. A panic in either, or in the filter, is the event's: it
 /// is counted and logged, and the request is served.
 ///
@@ -117,6 +120,7 @@ impl fmt::Debug for TrackEventsLayer {
 pub struct TrackEventsLayerBuilder {
     handle: TrackEventsHandle,
     hooks: Vec<Hook>,
+    overflow: Overflow,
 }
 
 impl TrackEventsLayerBuilder {
@@ -149,9 +153,15 @@ impl TrackEventsLayerBuilder {
         self.add(Hook { name, location: Location::caller(), filter: Some(Box::new(filter)), make: boxed(make) })
     }
 
+    /// Sets what becomes of these events when the house is full: they are shed unless set. A wait of zero sheds too.
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.overflow = overflow;
+        self
+    }
+
     /// Makes the layer.
     pub fn build(self) -> TrackEventsLayer {
-        TrackEventsLayer { handle: self.handle, hooks: HookList::new(self.hooks) }
+        TrackEventsLayer { handle: self.handle, hooks: HookList::new(self.hooks, self.overflow) }
     }
 
     fn add(mut self, hook: Hook) -> Self {
@@ -160,7 +170,7 @@ impl TrackEventsLayerBuilder {
     }
 }
 
-fn boxed<M, W, F>(make: M) -> Box<dyn Fn(&Parts) -> crate::record::Start + Send + Sync>
+fn boxed<M, W, F>(make: M) -> Box<dyn Fn(&Parts) -> Start + Send + Sync>
 where
     M: Fn(&Parts) -> W + Send + Sync + 'static,
     W: FnOnce(Exchange) -> F + Send + 'static,
@@ -172,8 +182,12 @@ where
 
 impl fmt::Debug for TrackEventsLayerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { handle, hooks } = self;
+        let Self { handle, hooks, overflow } = self;
         let names: Vec<_> = hooks.iter().map(|hook| hook.name).collect();
-        f.debug_struct("TrackEventsLayerBuilder").field("handle", handle).field("events", &names).finish()
+        f.debug_struct("TrackEventsLayerBuilder")
+            .field("handle", handle)
+            .field("events", &names)
+            .field("overflow", overflow)
+            .finish()
     }
 }

@@ -22,19 +22,26 @@
 //!    shard that runs empty after that look took its lock after the look released it, and so sees the registration.
 //! 6. *No user code under a lock* (L6): names and locations are `&'static`, wakers are taken out of their list before
 //!    they are woken, and what an event owns is dropped by its owner before the ticket.
+//! 7. *Eras divide the events.* An event belongs to the era in which it was accepted. An abort and the begin of a wait
+//!    for idleness each end an era, under all locks, so that "accepted before" is exact.
+//! 8. *Room that is waited for is not given away.* A queue is entered under all locks, when there is no room anywhere.
+//!    From then on what is given back goes to the first in the queue, as a permit, under the lock of its shard; so no
+//!    shard and no pool has room before the queue is empty.
 //!
-//! Locks are taken in the order: shards by index, then the list of waiters. The reference count of the ledger is a line
+//! Locks are taken in the order: shards by index, then a list of waiters. The reference count of the ledger is a line
 //! that every thread would write, so a ticket holds a [`ShardRef`] instead: one reference count per shard.
 
 use std::{
     cell::Cell,
     collections::{BTreeMap, HashMap},
+    mem,
     panic::Location,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
-    task::Waker,
+    task::{Poll, Waker},
+    time::Duration,
 };
 
 use crate::{
@@ -61,9 +68,18 @@ pub(crate) struct Ledger<C> {
     /// Room that no shard holds. Changed only under the lock of the shard it comes from or goes to.
     pool: AtomicU32,
     fullness: AtomicU8,
+    /// Events of earlier eras are to be aborted. Changed only under all locks.
+    aborted_before: AtomicU64,
     waiters: Waiters,
+    idle_waits: Mutex<IdleWaits>,
+    room_queue: RoomQueue<C>,
+    /// Called, without a lock, when the house was full and has room again.
+    on_room_again: fn(&C),
     pub(crate) context: C,
 }
+
+/// Numbers the times between two aborts or waits for idleness.
+pub(crate) type Era = u64;
 
 /// Values of `fullness`. A full house stays *full* until a quarter of it is free, so that a house at the brim is one
 /// episode and not thousands; while it is full, room goes straight back to the pool, where every shard finds it.
@@ -79,6 +95,8 @@ struct Shard(Mutex<State>);
 #[derive(Default)]
 struct State {
     closed: bool,
+    /// The same in all shards.
+    era: Era,
     room: u32,
     /// Everything that was ever admitted: tells two looks whether anything came in between.
     arrivals: u64,
@@ -104,6 +122,8 @@ pub(crate) struct ShardRef<C> {
 #[derive(Clone, Copy)]
 struct Entry {
     kind: Kind,
+    /// Set when it enters.
+    era: Era,
     location: &'static Location<'static>,
     since: Nanos,
 }
@@ -113,13 +133,35 @@ pub(crate) enum Kind {
     Request,
     Guard,
     Permit,
-    Event { name: &'static str, started: bool },
+    Event { name: &'static str, stage: Stage },
+}
+
+/// How far an event is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Stage {
+    /// Its exchange is open.
+    Recorded,
+    Started,
+    /// It occupies a blocking thread, and cannot be aborted.
+    Blocking,
+}
+
+/// What is said of an event when it is accepted.
+pub(crate) struct NewEvent {
+    pub(crate) name: &'static str,
+    pub(crate) stage: Stage,
+    pub(crate) location: &'static Location<'static>,
+    pub(crate) since: Nanos,
+    /// Is woken when the event is to be aborted.
+    pub(crate) holder: Option<Waker>,
 }
 
 /// Who has it is responsible for one entry, and removes it by dropping the ticket.
 pub(crate) struct Ticket<C> {
     shard: Arc<ShardRef<C>>,
     key: u32,
+    /// Of an event: the era in which it was accepted.
+    era: Era,
     ending: Ending,
 }
 
@@ -151,9 +193,23 @@ pub(crate) struct Group {
     pub(crate) oldest: Nanos,
 }
 
+impl Group {
+    const EMPTY: Self = Self { count: 0, oldest: Nanos::MAX };
+
+    /// The age of the oldest.
+    pub(crate) fn age(&self, now: Nanos) -> Duration {
+        Duration::from_nanos(now.saturating_sub(self.oldest))
+    }
+
+    fn add(&mut self, entry: &Entry) {
+        self.count += 1;
+        self.oldest = self.oldest.min(entry.since);
+    }
+}
+
 impl<C> Ledger<C> {
     /// The capacity is at least 1.
-    pub(crate) fn new(capacity: u32, shards: usize, context: C) -> Arc<Self> {
+    pub(crate) fn new(capacity: u32, shards: usize, context: C, on_room_again: fn(&C)) -> Arc<Self> {
         let block = (capacity / (4 * shards as u32)).clamp(1, MAX_BLOCK);
         Arc::new(Self {
             shards: (0..shards).map(|_| Shard::default()).collect(),
@@ -161,7 +217,11 @@ impl<C> Ledger<C> {
             block,
             pool: AtomicU32::new(capacity),
             fullness: AtomicU8::new(ROOMY),
+            aborted_before: AtomicU64::new(0),
             waiters: Waiters::default(),
+            idle_waits: Mutex::default(),
+            room_queue: RoomQueue::default(),
+            on_room_again,
             context,
         })
     }
@@ -210,12 +270,33 @@ impl<C> Ledger<C> {
                 *wrong.entry(*name).or_default() += *endings;
             }
             for entry in state.slots.iter() {
-                let group = open.entry((entry.kind, entry.location)).or_insert(Group { count: 0, oldest: entry.since });
-                group.count += 1;
-                group.oldest = group.oldest.min(entry.since);
+                open.entry((entry.kind, entry.location)).or_insert(Group::EMPTY).add(entry);
             }
         }
         Holdings { snapshot: count(&shards), endings: total(&shards), wrong, open: open.into_iter().collect() }
+    }
+
+    /// Lets all events that are pending now be aborted by whoever holds them.
+    pub(crate) fn abort(&self) {
+        let mut shards = self.lock_all();
+        let era = next_era(&mut shards);
+        // Relaxed: whoever holds an event looks here under a lock that is taken after its holder was set, or after it
+        // was woken.
+        self.aborted_before.store(era, Ordering::Relaxed);
+        let holders: Vec<_> = shards.iter_mut().flat_map(|state| state.slots.take_holders()).collect();
+        drop(shards);
+        wake(holders);
+    }
+
+    /// What is pending of the events that were accepted before an era.
+    pub(crate) fn pending_before(&self, era: Era) -> BTreeMap<(Kind, &'static Location<'static>), Group> {
+        let mut pending = BTreeMap::new();
+        for state in &self.lock_all() {
+            for entry in state.slots.iter().filter(|entry| entry.is_event_before(era)) {
+                pending.entry((entry.kind, entry.location)).or_insert(Group::EMPTY).add(entry);
+            }
+        }
+        pending
     }
 
     /// Whether somebody should say that the house is full: once an episode.
@@ -252,6 +333,14 @@ fn count(shards: &[MutexGuard<'_, State>]) -> Snapshot {
     }
 }
 
+/// Ends the era, and gives the next one.
+fn next_era(shards: &mut [MutexGuard<'_, State>]) -> Era {
+    for state in shards.iter_mut() {
+        state.era += 1;
+    }
+    shards[0].era
+}
+
 fn total(shards: &[MutexGuard<'_, State>]) -> Endings {
     let mut endings = Endings::default();
     for state in shards {
@@ -262,14 +351,13 @@ fn total(shards: &[MutexGuard<'_, State>]) -> Endings {
 
 impl Shard {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that runs under the lock panics half-way through a change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
 impl<C> ShardRef<C> {
     pub(crate) fn open_request(self: &Arc<Self>, since: Nanos) -> Result<Ticket<C>, Refused> {
-        self.admit(Kind::Request, Location::caller(), since)
+        self.admit(Entry { kind: Kind::Request, location: Location::caller(), since, era: 0 }, None)
     }
 
     pub(crate) fn guard(
@@ -277,7 +365,7 @@ impl<C> ShardRef<C> {
         location: &'static Location<'static>,
         since: Nanos,
     ) -> Result<Ticket<C>, Refused> {
-        self.admit(Kind::Guard, location, since)
+        self.admit(Entry { kind: Kind::Guard, location, since, era: 0 }, None)
     }
 
     pub(crate) fn reserve(
@@ -285,18 +373,41 @@ impl<C> ShardRef<C> {
         location: &'static Location<'static>,
         since: Nanos,
     ) -> Result<PermitTicket<C>, Refused> {
-        self.admit(Kind::Permit, location, since).map(PermitTicket)
+        self.admit(Entry { kind: Kind::Permit, location, since, era: 0 }, None).map(PermitTicket)
     }
 
     /// Accepts an event, or refuses it: the one decision.
-    pub(crate) fn accept(
+    pub(crate) fn accept(self: &Arc<Self>, event: NewEvent) -> Result<EventTicket<C>, Refused> {
+        let (entry, holder) = event.entry();
+        self.admit(entry, holder).map(EventTicket)
+    }
+
+    /// Takes room for one event, or a place in the queue for it.
+    pub(crate) fn reserve_or_queue(
         self: &Arc<Self>,
-        name: &'static str,
-        started: bool,
         location: &'static Location<'static>,
         since: Nanos,
-    ) -> Result<EventTicket<C>, Refused> {
-        self.admit(Kind::Event { name, started }, location, since).map(EventTicket)
+    ) -> Result<Room<C>, Refused> {
+        let entry = Entry { kind: Kind::Permit, location, since, era: 0 };
+        let mut state = self.lock();
+        if state.closed {
+            return Err(state.refuse(Kind::Permit, Refused::Drained));
+        }
+        if self.ledger.take_room(&mut state) {
+            let (key, era) = state.enter(entry, None);
+            return Ok(Room::Granted(PermitTicket(self.ticket(key, era))));
+        }
+        drop(state);
+        let mut shards = self.ledger.lock_all();
+        if shards[self.index].closed {
+            return Err(shards[self.index].refuse(Kind::Permit, Refused::Drained));
+        }
+        if self.ledger.take_any_room(&mut shards, self.index) {
+            let (key, era) = shards[self.index].enter(entry, None);
+            return Ok(Room::Granted(PermitTicket(self.ticket(key, era))));
+        }
+        let (number, place) = self.ledger.room_queue.push(entry);
+        Ok(Room::Queued(RoomWait { ledger: Arc::clone(&self.ledger), number, place }))
     }
 
     /// Counts a refusal that was decided elsewhere.
@@ -304,46 +415,51 @@ impl<C> ShardRef<C> {
         self.lock().refused += 1;
     }
 
-    fn admit(
-        self: &Arc<Self>,
-        kind: Kind,
-        location: &'static Location<'static>,
-        since: Nanos,
-    ) -> Result<Ticket<C>, Refused> {
-        let entry = Entry { kind, location, since };
+    fn admit(self: &Arc<Self>, entry: Entry, holder: Option<Waker>) -> Result<Ticket<C>, Refused> {
         let mut state = self.lock();
-        let key = if state.closed {
-            Err(state.refuse(kind, Refused::Drained))
-        } else if !kind.needs_room() || self.ledger.take_room(&mut state) {
-            Ok(state.enter(entry))
+        let (key, era) = if state.closed {
+            Err(state.refuse(entry.kind, Refused::Drained))
+        } else if !entry.kind.needs_room() || self.ledger.take_room(&mut state) {
+            Ok(state.enter(entry, holder))
         } else {
             drop(state);
-            self.admit_with_all_room(entry)
+            self.admit_with_all_room(entry, holder)
         }?;
-        Ok(Ticket { shard: Arc::clone(self), key, ending: Ending::Aborted })
+        Ok(self.ticket(key, era))
     }
 
     /// Neither this shard nor the pool has room: takes what lies in other shards, or knows that there is none.
     #[cold]
-    fn admit_with_all_room(&self, entry: Entry) -> Result<u32, Refused> {
-        let ledger = &*self.ledger;
-        let mut shards = ledger.lock_all();
+    fn admit_with_all_room(&self, entry: Entry, holder: Option<Waker>) -> Result<(u32, Era), Refused> {
+        let mut shards = self.ledger.lock_all();
         if shards[self.index].closed {
             return Err(shards[self.index].refuse(entry.kind, Refused::Drained));
         }
-        let found: u32 = shards.iter_mut().map(|state| std::mem::take(&mut state.room)).sum();
-        ledger.pool.fetch_add(found, Ordering::Relaxed);
-        let state = &mut *shards[self.index];
-        if ledger.take_room(state) {
-            return Ok(state.enter(entry));
+        if self.ledger.take_any_room(&mut shards, self.index) {
+            return Ok(shards[self.index].enter(entry, holder));
         }
-        // Left alone when it is full already: the episode has been announced, or is about to be.
-        let _ = ledger.fullness.compare_exchange(ROOMY, FULL, Ordering::Relaxed, Ordering::Relaxed);
-        Err(state.refuse(entry.kind, Refused::Full))
+        Err(shards[self.index].refuse(entry.kind, Refused::Full))
+    }
+
+    fn ticket(self: &Arc<Self>, key: u32, era: Era) -> Ticket<C> {
+        Ticket { shard: Arc::clone(self), key, era, ending: Ending::Aborted }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.ledger.shards[self.index].lock()
+    }
+}
+
+impl NewEvent {
+    fn entry(self) -> (Entry, Option<Waker>) {
+        let Self { name, stage, location, since, holder } = self;
+        (Entry { kind: Kind::Event { name, stage }, location, since, era: 0 }, holder)
+    }
+}
+
+impl Entry {
+    fn is_event_before(&self, era: Era) -> bool {
+        matches!(self.kind, Kind::Event { .. }) && self.era < era
     }
 }
 
@@ -362,8 +478,20 @@ impl<C> Ledger<C> {
         has_room
     }
 
-    /// Takes room back, under the lock of the shard that gives it.
-    fn give_room(&self, state: &mut State) {
+    /// Takes room for one event from wherever there is some. Under all locks, so that an answer of no is true.
+    fn take_any_room(&self, shards: &mut [MutexGuard<'_, State>], index: usize) -> bool {
+        let found: u32 = shards.iter_mut().map(|state| mem::take(&mut state.room)).sum();
+        self.pool.fetch_add(found, Ordering::Relaxed);
+        let has_room = self.take_room(&mut shards[index]);
+        if !has_room {
+            // Left alone when it is full already: the episode has been announced, or is about to be.
+            let _ = self.fullness.compare_exchange(ROOMY, FULL, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        has_room
+    }
+
+    /// Takes room back, under the lock of the shard that gives it. Whether this ends an episode that was announced.
+    fn give_room(&self, state: &mut State) -> bool {
         state.room += 1;
         let is_full = self.fullness.load(Ordering::Relaxed) != ROOMY;
         let surplus = if is_full {
@@ -371,19 +499,21 @@ impl<C> Ledger<C> {
         } else if state.room > 2 * self.block {
             self.block
         } else {
-            return;
+            return false;
         };
         state.room -= surplus;
         let pool = self.pool.fetch_add(surplus, Ordering::Relaxed) + surplus;
-        if is_full && pool >= (self.capacity / 4).max(1) {
-            self.fullness.store(ROOMY, Ordering::Relaxed);
-        }
+        // In a small house a quarter is one event, and each would be an episode of its own.
+        let enough = if self.capacity < 8 { self.capacity } else { self.capacity / 4 };
+        is_full && pool >= enough && self.fullness.swap(ROOMY, Ordering::Relaxed) == FULL_AND_ANNOUNCED
     }
 }
 
 impl State {
-    fn enter(&mut self, entry: Entry) -> u32 {
+    /// Gives the key of the entry, and the era in which it enters.
+    fn enter(&mut self, mut entry: Entry, holder: Option<Waker>) -> (u32, Era) {
         self.arrivals += 1;
+        entry.era = self.era;
         match entry.kind {
             Kind::Request => self.open_requests += 1,
             Kind::Guard => self.open_guards += 1,
@@ -393,7 +523,7 @@ impl State {
                 self.accepted += 1;
             }
         }
-        self.slots.insert(entry)
+        (self.slots.insert(entry, holder), self.era)
     }
 
     /// Counts what somebody loses by the refusal. A request is served nevertheless, and so is what has no guard.
@@ -413,9 +543,10 @@ impl<C> Drop for Ticket<C> {
     fn drop(&mut self) {
         let ledger = &*self.shard.ledger;
         let mut state = self.shard.lock();
-        let Some(entry) = state.slots.remove(self.key) else {
+        let Some((entry, holder)) = state.slots.remove(self.key) else {
             return;
         };
+        let (mut idle, mut granted, mut has_room_again) = (Vec::new(), None, false);
         match entry.kind {
             Kind::Request => state.open_requests -= 1,
             Kind::Guard => state.open_guards -= 1,
@@ -426,15 +557,30 @@ impl<C> Drop for Ticket<C> {
                 if self.ending != Ending::Completed {
                     state.wrong.entry(name).or_default().count(self.ending);
                 }
+                if entry.era != state.era {
+                    idle = lock(&ledger.idle_waits).event_ended(entry.era);
+                }
             }
         }
         if entry.kind.needs_room() {
-            ledger.give_room(&mut state);
+            granted = ledger.room_queue.pop(|permit| state.enter(permit, None).0);
+            if granted.is_none() {
+                has_room_again = ledger.give_room(&mut state);
+            }
         }
         let is_empty = state.slots.is_empty();
         drop(state);
+        if let Some((place, key)) = granted {
+            // Whoever has left the queue meanwhile gives it back, and the next one has it.
+            drop(place.grant(PermitTicket(self.shard.ticket(key, 0))));
+        }
         if is_empty {
             ledger.waiters.wake_all();
+        }
+        wake(idle);
+        let _ = contain(|| drop(holder));
+        if has_room_again {
+            (ledger.on_room_again)(&ledger.context);
         }
     }
 }
@@ -445,19 +591,17 @@ impl<C> PermitTicket<C> {
     }
 
     /// The permit becomes an event in its place, so neither room nor the ledger's being open is in question.
-    pub(crate) fn accept(
-        self,
-        name: &'static str,
-        started: bool,
-        location: &'static Location<'static>,
-        since: Nanos,
-    ) -> EventTicket<C> {
+    pub(crate) fn accept(mut self, event: NewEvent) -> EventTicket<C> {
+        let (mut entry, holder) = event.entry();
         let mut state = self.0.shard.lock();
+        entry.era = state.era;
+        let era = state.era;
         state.reserved -= 1;
         state.pending += 1;
         state.accepted += 1;
-        state.slots.replace(self.0.key, Entry { kind: Kind::Event { name, started }, location, since });
+        state.slots.replace(self.0.key, entry, holder);
         drop(state);
+        self.0.era = era;
         EventTicket(self.0)
     }
 }
@@ -467,20 +611,262 @@ impl<C> EventTicket<C> {
         &self.0.shard
     }
 
-    /// The event's exchange is over and the event begins: from now on its age is its own.
+    /// The event's exchange is over and the event begins: from now on its age is its own, and nobody holds it yet.
     pub(crate) fn start(&self, now: Nanos) {
+        self.advance(Stage::Started, Some(now));
+    }
+
+    /// The event has a thread of its own: nobody can abort it any more.
+    pub(crate) fn block(&self) {
+        self.advance(Stage::Blocking, None);
+    }
+
+    fn advance(&self, to: Stage, since: Option<Nanos>) {
         let mut state = self.0.shard.lock();
-        if let Some(entry) = state.slots.get_mut(self.0.key) {
-            entry.since = now;
-            if let Kind::Event { started, .. } = &mut entry.kind {
-                *started = true;
+        let mut holder = None;
+        if let Some((entry, held_by)) = state.slots.get_mut(self.0.key) {
+            holder = held_by.take();
+            entry.since = since.unwrap_or(entry.since);
+            if let Kind::Event { stage, .. } = &mut entry.kind {
+                *stage = to;
             }
         }
+        drop(state);
+        let _ = contain(|| drop(holder));
+    }
+
+    /// Whether the event is to be aborted. If it is not when asked with a lock that the holder takes when it is woken,
+    /// the holder will be woken for it.
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.0.era < self.0.shard.ledger.aborted_before.load(Ordering::Relaxed)
+    }
+
+    /// Lets `waker` be woken when the event is to be aborted; false if it is already.
+    pub(crate) fn hold(&self, waker: &Waker) -> bool {
+        let waker = waker.clone();
+        let mut state = self.0.shard.lock();
+        // An abort stores its era under this lock before it takes the holders.
+        let may_hold = !self.is_aborted();
+        let mut unused = Some(waker);
+        if may_hold {
+            if let Some((_, held_by)) = state.slots.get_mut(self.0.key) {
+                mem::swap(held_by, &mut unused);
+            }
+        }
+        drop(state);
+        let _ = contain(|| drop(unused));
+        may_hold
     }
 
     /// Ends the event. Dropping the ticket instead counts it as aborted.
     pub(crate) fn end(mut self, ending: Ending) {
         self.0.ending = ending;
+    }
+}
+
+/// Places in the order in which they wait for room. Entered under all locks, left under that of any shard.
+struct RoomQueue<C> {
+    /// Whether somebody waits; read under the lock of a shard, so that relaxed is enough.
+    any: AtomicBool,
+    places: Mutex<RoomPlaces<C>>,
+}
+
+struct RoomPlaces<C> {
+    next: u64,
+    /// With the entry of the permit that is waited for.
+    waiting: BTreeMap<u64, (Arc<RoomPlace<C>>, Entry)>,
+}
+
+/// Where somebody who waits for room finds it.
+struct RoomPlace<C>(Mutex<RoomState<C>>);
+
+enum RoomState<C> {
+    Waiting(Option<Waker>),
+    Granted(PermitTicket<C>),
+    Left,
+}
+
+impl<C> Default for RoomQueue<C> {
+    fn default() -> Self {
+        Self { any: AtomicBool::new(false), places: Mutex::new(RoomPlaces { next: 0, waiting: BTreeMap::new() }) }
+    }
+}
+
+impl<C> RoomQueue<C> {
+    fn push(&self, permit: Entry) -> (u64, Arc<RoomPlace<C>>) {
+        let place = Arc::new(RoomPlace(Mutex::new(RoomState::Waiting(None))));
+        let mut places = lock(&self.places);
+        places.next += 1;
+        let number = places.next;
+        places.waiting.insert(number, (Arc::clone(&place), permit));
+        self.any.store(true, Ordering::Relaxed);
+        (number, place)
+    }
+
+    /// Takes the first place, and enters its permit.
+    fn pop(&self, enter: impl FnOnce(Entry) -> u32) -> Option<(Arc<RoomPlace<C>>, u32)> {
+        if !self.any.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut places = lock(&self.places);
+        let first = places.waiting.pop_first();
+        self.any.store(!places.waiting.is_empty(), Ordering::Relaxed);
+        let (_, (place, permit)) = first?;
+        Some((place, enter(permit)))
+    }
+
+    fn remove(&self, number: u64) {
+        let mut places = lock(&self.places);
+        places.waiting.remove(&number);
+        self.any.store(!places.waiting.is_empty(), Ordering::Relaxed);
+    }
+}
+
+impl<C> RoomPlace<C> {
+    /// Hands a permit over, or gives it back if nobody waits any more.
+    fn grant(&self, permit: PermitTicket<C>) -> Option<PermitTicket<C>> {
+        let mut state = lock(&self.0);
+        match &mut *state {
+            RoomState::Waiting(waker) => {
+                let waker = waker.take();
+                *state = RoomState::Granted(permit);
+                drop(state);
+                wake(waker);
+                None
+            }
+            RoomState::Granted(_) | RoomState::Left => Some(permit),
+        }
+    }
+}
+
+/// What [`ShardRef::reserve_or_queue`] gives.
+pub(crate) enum Room<C> {
+    Granted(PermitTicket<C>),
+    Queued(RoomWait<C>),
+}
+
+/// A place in the queue for room, left when dropped.
+pub(crate) struct RoomWait<C> {
+    ledger: Arc<Ledger<C>>,
+    number: u64,
+    place: Arc<RoomPlace<C>>,
+}
+
+impl<C> RoomWait<C> {
+    /// Gives the permit, once.
+    pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<PermitTicket<C>> {
+        let mut new = Some(waker.clone());
+        let mut state = lock(&self.place.0);
+        let answer = match mem::replace(&mut *state, RoomState::Left) {
+            RoomState::Granted(permit) => Poll::Ready(permit),
+            RoomState::Waiting(mut waker) => {
+                mem::swap(&mut waker, &mut new);
+                *state = RoomState::Waiting(waker);
+                Poll::Pending
+            }
+            RoomState::Left => Poll::Pending,
+        };
+        drop(state);
+        let _ = contain(|| drop(new));
+        answer
+    }
+}
+
+impl<C> Drop for RoomWait<C> {
+    fn drop(&mut self) {
+        let left = mem::replace(&mut *lock(&self.place.0), RoomState::Left);
+        self.ledger.room_queue.remove(self.number);
+        // A permit that was granted and not taken gives its room to the next.
+        let _ = contain(|| drop(left));
+    }
+}
+
+/// Those who wait until what was accepted before an era has ended.
+#[derive(Default)]
+struct IdleWaits {
+    next_id: u64,
+    waits: Vec<IdleEntry>,
+}
+
+struct IdleEntry {
+    id: u64,
+    before: Era,
+    remaining: u64,
+    waker: Option<Waker>,
+}
+
+impl IdleWaits {
+    /// Under the lock of the event's shard, so that no wait begins meanwhile.
+    fn event_ended(&mut self, era: Era) -> Vec<Waker> {
+        let mut idle = Vec::new();
+        for wait in self.waits.iter_mut().filter(|wait| wait.before > era) {
+            wait.remaining -= 1;
+            if wait.remaining == 0 {
+                idle.extend(wait.waker.take());
+            }
+        }
+        idle
+    }
+
+    fn get_mut(&mut self, id: u64) -> Option<&mut IdleEntry> {
+        self.waits.iter_mut().find(|wait| wait.id == id)
+    }
+}
+
+/// A wait until the events that were accepted before it began have ended; given up when dropped.
+pub(crate) struct IdleWait<C> {
+    ledger: Arc<Ledger<C>>,
+    id: u64,
+    pub(crate) before: Era,
+}
+
+impl<C> IdleWait<C> {
+    pub(crate) fn begin(ledger: &Arc<Ledger<C>>) -> Self {
+        let mut shards = ledger.lock_all();
+        let before = next_era(&mut shards);
+        let remaining = shards.iter().map(|state| state.pending).sum();
+        let mut waits = lock(&ledger.idle_waits);
+        waits.next_id += 1;
+        let id = waits.next_id;
+        waits.waits.push(IdleEntry { id, before, remaining, waker: None });
+        Self { ledger: Arc::clone(ledger), id, before }
+    }
+
+    pub(crate) fn poll(&self, waker: &Waker) -> Poll<()> {
+        let mut new = Some(waker.clone());
+        let mut waits = lock(&self.ledger.idle_waits);
+        let is_idle = match waits.get_mut(self.id) {
+            Some(wait) if wait.remaining > 0 => {
+                mem::swap(&mut wait.waker, &mut new);
+                false
+            }
+            _ => true,
+        };
+        drop(waits);
+        let _ = contain(|| drop(new));
+        if is_idle { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl<C> Drop for IdleWait<C> {
+    fn drop(&mut self) {
+        let mut waits = lock(&self.ledger.idle_waits);
+        let place = waits.waits.iter().position(|wait| wait.id == self.id);
+        let left = place.map(|place| waits.waits.swap_remove(place));
+        drop(waits);
+        let _ = contain(|| drop(left));
+    }
+}
+
+/// Nothing that runs under these locks panics half-way through a change.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Wakers are user code, and this may run in a destructor.
+fn wake(wakers: impl IntoIterator<Item = Waker>) {
+    for waker in wakers {
+        let _ = contain(|| waker.wake());
     }
 }
 
@@ -514,7 +900,7 @@ struct Slots {
 
 enum Slot {
     Vacant { next: u32 },
-    Taken(Entry),
+    Taken(Entry, Option<Waker>),
 }
 
 impl Slots {
@@ -522,17 +908,17 @@ impl Slots {
         self.len == 0
     }
 
-    fn insert(&mut self, entry: Entry) -> u32 {
+    fn insert(&mut self, entry: Entry, holder: Option<Waker>) -> u32 {
         let key = self.free;
         match self.slots.get_mut(key as usize) {
             Some(slot) => {
                 if let Slot::Vacant { next } = *slot {
                     self.free = next;
                 }
-                *slot = Slot::Taken(entry);
+                *slot = Slot::Taken(entry, holder);
             }
             None => {
-                self.slots.push(Slot::Taken(entry));
+                self.slots.push(Slot::Taken(entry, holder));
                 self.free = self.slots.len() as u32;
             }
         }
@@ -540,30 +926,45 @@ impl Slots {
         key
     }
 
-    fn get_mut(&mut self, key: u32) -> Option<&mut Entry> {
+    fn get_mut(&mut self, key: u32) -> Option<(&mut Entry, &mut Option<Waker>)> {
         match self.slots.get_mut(key as usize) {
-            Some(Slot::Taken(entry)) => Some(entry),
+            Some(Slot::Taken(entry, holder)) => Some((entry, holder)),
             _ => None,
         }
     }
 
-    fn replace(&mut self, key: u32, entry: Entry) {
-        if let Some(place) = self.get_mut(key) {
-            *place = entry;
+    /// In place of an entry that nobody holds.
+    fn replace(&mut self, key: u32, entry: Entry, holder: Option<Waker>) {
+        if let Some(place) = self.slots.get_mut(key as usize) {
+            *place = Slot::Taken(entry, holder);
         }
     }
 
-    fn remove(&mut self, key: u32) -> Option<Entry> {
-        let entry = *self.get_mut(key)?;
-        self.slots[key as usize] = Slot::Vacant { next: self.free };
-        self.free = key;
-        self.len -= 1;
-        Some(entry)
+    fn remove(&mut self, key: u32) -> Option<(Entry, Option<Waker>)> {
+        let slot = self.slots.get_mut(key as usize)?;
+        match mem::replace(slot, Slot::Vacant { next: self.free }) {
+            Slot::Taken(entry, holder) => {
+                self.free = key;
+                self.len -= 1;
+                Some((entry, holder))
+            }
+            vacant @ Slot::Vacant { .. } => {
+                *slot = vacant;
+                None
+            }
+        }
     }
 
     fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.slots.iter().filter_map(|slot| match slot {
-            Slot::Taken(entry) => Some(entry),
+            Slot::Taken(entry, _) => Some(entry),
+            Slot::Vacant { .. } => None,
+        })
+    }
+
+    fn take_holders(&mut self) -> impl Iterator<Item = Waker> {
+        self.slots.iter_mut().filter_map(|slot| match slot {
+            Slot::Taken(_, holder) => holder.take(),
             Slot::Vacant { .. } => None,
         })
     }
@@ -591,17 +992,14 @@ impl Waiters {
             return;
         }
         let mut list = self.lock();
-        let wakers = std::mem::take(&mut list.wakers);
+        let wakers = mem::take(&mut list.wakers);
         self.any.store(false, Ordering::Relaxed);
         drop(list);
-        for (_, waker) in wakers {
-            // A waker is user code, and this may run in a destructor.
-            let _ = contain(|| waker.wake());
-        }
+        wake(wakers.into_iter().map(|(_, waker)| waker));
     }
 
     fn lock(&self) -> MutexGuard<'_, WaiterList> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.list)
     }
 }
 

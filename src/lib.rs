@@ -122,7 +122,9 @@ mod house;
 mod inside;
 mod layer;
 mod ledger;
+mod limit;
 mod output;
+mod overflow;
 mod permit;
 mod record;
 mod refused;
@@ -130,6 +132,7 @@ mod report;
 mod service;
 mod snapshot;
 mod task;
+mod wait_idle;
 
 #[cfg(feature = "axum")]
 mod axum;
@@ -145,11 +148,13 @@ pub use self::{
     handle::{DrainGuard, InvalidSetting, TrackEventsHandle, TrackEventsHandleBuilder},
     layer::{TrackEventsLayer, TrackEventsLayerBuilder},
     output::EventOutput,
+    overflow::Overflow,
     permit::Permit,
     refused::Refused,
     report::{DrainError, DrainReport, Held, NamedEndings, PendingEvents, Unfinished},
     service::TrackEvents,
     snapshot::{Endings, Snapshot},
+    wait_idle::{WaitIdle, WaitIdleError},
 };
 
 #[cfg(feature = "axum")]

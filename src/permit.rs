@@ -7,7 +7,7 @@ use tracing::Span;
 
 use crate::{
     house::{House, Shard},
-    ledger::PermitTicket,
+    ledger::{NewEvent, PermitTicket, Stage},
     output::EventOutput,
     record::Record,
     refused::Refused,
@@ -98,10 +98,23 @@ impl Permit {
         location: &'static Location<'static>,
     ) -> (Launch, runtime::Handle, Option<Arc<Record>>) {
         let Self { ticket, runtime, record } = self;
-        let now = ticket.shard().house().now();
-        let ticket = ticket.accept(name, record.is_none(), location, now);
-        (Launch { name, ticket }, runtime, record)
+        (fill(ticket, name, record.as_ref(), location), runtime, record)
     }
+}
+
+/// Makes an event of the room that was taken for it.
+pub(crate) fn fill(
+    ticket: PermitTicket<House>,
+    name: &'static str,
+    record: Option<&Arc<Record>>,
+    location: &'static Location<'static>,
+) -> Launch {
+    let since = ticket.shard().house().now();
+    let (stage, holder) = match record {
+        Some(record) => (Stage::Recorded, Some(record.holder())),
+        None => (Stage::Started, None),
+    };
+    Launch { name, ticket: ticket.accept(NewEvent { name, stage, location, since, holder }) }
 }
 
 impl fmt::Debug for Permit {

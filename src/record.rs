@@ -4,13 +4,21 @@ use std::{
     fmt, mem,
     panic::Location,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Wake, Waker},
     time::Duration,
 };
 
 use tokio::runtime;
 use tracing::Span;
 
-use crate::{contain::contain, exchange::Exchange, house::Shard, ledger::Nanos, refused::Refused, task::Launch};
+use crate::{
+    contain::contain,
+    exchange::Exchange,
+    house::Shard,
+    ledger::{Nanos, Stage},
+    refused::Refused,
+    task::Launch,
+};
 
 /// Starts one event, told how its exchange ended.
 pub(crate) type Start = Box<dyn FnOnce(Launch, &runtime::Handle, &Span, &Exchange) + Send>;
@@ -68,11 +76,16 @@ impl Record {
 
     /// Accepts an event of this exchange, or refuses it. Then comes [`add`](Self::add).
     pub(crate) fn accept(
-        &self,
+        self: &Arc<Self>,
         name: &'static str,
         location: &'static Location<'static>,
     ) -> Result<(Launch, runtime::Handle), Refused> {
-        Launch::accept(&self.shard, name, false, location)
+        Launch::accept(&self.shard, name, Stage::Recorded, location, Some(self.holder()))
+    }
+
+    /// Is woken when an event that is recorded here is to be aborted.
+    pub(crate) fn holder(self: &Arc<Self>) -> Waker {
+        Waker::from(Arc::clone(self))
     }
 
     /// Keeps the event until the exchange is over. If it is over already the event starts now.
@@ -80,7 +93,13 @@ impl Record {
         let event = Recorded { start, launch, runtime };
         let mut book = self.lock();
         let Some(exchange) = book.over.clone() else {
-            book.recorded.push(event);
+            // Asked under the lock that an abort takes: one that has come before did not find the event.
+            if event.launch.ticket.is_aborted() {
+                drop(book);
+                event.launch.abort(event.start);
+            } else {
+                book.recorded.push(event);
+            }
             return;
         };
         drop(book);
@@ -136,6 +155,20 @@ impl Record {
     fn lock(&self) -> MutexGuard<'_, Book> {
         // Nothing that runs under the lock is user code.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An abort wakes whoever holds an event.
+impl Wake for Record {
+    fn wake(self: Arc<Self>) {
+        let mut book = self.lock();
+        let (aborted, kept): (Vec<_>, _) =
+            mem::take(&mut book.recorded).into_iter().partition(|event| event.launch.ticket.is_aborted());
+        book.recorded = kept;
+        drop(book);
+        for Recorded { start, launch, runtime: _ } in aborted {
+            launch.abort(start);
+        }
     }
 }
 

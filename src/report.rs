@@ -1,10 +1,10 @@
 //! [`DrainReport`] and [`DrainError`]: what a drain answers.
 
-use std::{cmp::Reverse, error::Error, fmt, panic::Location, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, error::Error, fmt, panic::Location, time::Duration};
 
 use crate::{
     house::{DrainBegan, House},
-    ledger::{Group, Holdings, Kind, Ledger, Nanos},
+    ledger::{Era, Holdings, Kind, Ledger, Nanos, Stage},
     snapshot::Endings,
 };
 
@@ -187,6 +187,9 @@ pub struct PendingEvents {
     pub count: u64,
     /// Whether they have been started. Those that have not wait for the end of their exchange.
     pub started: bool,
+    /// Whether they occupy a blocking thread. Nothing can end them but their own return:
+    /// [`abort`](crate::TrackEventsHandle::abort) cannot, and neither can an event timeout.
+    pub blocking: bool,
     /// How long ago the oldest was started, or was recorded if it has not been started.
     pub oldest: Duration,
     /// Where in the source they were recorded; for an event of a layer, where the layer was told to track it.
@@ -194,11 +197,97 @@ pub struct PendingEvents {
     pub location: &'static Location<'static>,
 }
 
+impl PendingEvents {
+    pub(crate) fn new(
+        name: &'static str,
+        stage: Stage,
+        count: u64,
+        oldest: Duration,
+        location: &'static Location<'static>,
+    ) -> Self {
+        Self { name, count, started: stage != Stage::Recorded, blocking: stage == Stage::Blocking, oldest, location }
+    }
+}
+
+/// Writes `order.created x15 running (oldest 3.2 s, src/main.rs:40:12)`.
+impl fmt::Display for PendingEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, count, started, blocking, oldest, location } = self;
+        let state = match (blocking, started) {
+            (true, _) => "running on blocking threads",
+            (false, true) => "running",
+            (false, false) => "waiting for its request",
+        };
+        write!(f, "{name} x{count} {state} (oldest {}, {location})", Seconds(*oldest))
+    }
+}
+
+impl PendingEvents {
+    /// What is pending of the events that were accepted before an era, the oldest group first.
+    pub(crate) fn before(ledger: &Ledger<House>, era: Era) -> Vec<Self> {
+        let pending = ledger.pending_before(era);
+        let now = ledger.context.now();
+        let mut events: Vec<_> = pending
+            .iter()
+            .filter_map(|(&(kind, location), group)| match kind {
+                Kind::Event { name, stage } => Some(Self::new(name, stage, group.count, group.age(now), location)),
+                Kind::Request | Kind::Guard | Kind::Permit => None,
+            })
+            .collect();
+        events.sort_by_key(|group| Reverse(group.oldest));
+        events
+    }
+}
+
+/// What a drain still waits for, as a line: `draining: 2 requests open, 17 events pending (order.created x15,
+/// audit x2), 3.2 s of 5.0 s`.
+pub(crate) struct Progress {
+    holdings: Holdings,
+    elapsed: Duration,
+    limit: Option<Duration>,
+}
+
+impl Progress {
+    pub(crate) fn of(ledger: &Ledger<House>, elapsed: Duration, limit: Option<Duration>) -> Self {
+        Self { holdings: ledger.holdings(), elapsed, limit }
+    }
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { holdings, elapsed, limit } = self;
+        let now = &holdings.snapshot;
+        write!(f, "draining: {} open, ", Plural(now.open_requests, "request"))?;
+        for (count, word) in [(now.open_guards, "guard"), (now.reserved, "permit")] {
+            if count > 0 {
+                write!(f, "{} held, ", Plural(count, word))?;
+            }
+        }
+        write!(f, "{} pending", Plural(now.pending, "event"))?;
+        let mut by_name: BTreeMap<&str, u64> = BTreeMap::new();
+        for (&(kind, _), group) in &holdings.open {
+            if let Kind::Event { name, .. } = kind {
+                *by_name.entry(name).or_default() += group.count;
+            }
+        }
+        let mut by_name: Vec<_> = by_name.into_iter().collect();
+        by_name.sort_by_key(|(_, count)| Reverse(*count));
+        for (index, (name, count)) in by_name.iter().enumerate() {
+            let open = if index == 0 { " (" } else { ", " };
+            write!(f, "{open}{name} x{count}")?;
+        }
+        if !by_name.is_empty() {
+            f.write_str(")")?;
+        }
+        write!(f, ", {}", Seconds(*elapsed))?;
+        limit.map_or(Ok(()), |limit| write!(f, " of {}", Seconds(limit)))
+    }
+}
+
 impl Unfinished {
     pub(crate) fn of(ledger: &Ledger<House>, began: &DrainBegan) -> Self {
         let holdings = ledger.holdings();
         let now = ledger.context.now();
-        let age = |group: &Group| Duration::from_nanos(now.saturating_sub(group.oldest));
         let mut unfinished = Self {
             open_requests: holdings.snapshot.open_requests,
             oldest_request: None,
@@ -208,13 +297,13 @@ impl Unfinished {
             report: DrainReport::new(&holdings, began, now),
         };
         for (&(kind, location), group) in &holdings.open {
-            let (count, oldest) = (group.count, age(group));
+            let (count, oldest) = (group.count, group.age(now));
             match kind {
                 Kind::Request => unfinished.oldest_request = unfinished.oldest_request.max(Some(oldest)),
                 Kind::Guard => unfinished.guards.push(Held { count, oldest, location }),
                 Kind::Permit => unfinished.permits.push(Held { count, oldest, location }),
-                Kind::Event { name, started } => {
-                    unfinished.events.push(PendingEvents { name, count, started, oldest, location });
+                Kind::Event { name, stage } => {
+                    unfinished.events.push(PendingEvents::new(name, stage, count, oldest, location));
                 }
             }
         }
@@ -248,10 +337,9 @@ impl fmt::Display for Unfinished {
                 write!(f, "{} held (oldest {}, {location})", Plural(*count, word), Seconds(*oldest))?;
             }
         }
-        for PendingEvents { name, count, started, oldest, location } in &self.events {
+        for events in &self.events {
             separate(f)?;
-            let state = if *started { "running" } else { "waiting for its request" };
-            write!(f, "{name} x{count} {state} (oldest {}, {location})", Seconds(*oldest))?;
+            write!(f, "{events}")?;
         }
         if self.is_empty() {
             f.write_str("nothing open")?;
@@ -282,7 +370,7 @@ impl fmt::Display for DrainError {
 impl Error for DrainError {}
 
 /// Seconds as a person reads them: `0.3 ms`, `41 ms`, `3.2 s`.
-struct Seconds(Duration);
+pub(crate) struct Seconds(pub(crate) Duration);
 
 impl fmt::Display for Seconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

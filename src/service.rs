@@ -18,6 +18,7 @@ use crate::{
     guard::ExchangeGuard,
     handle::TrackEventsHandle,
     hook::HookList,
+    overflow::{Overflow, Waiting},
     record::{Joined, Record},
 };
 
@@ -65,7 +66,7 @@ pub struct TrackEvents<S> {
 impl<S> TrackEvents<S> {
     /// Wraps `inner`, without events of its own.
     pub fn new(inner: S, handle: TrackEventsHandle) -> Self {
-        Self::with_hooks(inner, handle, HookList::new(Vec::new()))
+        Self::with_hooks(inner, handle, HookList::new(Vec::new(), Overflow::default()))
     }
 
     pub(crate) fn with_hooks(inner: S, handle: TrackEventsHandle, hooks: Arc<HookList>) -> Self {
@@ -93,14 +94,17 @@ impl<S> TrackEvents<S> {
     }
 
     /// Opens an exchange, unless the request is part of one that an outer layer of the same handle has opened.
-    fn open<A>(&self, request: Request<A>) -> (Request<A>, Option<ExchangeGuard>) {
+    fn open<A>(&self, request: Request<A>) -> (Request<A>, Option<ExchangeGuard>, Option<Waiting>) {
         let shard = self.handle.shard();
         let innermost = Events::from_extensions(request.extensions()).map(|events| Arc::clone(events.record()));
         let around = || innermost.iter().flat_map(Record::and_outer);
         for record in around().filter(|record| record.shard.ledger_id() == shard.ledger_id()) {
             match record.join(self.hooks.id) {
-                Joined::New => return (self.record_hooks(record, request), None),
-                Joined::Again => return (request, None),
+                Joined::New => {
+                    let (request, waiting) = self.record_hooks(record, request);
+                    return (request, None, waiting);
+                }
+                Joined::Again => return (request, None, None),
                 // The extensions were copied from a request that is answered: this is a new one.
                 Joined::Over => {}
             }
@@ -115,18 +119,18 @@ impl<S> TrackEvents<S> {
         let progress = Progress::new(request.method(), request.version());
         // Before anything is recorded: from here on the exchange ends, whatever happens.
         let guard = ExchangeGuard::new(progress, Arc::clone(&record), ticket);
-        let mut request = self.record_hooks(&record, request);
+        let (mut request, waiting) = self.record_hooks(&record, request);
         request.extensions_mut().insert(Events::new(record));
-        (request, Some(guard))
+        (request, Some(guard), waiting)
     }
 
-    fn record_hooks<A>(&self, record: &Record, request: Request<A>) -> Request<A> {
+    fn record_hooks<A>(&self, record: &Arc<Record>, request: Request<A>) -> (Request<A>, Option<Waiting>) {
         if self.hooks.hooks.is_empty() {
-            return request;
+            return (request, None);
         }
         let (parts, body) = request.into_parts();
-        self.hooks.record(record, &parts);
-        Request::from_parts(parts, body)
+        let waiting = self.hooks.record(record, &parts);
+        (Request::from_parts(parts, body), waiting)
     }
 }
 
@@ -144,12 +148,12 @@ where
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        let (request, mut guard) = self.open(request);
+        let (request, mut guard, waiting) = self.open(request);
         let future = match &mut guard {
             Some(guard) => guard.watch(|| self.inner.call(request)),
             None => self.inner.call(request),
         };
-        ResponseFuture::new(future, guard)
+        ResponseFuture::new(future, guard, waiting)
     }
 }
 

@@ -1,10 +1,11 @@
 //! A tracked event as a task: its span, its time limit, its panic, its one ending.
 
 use std::{
+    mem,
     panic::Location,
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Wake, Waker, ready},
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use crate::{
     contain::contain,
     house::{House, Shard},
     inside,
-    ledger::EventTicket,
+    ledger::{EventTicket, Stage},
     output::{EventOutput, sealed::Judge},
     refused::Refused,
     snapshot::Ending,
@@ -33,11 +34,12 @@ impl Launch {
     pub(crate) fn accept(
         shard: &Arc<Shard>,
         name: &'static str,
-        started: bool,
+        stage: Stage,
         location: &'static Location<'static>,
+        holder: Option<Waker>,
     ) -> Result<(Self, runtime::Handle), Refused> {
         let runtime = shard.runtime()?;
-        let ticket = shard.accept_event(name, started, location)?;
+        let ticket = shard.accept_event(name, stage, location, holder)?;
         Ok((Self { name, ticket }, runtime))
     }
 
@@ -47,26 +49,32 @@ impl Launch {
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        let limit = self.ticket.shard().house().event_timeout;
+        let limit = self.ticket.shard().house().settings.event_timeout;
         let span = event_span(self.name, cause);
         runtime.spawn(Tracked {
             future: Some(future),
             sleep: None,
             limit,
+            is_held: false,
             running: Some(Running { name: self.name, span, ticket: self.ticket }),
         });
     }
 
     /// Runs the event on a blocking thread. If the runtime is going down it is dropped instead, and counted as aborted.
+    /// Until it has a thread it can be aborted.
     pub(crate) fn spawn_blocking<F, T>(self, runtime: &runtime::Handle, cause: &Span, work: F)
     where
         F: FnOnce() -> T + Send + 'static,
         T: EventOutput,
     {
-        let span = event_span(self.name, cause);
-        let mut blocking =
-            Blocking { work: Some(work), running: Some(Running { name: self.name, span, ticket: self.ticket }) };
+        let running = Running { name: self.name, span: event_span(self.name, cause), ticket: self.ticket };
+        let blocking = Blocking(Queued::new(work, running));
         runtime.spawn_blocking(move || blocking.run());
+    }
+
+    /// Ends the event as aborted before it could start.
+    pub(crate) fn abort(self, work: impl Send) {
+        Running { name: self.name, span: Span::none(), ticket: self.ticket }.abort(work);
     }
 
     /// Ends the event as panicked before it could start, because the code that makes it did.
@@ -96,6 +104,8 @@ enum Verdict {
     Returned(Result<(), String>),
     Panicked(String),
     TimedOut(Duration),
+    Aborted,
+    /// Aborted as well, but not by the handle.
     Dropped,
 }
 
@@ -109,6 +119,11 @@ impl Running {
         let _ = contain(|| {
             tracing::warn!(parent: &self.span, event, "event runs without its time limit: the runtime has no timer");
         });
+    }
+
+    fn abort<T>(self, work: T) {
+        let verdict = self.enter(|| drop(work)).map_or_else(Verdict::Panicked, |()| Verdict::Aborted);
+        self.end(verdict);
     }
 
     /// To be called when all that the event owned is dropped: with the ticket, the drain may go on.
@@ -128,7 +143,7 @@ impl Verdict {
             Self::Returned(Err(_)) => Ending::Failed,
             Self::Panicked(_) => Ending::Panicked,
             Self::TimedOut(_) => Ending::TimedOut,
-            Self::Dropped => Ending::Aborted,
+            Self::Aborted | Self::Dropped => Ending::Aborted,
         }
     }
 
@@ -138,6 +153,7 @@ impl Verdict {
             Self::Returned(Err(error)) => tracing::error!(parent: span, event, error, "event failed"),
             Self::Panicked(panic) => tracing::error!(parent: span, event, panic, "event panicked"),
             Self::TimedOut(limit) => tracing::error!(parent: span, event, ?limit, "event timed out"),
+            Self::Aborted => tracing::warn!(parent: span, event, "event aborted"),
             Self::Dropped => {
                 tracing::warn!(parent: span, event, "event aborted: its runtime is shutting down");
             }
@@ -152,6 +168,8 @@ pin_project! {
         future: Option<F>,
         sleep: Option<Pin<Box<Sleep>>>,
         limit: Option<Duration>,
+        // Whether an abort wakes the task. Set when it is first pending: most events are not.
+        is_held: bool,
         running: Option<Running>,
     }
 
@@ -178,16 +196,21 @@ where
         let Some(running) = this.running else {
             return Poll::Ready(());
         };
-        let returned = running.enter(|| {
-            let Some(future) = this.future.as_mut().as_pin_mut() else {
-                return Poll::Pending;
-            };
-            Poll::Ready(ready!(future.poll(cx)).judge())
-        });
-        let mut verdict = match returned {
-            Ok(Poll::Ready(result)) => Some(Verdict::Returned(result)),
-            Ok(Poll::Pending) => None,
-            Err(panic) => Some(Verdict::Panicked(panic)),
+        // The order of these questions decides which ending wins.
+        let mut verdict = if running.ticket.is_aborted() {
+            Some(Verdict::Aborted)
+        } else {
+            let returned = running.enter(|| {
+                let Some(future) = this.future.as_mut().as_pin_mut() else {
+                    return Poll::Pending;
+                };
+                Poll::Ready(ready!(future.poll(cx)).judge())
+            });
+            match returned {
+                Ok(Poll::Ready(result)) => Some(Verdict::Returned(result)),
+                Ok(Poll::Pending) => None,
+                Err(panic) => Some(Verdict::Panicked(panic)),
+            }
         };
         if verdict.is_none() {
             if let Some(limit) = *this.limit {
@@ -207,6 +230,9 @@ where
                 }
             }
         }
+        if verdict.is_none() && !mem::replace(this.is_held, true) && !running.ticket.hold(cx.waker()) {
+            verdict = Some(Verdict::Aborted);
+        }
         let Some(mut verdict) = verdict else {
             return Poll::Pending;
         };
@@ -221,21 +247,58 @@ where
     }
 }
 
-/// The closure of a blocking event with its ticket.
-struct Blocking<F> {
-    work: Option<F>,
-    running: Option<Running>,
+/// The closure of a blocking event with its ticket, until it has a thread.
+struct Queued<F>(Mutex<Option<(F, Running)>>);
+
+impl<F: Send + 'static> Queued<F> {
+    fn new(work: F, running: Running) -> Arc<Self> {
+        let queued = Arc::new(Self(Mutex::new(None)));
+        let waker = Waker::from(Arc::clone(&queued));
+        // An abort takes this lock after it was told of the waker.
+        let mut place = queued.lock();
+        if running.ticket.hold(&waker) {
+            *place = Some((work, running));
+            drop(place);
+        } else {
+            drop(place);
+            running.abort(work);
+        }
+        queued
+    }
 }
+
+impl<F> Queued<F> {
+    fn take(&self) -> Option<(F, Running)> {
+        self.lock().take()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(F, Running)>> {
+        // Nothing that runs under the lock is user code.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<F: Send + 'static> Wake for Queued<F> {
+    fn wake(self: Arc<Self>) {
+        if let Some((work, running)) = self.take() {
+            running.abort(work);
+        }
+    }
+}
+
+/// The blocking task of an event.
+struct Blocking<F>(Arc<Queued<F>>);
 
 impl<F, T> Blocking<F>
 where
     F: FnOnce() -> T,
     T: EventOutput,
 {
-    fn run(&mut self) {
-        let (Some(work), Some(running)) = (self.work.take(), self.running.take()) else {
+    fn run(self) {
+        let Some((work, running)) = self.0.take() else {
             return;
         };
+        running.ticket.block();
         let verdict = match running.enter(|| work().judge()) {
             Ok(result) => Verdict::Returned(result),
             Err(panic) => Verdict::Panicked(panic),
@@ -246,8 +309,7 @@ where
 
 impl<F> Drop for Blocking<F> {
     fn drop(&mut self) {
-        if let Some(running) = self.running.take() {
-            let work = self.work.take();
+        if let Some((work, running)) = self.0.take() {
             let _ = running.enter(|| drop(work));
             running.end(Verdict::Dropped);
         }
