@@ -1,5 +1,6 @@
 //! Tests of the public face: polled by hand, on a paused clock, or gated by signals; none sleeps to synchronise.
 
+mod abort;
 mod bounds;
 mod capacity;
 mod conformance;
@@ -8,8 +9,10 @@ mod event;
 mod example;
 mod extractor;
 mod http2;
+mod idle;
 mod layer;
 mod outcome;
+mod overflow;
 mod polite;
 mod report;
 mod stress;

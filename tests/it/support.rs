@@ -190,3 +190,21 @@ impl Counter {
 
 /// A handler's answer with a scripted body.
 pub(crate) type Answer = Result<http::Response<Script>, Infallible>;
+
+/// Calls its closure in its destructor.
+pub(crate) struct OnDrop<F: FnOnce()>(pub(crate) Option<F>);
+
+impl OnDrop<Box<dyn FnOnce() + Send>> {
+    pub(crate) fn counting(counter: &Counter) -> Self {
+        let counter = counter.clone();
+        Self(Some(Box::new(move || counter.add())))
+    }
+}
+
+impl<F: FnOnce()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        if let Some(run) = self.0.take() {
+            run();
+        }
+    }
+}
