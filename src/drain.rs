@@ -17,6 +17,7 @@ use crate::{
     inside,
     ledger::{Ledger, Look, Nanos, Waiter},
     limit::{Limit, poll_sleep, sleep},
+    metrics,
     report::{DrainError, DrainReport, Progress, Unfinished},
 };
 
@@ -144,6 +145,11 @@ impl<S: Future> Future for Drain<S> {
         };
         *this.ended = true;
         *this.waiter = None;
+        match &answer {
+            Ok(report) => metrics::drained(report.elapsed, "drained"),
+            Err(DrainError::CutShort(unfinished)) => metrics::drained(unfinished.report.elapsed, "cut_short"),
+            Err(DrainError::InsideItself | DrainError::NoTimer) => {}
+        }
         Poll::Ready(answer)
     }
 }

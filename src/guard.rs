@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, StatusCode};
 
-use crate::{exchange::Progress, house::House, inside, ledger::Ticket, record::Record};
+use crate::{exchange::Progress, house::House, inside, ledger::Ticket, metrics, record::Record};
 
 /// Held by the response future, then by the response body, always in a field after the inner value: what that records
 /// in its destructor belongs to the exchange as well.
@@ -14,12 +14,15 @@ pub(crate) struct ExchangeGuard {
     over: bool,
     /// Dropped after all else: until then a drain waits. There is none once the house is drained; the request is
     /// served nevertheless.
-    _ticket: Option<Ticket<House>>,
+    ticket: Option<Ticket<House>>,
 }
 
 impl ExchangeGuard {
     pub(crate) fn new(progress: Progress, record: Arc<Record>, ticket: Option<Ticket<House>>) -> Self {
-        Self { progress, record, over: false, _ticket: ticket }
+        if ticket.is_some() {
+            metrics::request_opened();
+        }
+        Self { progress, record, over: false, ticket }
     }
 
     /// Runs code of the service. Its panic is noted, and a drain of the same handle inside of it is refused.
@@ -72,5 +75,8 @@ impl ExchangeGuard {
 impl Drop for ExchangeGuard {
     fn drop(&mut self) {
         self.end();
+        if self.ticket.is_some() {
+            metrics::request_closed();
+        }
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     drain::Drain,
     house::{House, Settings, Shard, Shards},
     ledger::{self, Stage, Ticket},
+    metrics,
     output::EventOutput,
     permit::Permit,
     refused::Refused,
@@ -160,7 +161,10 @@ impl TrackEventsHandle {
     #[track_caller]
     pub fn guard(&self) -> Result<DrainGuard, Refused> {
         let guard = DrainGuard::take(self.shard(), Location::caller());
-        guard.inspect_err(|_| self.shard().count_refused())
+        guard.inspect_err(|refused| {
+            self.shard().count_refused();
+            metrics::refused("(guard)", *refused);
+        })
     }
 
     /// Reserves room for one event that will start at once when it is tracked.

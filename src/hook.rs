@@ -79,7 +79,7 @@ impl Hook {
             return None;
         }
         let Self { name, location, .. } = *self;
-        let (runtime, room) = overflow::room_for(record, location).ok()?;
+        let (runtime, room) = overflow::room_for(record, name, location).ok()?;
         let start = self.start(applies, request);
         match (room, start) {
             (Room::Granted(permit), Ok(start)) => {

@@ -12,6 +12,7 @@ use tokio::{runtime, sync::watch, time::Instant};
 use crate::{
     contain::contain,
     ledger::{self, EventTicket, Ledger, Nanos, NewEvent, PermitTicket, Room, ShardRef, Stage},
+    metrics,
     refused::Refused,
     snapshot::Endings,
 };
@@ -176,29 +177,34 @@ impl Shard {
         holder: Option<Waker>,
     ) -> Result<EventTicket<House>, Refused> {
         let event = NewEvent { name, stage, location, since: self.house().now(), holder };
-        self.accept(event).inspect_err(|refused| self.announce(*refused, name))
+        self.accept(event).inspect_err(|refused| self.tell_refused(*refused, name))
     }
 
     /// Refuses an event that has waited for room for long enough.
     pub(crate) fn shed(&self, name: &'static str) {
         self.count_refused();
-        self.announce(Refused::Full, name);
+        self.tell_refused(Refused::Full, name);
     }
 
     /// Takes room for one event, or a place in the queue for it.
-    pub(crate) fn room(self: &Arc<Self>, location: &'static Location<'static>) -> Result<Room<House>, Refused> {
-        self.reserve_or_queue(location, self.house().now())
+    pub(crate) fn room(
+        self: &Arc<Self>,
+        name: &'static str,
+        location: &'static Location<'static>,
+    ) -> Result<Room<House>, Refused> {
+        self.reserve_or_queue(location, self.house().now()).inspect_err(|refused| self.tell_refused(*refused, name))
     }
 
     pub(crate) fn reserve_event(
         self: &Arc<Self>,
         location: &'static Location<'static>,
     ) -> Result<PermitTicket<House>, Refused> {
-        self.reserve(location, self.house().now()).inspect_err(|refused| self.announce(*refused, "a permit"))
+        self.reserve(location, self.house().now()).inspect_err(|refused| self.tell_refused(*refused, "(permit)"))
     }
 
-    /// Says once an episode that the house is full.
-    fn announce(&self, refused: Refused, name: &'static str) {
+    /// Tells of a refusal that the ledger has counted; that the house is full, once an episode.
+    fn tell_refused(&self, refused: Refused, name: &'static str) {
+        metrics::refused(name, refused);
         if refused == Refused::Full && self.ledger.should_announce_full() {
             let _ = contain(|| {
                 tracing::warn!(

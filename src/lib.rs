@@ -98,6 +98,8 @@
 //! None is on by default, and none changes behaviour.
 //!
 //! - `axum`: [`Events`] as an extractor, [`Refused`] as a 503 response.
+//! - `metrics`: counters, gauges and histograms for the [`metrics`](https://docs.rs/metrics) facade, see
+//!   [`guide::observing`].
 //! - `hyper`: `TrackEventsHandle::executor`, for servers built directly on hyper.
 //! - `serde`: `Serialize` for [`Snapshot`], [`DrainReport`] and what they contain.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -123,6 +125,8 @@ mod inside;
 mod layer;
 mod ledger;
 mod limit;
+#[cfg_attr(not(feature = "metrics"), path = "unmeasured.rs")]
+mod metrics;
 mod output;
 mod overflow;
 mod permit;

@@ -14,6 +14,7 @@ use crate::{
     house::House,
     ledger::{PermitTicket, Room, RoomWait},
     limit::Limit,
+    metrics,
     permit::fill,
     record::{Record, Start},
     refused::Refused,
@@ -127,8 +128,9 @@ impl Drop for Waiting {
 /// Takes room for an event of a layer, or a place in the queue for it.
 pub(crate) fn room_for(
     record: &Record,
+    name: &'static str,
     location: &'static Location<'static>,
 ) -> Result<(runtime::Handle, Room<House>), Refused> {
-    let runtime = record.shard.runtime()?;
-    Ok((runtime, record.shard.room(location)?))
+    let runtime = record.shard.runtime().inspect_err(|refused| metrics::refused(name, *refused))?;
+    Ok((runtime, record.shard.room(name, location)?))
 }

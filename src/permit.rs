@@ -8,6 +8,7 @@ use tracing::Span;
 use crate::{
     house::{House, Shard},
     ledger::{NewEvent, PermitTicket, Stage},
+    metrics,
     output::EventOutput,
     record::Record,
     refused::Refused,
@@ -46,7 +47,7 @@ impl Permit {
         record: Option<Arc<Record>>,
         location: &'static Location<'static>,
     ) -> Result<Self, Refused> {
-        let runtime = shard.runtime()?;
+        let runtime = shard.runtime().inspect_err(|refused| metrics::refused("(permit)", *refused))?;
         let ticket = shard.reserve_event(location)?;
         Ok(Self { ticket, runtime, record })
     }
@@ -114,6 +115,7 @@ pub(crate) fn fill(
         Some(record) => (Stage::Recorded, Some(record.holder())),
         None => (Stage::Started, None),
     };
+    metrics::accepted(name);
     Launch { name, ticket: ticket.accept(NewEvent { name, stage, location, since, holder }) }
 }
 

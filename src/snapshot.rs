@@ -95,6 +95,19 @@ pub(crate) enum Ending {
     Aborted,
 }
 
+#[cfg(feature = "metrics")]
+impl Ending {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Panicked => "panicked",
+            Self::TimedOut => "timed_out",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
 /// The counts of a handle at one instant, from [`TrackEventsHandle::snapshot`](crate::TrackEventsHandle::snapshot).
 ///
 /// At every snapshot `accepted = completed + failed + panicked + timed_out + aborted + pending`.

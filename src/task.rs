@@ -18,6 +18,7 @@ use crate::{
     house::{House, Shard},
     inside,
     ledger::{EventTicket, Stage},
+    metrics::{self, Began},
     output::{EventOutput, sealed::Judge},
     refused::Refused,
     snapshot::Ending,
@@ -38,8 +39,9 @@ impl Launch {
         location: &'static Location<'static>,
         holder: Option<Waker>,
     ) -> Result<(Self, runtime::Handle), Refused> {
-        let runtime = shard.runtime()?;
+        let runtime = shard.runtime().inspect_err(|refused| metrics::refused(name, *refused))?;
         let ticket = shard.accept_event(name, stage, location, holder)?;
+        metrics::accepted(name);
         Ok((Self { name, ticket }, runtime))
     }
 
@@ -50,14 +52,8 @@ impl Launch {
         F::Output: EventOutput,
     {
         let limit = self.ticket.shard().house().settings.event_timeout;
-        let span = event_span(self.name, cause);
-        runtime.spawn(Tracked {
-            future: Some(future),
-            sleep: None,
-            limit,
-            is_held: false,
-            running: Some(Running { name: self.name, span, ticket: self.ticket }),
-        });
+        let running = self.begin(cause);
+        runtime.spawn(Tracked { future: Some(future), sleep: None, limit, is_held: false, running: Some(running) });
     }
 
     /// Runs the event on a blocking thread. If the runtime is going down it is dropped instead, and counted as aborted.
@@ -67,19 +63,29 @@ impl Launch {
         F: FnOnce() -> T + Send + 'static,
         T: EventOutput,
     {
-        let running = Running { name: self.name, span: event_span(self.name, cause), ticket: self.ticket };
+        let running = self.begin(cause);
         let blocking = Blocking(Queued::new(work, running));
         runtime.spawn_blocking(move || blocking.run());
     }
 
+    fn begin(self, cause: &Span) -> Running {
+        let Self { name, ticket } = self;
+        Running { name, span: event_span(name, cause), ticket, began: Some(Began::now()) }
+    }
+
     /// Ends the event as aborted before it could start.
     pub(crate) fn abort(self, work: impl Send) {
-        Running { name: self.name, span: Span::none(), ticket: self.ticket }.abort(work);
+        self.never_begun().abort(work);
     }
 
     /// Ends the event as panicked before it could start, because the code that makes it did.
     pub(crate) fn panicked(self, message: String) {
-        Running { name: self.name, span: Span::none(), ticket: self.ticket }.end(Verdict::Panicked(message));
+        self.never_begun().end(Verdict::Panicked(message));
+    }
+
+    fn never_begun(self) -> Running {
+        let Self { name, ticket } = self;
+        Running { name, span: Span::none(), ticket, began: None }
     }
 }
 
@@ -98,6 +104,7 @@ struct Running {
     name: &'static str,
     span: Span,
     ticket: EventTicket<House>,
+    began: Option<Began>,
 }
 
 enum Verdict {
@@ -128,11 +135,13 @@ impl Running {
 
     /// To be called when all that the event owned is dropped: with the ticket, the drain may go on.
     fn end(self, verdict: Verdict) {
-        let Self { name, span, ticket } = self;
+        let Self { name, span, ticket, began } = self;
         // A subscriber that panics costs its line, not the count.
         let _ = contain(|| verdict.log(name, &span));
         let _ = contain(|| drop(span));
-        ticket.end(verdict.ending());
+        let ending = verdict.ending();
+        metrics::ended(name, ending, began.as_ref());
+        ticket.end(ending);
     }
 }
 

@@ -1,0 +1,54 @@
+//! How to see what goes on: counts, log lines, spans and metrics.
+//!
+//! # Counts
+//!
+//! [`snapshot`](crate::TrackEventsHandle::snapshot) counts everything at one instant, without any setup. With the feature
+//! `serde` it is a JSON object for a status page. A [`DrainReport`](crate::DrainReport) has the same counts at the end.
+//!
+//! # Log lines
+//!
+//! They are written through [`tracing`](https://docs.rs/tracing), with the target `tower_track_events`.
+//!
+//! | level | line | when |
+//! |---|---|---|
+//! | `ERROR` | `event failed`, with `error` | an event returned an `Err` |
+//! | `ERROR` | `event panicked`, with `panic` | an event panicked |
+//! | `ERROR` | `event timed out`, with `limit` | an event ran longer than [`event_timeout`] |
+//! | `WARN` | `event aborted` | by [`abort`], or because its runtime is shutting down |
+//! | `WARN` | `events are refused: ..` | the house is full, once an episode |
+//! | `WARN` | `event runs without its time limit: ..` | its runtime has no timer |
+//! | `INFO` | `events are accepted again: ..` | that episode is over: a quarter of the capacity is free |
+//! | `INFO` | `draining: ..` | each second of a drain, or as often as [`progress`] says |
+//!
+//! All about one event have its name in the field `event`. An episode ends only when there is some room again, so that a
+//! house at the brim does not write a line for each refusal; the count of refusals is exact. Of the request nothing is
+//! logged: no header, path or peer.
+//!
+//! # Spans
+//!
+//! Each event runs in a span `event` at the level `INFO`, with its name in the field `name`. The span has no parent: a
+//! child would keep the span of its request open for as long as the event takes. Instead it follows from the span in
+//! which the service was called, so a tracer can draw the link. An event that is tracked through the handle follows from
+//! the span of the caller.
+//!
+//! # Metrics
+//!
+//! The feature `metrics` counts for the [`metrics`](https://docs.rs/metrics) facade. Without a recorder nothing is
+//! stored; without the feature there is no code for it.
+//!
+//! | name | kind | labels |
+//! |---|---|---|
+//! | `tower_track_events_accepted_total` | counter | `event` |
+//! | `tower_track_events_ended_total` | counter | `event`, `ending`: `completed`, `failed`, `panicked`, `timed_out`, `aborted` |
+//! | `tower_track_events_refused_total` | counter | `event`, or `(permit)` and `(guard)`; `reason`: `full`, `drained`, `no_runtime` |
+//! | `tower_track_events_open_requests` | gauge | |
+//! | `tower_track_events_pending_events` | gauge | |
+//! | `tower_track_events_event_duration_seconds` | histogram, from the start of the event to its end | `event` |
+//! | `tower_track_events_drain_duration_seconds` | histogram, from the signal to the answer | `outcome`: `drained`, `cut_short` |
+//!
+//! Several handles count together. Install the recorder before the first event, or the gauges are off by what came
+//! before it.
+//!
+//! [`abort`]: crate::TrackEventsHandle::abort
+//! [`event_timeout`]: crate::TrackEventsHandleBuilder::event_timeout
+//! [`progress`]: crate::TrackEventsHandleBuilder::progress
