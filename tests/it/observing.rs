@@ -1,0 +1,274 @@
+//! What an operator sees: log lines, spans, metrics.
+
+use std::{
+    future::pending,
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use http_body_util::Empty;
+use metrics_util::{
+    CompositeKey,
+    debugging::{DebugValue, DebuggingRecorder},
+};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_track_events::{Events, Refused, TrackEventsHandle, TrackEventsLayer};
+use tracing::{
+    Instrument, Subscriber,
+    field::{Field, Visit},
+    span::{self, Attributes},
+    subscriber::DefaultGuard,
+};
+use tracing_subscriber::{
+    Registry,
+    layer::{Context, SubscriberExt},
+    registry::LookupSpan,
+};
+
+use crate::support::{drain, settle};
+
+/// The lines that are logged on this thread.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    fn capture() -> (Self, DefaultGuard) {
+        let lines = Self::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .without_time()
+            .with_ansi(false)
+            .with_target(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        (lines, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn take(&self) -> Vec<String> {
+        let bytes = std::mem::take(&mut *self.0.lock().unwrap());
+        String::from_utf8(bytes).unwrap().lines().map(|line| line.trim().to_owned()).collect()
+    }
+}
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_says_each_second_what_is_left() {
+    let (lines, _guard) = Lines::capture();
+    let handle = TrackEventsHandle::new();
+    for _ in 0..3 {
+        handle.track("order.created", pending::<()>()).unwrap();
+    }
+    handle.track("audit", pending::<()>()).unwrap();
+    let (guard, permit) = (handle.guard().unwrap(), handle.reserve().unwrap());
+
+    handle.drain(Duration::from_millis(2_500)).await.unwrap_err();
+
+    let left =
+        "INFO draining: 0 requests open, 1 guard held, 1 permit held, 4 events pending (order.created x3, audit x1)";
+    assert_eq!(lines.take(), [format!("{left}, 1.0 s of 2.5 s"), format!("{left}, 2.0 s of 2.5 s")]);
+    drop((guard, permit));
+    handle.drain_until(tokio::time::sleep(Duration::from_millis(1_500))).await.unwrap_err();
+    assert_eq!(lines.take(), ["INFO draining: 0 requests open, 4 events pending (order.created x3, audit x1), 1.0 s"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lines_of_a_drain_come_as_often_as_they_are_set_to_or_not_at_all() {
+    for (every, expected) in [(Duration::ZERO, 0), (Duration::from_millis(300), 3), (Duration::from_secs(5), 0)] {
+        let (lines, _guard) = Lines::capture();
+        let handle = TrackEventsHandle::builder().progress(every).build().unwrap();
+        handle.track("pending", pending::<()>()).unwrap();
+        handle.drain(Duration::from_secs(1)).await.unwrap_err();
+        assert_eq!(lines.take().len(), expected, "{every:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_house_is_announced_once_and_its_end_once() {
+    let (lines, _guard) = Lines::capture();
+    for capacity in [1, 4, 100] {
+        let handle = TrackEventsHandle::builder().capacity(capacity).settle(Duration::ZERO).build().unwrap();
+        let mut held: Vec<_> = (0..capacity).map(|_| handle.reserve().unwrap()).collect();
+        // At the brim: one room is freed and taken again, and again.
+        for _ in 0..10 {
+            assert_eq!(handle.track("audit", async {}), Err(Refused::Full));
+            if capacity > 1 {
+                held.pop();
+                held.push(handle.reserve().unwrap());
+            }
+        }
+        let full = format!(
+            "WARN events are refused: as many are pending as the capacity allows event=\"audit\" capacity={capacity}"
+        );
+        assert_eq!(lines.take(), [full.clone()]);
+        held.clear();
+        assert_eq!(lines.take(), ["INFO events are accepted again: the house has room"]);
+
+        held.extend((0..capacity).map(|_| handle.reserve().unwrap()));
+        assert_eq!(handle.track("audit", async {}), Err(Refused::Full));
+        assert_eq!(lines.take(), [full]);
+        held.clear();
+        drain(&handle).await;
+        lines.take();
+    }
+}
+
+#[tokio::test]
+async fn each_bad_ending_has_a_line_with_the_name_of_its_event() {
+    let (lines, _guard) = Lines::capture();
+    let handle = TrackEventsHandle::new();
+    handle.track("fine", async {}).unwrap();
+    handle.track("fails", async { Err::<(), _>("disk full") }).unwrap();
+    handle.track("panics", async { std::panic::resume_unwind(Box::new("no ink")) }).unwrap();
+    handle.track("is aborted", pending::<()>()).unwrap();
+    settle().await;
+    handle.abort();
+    drain(&handle).await;
+
+    let lines = lines.take();
+    let has = |level: &str, words: &[&str]| {
+        lines.iter().any(|line| line.starts_with(level) && words.iter().all(|word| line.contains(word)))
+    };
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    assert!(has("ERROR", &["event failed", "event=\"fails\"", "error=\"disk full\""]), "{lines:#?}");
+    assert!(has("ERROR", &["event panicked", "event=\"panics\"", "panic=\"no ink\""]), "{lines:#?}");
+    assert!(has("WARN", &["event aborted", "event=\"is aborted\""]), "{lines:#?}");
+}
+
+/// The spans of events that were made on this thread: their fields, their parent, and what they follow from.
+#[derive(Clone, Default)]
+struct Spans(Arc<Mutex<Vec<SeenSpan>>>);
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct SeenSpan {
+    fields: Vec<(String, String)>,
+    has_parent: bool,
+    follows: Vec<&'static str>,
+    id: u64,
+}
+
+impl Visit for SeenSpan {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.fields.push((field.name().to_owned(), format!("{value:?}")));
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> tracing_subscriber::Layer<S> for Spans {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &span::Id, context: Context<'_, S>) {
+        if attributes.metadata().name() == "event" {
+            let has_parent = context.span(id).is_some_and(|span| span.parent().is_some());
+            let mut span = SeenSpan { has_parent, id: id.into_u64(), ..SeenSpan::default() };
+            attributes.record(&mut span);
+            self.0.lock().unwrap().push(span);
+        }
+    }
+
+    fn on_follows_from(&self, id: &span::Id, follows: &span::Id, context: Context<'_, S>) {
+        let name = context.span(follows).map_or("gone", |span| span.name());
+        let mut spans = self.0.lock().unwrap();
+        spans.iter_mut().filter(|span| span.id == id.into_u64()).for_each(|span| span.follows.push(name));
+    }
+}
+
+#[tokio::test]
+async fn the_span_of_an_event_has_its_name_no_parent_and_follows_from_the_request() {
+    let spans = Spans::default();
+    let _guard = tracing::subscriber::set_default(Registry::default().with(spans.clone()));
+    let handle = TrackEventsHandle::new();
+    let service = TrackEventsLayer::new(handle.clone()).layer(service_fn(|request: Request<()>| async move {
+        let events = Events::from_extensions(request.extensions()).unwrap();
+        events.track("audit", async {}).unwrap();
+        Ok::<_, std::convert::Infallible>(Response::new(Empty::<bytes::Bytes>::new()))
+    }));
+    let request = Request::get("/secret?token=1").header("authorization", "secret").body(()).unwrap();
+    let span = tracing::info_span!("request");
+    // `call` happens in the span: with `instrument` alone only the polls would.
+    let response = async { service.oneshot(request).await.unwrap() }.instrument(span).await;
+    drop(response);
+    handle.track("at once", async {}).unwrap();
+    drain(&handle).await;
+
+    let spans = spans.0.lock().unwrap().clone();
+    let seen: Vec<_> = spans.iter().map(|span| (&span.fields[..], span.has_parent, &span.follows[..])).collect();
+    let name = |name: &str| [("name".to_owned(), format!("{name:?}"))];
+    assert_eq!(seen, [(&name("audit")[..], false, &["request"][..]), (&name("at once")[..], false, &[][..])]);
+}
+
+/// A metric by its name and labels, over several snapshots: each has what was counted since the one before.
+fn value(snapshots: &[(CompositeKey, DebugValue)], name: &str, labels: &[&str]) -> Option<f64> {
+    let of_key = snapshots.iter().filter(|(key, _)| {
+        let key = key.key();
+        key.name() == name && key.labels().map(metrics::Label::value).eq(labels.iter().copied())
+    });
+    of_key.fold(None, |sum, (_, value)| match value {
+        DebugValue::Counter(count) => Some(sum.unwrap_or(0.0) + *count as f64),
+        DebugValue::Gauge(value) => Some(value.into_inner()),
+        DebugValue::Histogram(values) => Some(sum.unwrap_or(0.0) + values.len() as f64),
+    })
+}
+
+#[test]
+fn metrics_count_by_name_and_ending_and_return_to_zero() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut all = Vec::new();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let handle = TrackEventsHandle::builder().capacity(4).settle(Duration::ZERO).build().unwrap();
+            handle.track("fine", async {}).unwrap();
+            handle.track("fails", async { Err::<(), _>("disk full") }).unwrap();
+            handle.track("is aborted", pending::<()>()).unwrap();
+            let permit = handle.reserve().unwrap();
+            assert_eq!(handle.track("fine", async {}), Err(Refused::Full));
+            settle().await;
+            let service = TrackEventsLayer::new(handle.clone()).layer(service_fn(|_: Request<()>| async {
+                Ok::<_, std::convert::Infallible>(Response::new(Empty::<bytes::Bytes>::new()))
+            }));
+            let response = service.oneshot(Request::new(())).await.unwrap();
+
+            all.extend(snapshot(&snapshotter));
+            assert_eq!(value(&all, "tower_track_events_open_requests", &[]), Some(1.0));
+            assert_eq!(value(&all, "tower_track_events_pending_events", &[]), Some(1.0));
+
+            drop(response);
+            permit.track("fine", async {});
+            settle().await;
+            handle.abort();
+            drain(&handle).await;
+            assert_eq!(handle.track("too late", async {}), Err(Refused::Drained));
+        });
+    });
+
+    all.extend(snapshot(&snapshotter));
+    for (name, labels, expected) in [
+        ("tower_track_events_accepted_total", &["fine"][..], 2.0),
+        ("tower_track_events_ended_total", &["fine", "completed"], 2.0),
+        ("tower_track_events_ended_total", &["fails", "failed"], 1.0),
+        ("tower_track_events_ended_total", &["is aborted", "aborted"], 1.0),
+        ("tower_track_events_refused_total", &["fine", "full"], 1.0),
+        ("tower_track_events_refused_total", &["too late", "drained"], 1.0),
+        ("tower_track_events_open_requests", &[], 0.0),
+        ("tower_track_events_pending_events", &[], 0.0),
+        ("tower_track_events_event_duration_seconds", &["fine"], 2.0),
+        ("tower_track_events_drain_duration_seconds", &["drained"], 1.0),
+    ] {
+        assert_eq!(value(&all, name, labels), Some(expected), "{name} {labels:?}");
+    }
+}
+
+fn snapshot(snapshotter: &metrics_util::debugging::Snapshotter) -> Vec<(CompositeKey, DebugValue)> {
+    let all = snapshotter.snapshot().into_vec();
+    all.into_iter().map(|(key, _unit, _description, value)| (key, value)).collect()
+}
