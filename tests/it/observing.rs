@@ -213,7 +213,7 @@ fn value(snapshots: &[(CompositeKey, DebugValue)], name: &str, labels: &[&str]) 
     });
     of_key.fold(None, |sum, (_, value)| match value {
         DebugValue::Counter(count) => Some(sum.unwrap_or(0.0) + *count as f64),
-        DebugValue::Gauge(value) => Some(value.into_inner()),
+        DebugValue::Gauge(value) => Some(sum.unwrap_or(0.0) + value.into_inner()),
         DebugValue::Histogram(values) => Some(sum.unwrap_or(0.0) + values.len() as f64),
     })
 }
