@@ -2,19 +2,28 @@
 //!
 //! The tests need the built examples. `cargo test` builds them first; with `--test it`, run `cargo build --examples`.
 
-use std::{env, net::SocketAddr, process::Stdio, time::Duration};
-
-use bytes::Bytes;
-use http::{Method, Request, Response};
-use http_body_util::Full;
-use hyper::{
-    body::Incoming,
-    client::conn::http1::{self, SendRequest},
+use std::{
+    any::Any,
+    collections::HashMap,
+    env,
+    net::SocketAddr,
+    process::Stdio,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
 };
-use hyper_util::rt::TokioIo;
+
+use ::hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
     net::TcpStream,
     process::{Child, ChildStderr, ChildStdout, Command},
     task::JoinHandle,
@@ -22,6 +31,7 @@ use tokio::{
 };
 
 mod axum;
+mod hyper;
 
 /// More than anything takes here, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -69,9 +79,13 @@ impl Process {
         Self { child, addr, stdout: Some(stdout), stderr: Some(stderr) }
     }
 
-    fn kill(&self, signal: Signal) {
+    fn pid(&self) -> Pid {
         let pid = self.child.id().expect("it has not ended");
-        kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();
+        Pid::from_raw(pid.try_into().unwrap()).unwrap()
+    }
+
+    fn kill(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
     }
 
     async fn has_begun_to_drain(&mut self) {
@@ -130,21 +144,38 @@ impl End {
     }
 }
 
-/// One HTTP/1 connection that is kept alive.
+/// One connection that is kept alive.
 struct Client {
-    requests: SendRequest<Full<Bytes>>,
-    connection: JoinHandle<hyper::Result<()>>,
+    addr: SocketAddr,
+    requests: Requests,
+    connection: JoinHandle<::hyper::Result<()>>,
+}
+
+enum Requests {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
 }
 
 impl Client {
     async fn connect(addr: SocketAddr) -> Self {
-        let stream = TcpStream::connect(addr).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let (requests, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-        Self { requests, connection: tokio::spawn(connection) }
+        Self::speaking(Version::HTTP_11, addr).await
     }
 
-    async fn send(&mut self, method: Method, path: &str, body: &str) -> hyper::Result<Response<Incoming>> {
+    async fn speaking(version: Version, addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let io = TokioIo::new(stream);
+        let (requests, connection) = if version == Version::HTTP_2 {
+            let (requests, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+            (Requests::Http2(requests), tokio::spawn(connection))
+        } else {
+            let (requests, connection) = http1::handshake(io).await.unwrap();
+            (Requests::Http1(requests), tokio::spawn(connection))
+        };
+        Self { addr, requests, connection }
+    }
+
+    async fn send(&mut self, method: Method, path: &str, body: &str) -> ::hyper::Result<Response<Incoming>> {
         let body = Full::new(Bytes::copy_from_slice(body.as_bytes()));
         let request = Request::builder()
             .method(method)
@@ -153,12 +184,303 @@ impl Client {
             .header("content-type", "application/json")
             .body(body)
             .unwrap();
-        self.requests.ready().await?;
-        timeout(PATIENCE, self.requests.send_request(request)).await.expect("it answers")
+        self.request(request).await
+    }
+
+    async fn request(&mut self, mut request: Request<Full<Bytes>>) -> ::hyper::Result<Response<Incoming>> {
+        let answers = async {
+            match &mut self.requests {
+                Requests::Http1(requests) => {
+                    requests.ready().await?;
+                    requests.send_request(request).await
+                }
+                Requests::Http2(requests) => {
+                    requests.ready().await?;
+                    let uri = Uri::builder().scheme("http").authority(self.addr.to_string());
+                    *request.uri_mut() = uri.path_and_query(request.uri().path()).build().unwrap();
+                    requests.send_request(request).await
+                }
+            }
+        };
+        timeout(PATIENCE, answers).await.expect("it answers")
     }
 
     /// Waits until the service closes the connection.
     async fn closed(self) {
         timeout(PATIENCE, self.connection).await.expect("it closes the connection").unwrap().unwrap();
     }
+}
+
+// --- what each server promises when it is told to stop ---------------------------------------------------------------
+
+/// An example that writes a line for each response, and how to ask it.
+struct Server {
+    example: &'static str,
+    versions: &'static [Version],
+    /// A request, which the number tells from others if it can.
+    request: fn(usize) -> Request<Full<Bytes>>,
+    /// The line for its answer.
+    line: fn(usize) -> String,
+    /// What it says when a client has kept the server from stopping.
+    held_up: &'static str,
+}
+
+impl Server {
+    async fn start(&self, settings: &[(&str, &str)]) -> Process {
+        Process::start(command(self.example, settings)).await
+    }
+
+    /// Asks and reads the answer to its end.
+    async fn ask(&self, client: &mut Client, number: usize) -> ::hyper::Result<StatusCode> {
+        let response = client.request((self.request)(number)).await?;
+        let status = response.status();
+        response.into_body().collect().await?;
+        Ok(status)
+    }
+
+    /// Clients ask until the server closes their connections. One that gets answer number `signal_after` sends the
+    /// signal, in the midst of the others.
+    async fn loses_nothing(&self) {
+        const CLIENTS: usize = 8;
+        let mut ended_since_signal = 0;
+
+        for signal_after in [0, 1, 3, 10, 40, 100, 200] {
+            let process = self.start(&[("EVENT_DELAY_MS", "20"), ("DRAIN_LIMIT_MS", "2000")]).await;
+            let (addr, pid) = (process.addr, process.pid());
+            let versions = self.versions.iter().cycle().take(CLIENTS);
+            let clients = join_all(versions.map(|&version| Client::speaking(version, addr))).await;
+            let (asked, answers) = (&AtomicUsize::new(0), &AtomicUsize::new(0));
+            if signal_after == 0 {
+                kill_process(pid, Signal::TERM).unwrap();
+            }
+            let asks = clients.into_iter().map(|mut client| async move {
+                let mut answered = Vec::new();
+                loop {
+                    let number = asked.fetch_add(1, Ordering::Relaxed);
+                    let Ok(status) = self.ask(&mut client, number).await else { return answered };
+                    assert_eq!(status, StatusCode::OK);
+                    answered.push((self.line)(number));
+                    if answers.fetch_add(1, Ordering::Relaxed) + 1 == signal_after {
+                        kill_process(pid, Signal::TERM).unwrap();
+                    }
+                }
+            });
+            // The output is read all the while, or else the process would wait for room in the pipe.
+            let (end, answered) = tokio::join!(process.end(), timeout(PATIENCE, join_all(asks)));
+            let answered = answered.expect("the server closes its connections").concat();
+
+            let round = format!("{}, signal after {signal_after} of {} answers", self.example, answered.len());
+            let written: Vec<_> = end.stdout.lines().filter(|line| line.starts_with("audit")).collect();
+            assert_eq!(end.code, Some(0), "{round}: {end:?}");
+            let count = count(written.iter().map(|line| line.to_string()));
+            for (line, answers) in self::count(answered.iter().cloned()) {
+                let lines = count.get(&line).copied().unwrap_or_default();
+                assert!(lines >= answers, "{round}: {answers} answers and {lines} lines for {line}");
+            }
+            assert!(written.len() <= asked.load(Ordering::Relaxed), "{round}");
+            assert_eq!(end.figure("accepted"), written.len(), "{round}");
+            assert_eq!(end.figure("completed"), written.len(), "{round}");
+            assert!(answered.len() >= signal_after, "{round}");
+            ended_since_signal += end.figure("ended since the drain began");
+        }
+
+        // Otherwise nothing was pending, and nothing is proved.
+        assert!(ended_since_signal > 0);
+    }
+
+    /// A client that has sent this and is silent since does not keep the server from its work, nor from its end.
+    async fn is_not_held_up_by(&self, silent: &Silent) {
+        let process = self.start(&[("EVENT_DELAY_MS", "700"), ("DRAIN_LIMIT_MS", "1000")]).await;
+        let mut stream = TcpStream::connect(process.addr).await.unwrap();
+        stream.write_all(silent.sent).await.unwrap();
+        stream.read_exact(&mut vec![0; silent.read]).await.unwrap();
+        let mut client = Client::speaking(self.versions[0], process.addr).await;
+        assert_eq!(self.ask(&mut client, 0).await.unwrap(), StatusCode::OK);
+
+        process.kill(Signal::TERM);
+        let end = process.end().await;
+
+        assert_eq!(end.code, Some(0), "{silent:?}: {end:?}");
+        assert!(end.took < Duration::from_secs(3), "{silent:?}: {end:?}");
+        assert!(end.stdout.contains(&(self.line)(0)), "{silent:?}: {end:?}");
+    }
+
+    async fn ends_its_ticker(&self) {
+        for &version in self.versions {
+            let process = self.start(&[("DRAIN_LIMIT_MS", "5000")]).await;
+            let mut client = Client::speaking(version, process.addr).await;
+            let mut ticks = client.send(Method::GET, "/ticker", "").await.unwrap().into_body();
+            let tick = ticks.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(tick, "data: tick\n\n");
+
+            process.kill(Signal::TERM);
+            timeout(PATIENCE, ticks.collect()).await.expect("the stream ends").expect("it is not torn off");
+            let end = process.end().await;
+
+            assert_eq!(end.code, Some(0), "{version:?}: {end:?}");
+            assert_eq!(end.stderr, "", "{version:?}: the server had to be abandoned");
+            assert!(end.stdout.contains("audit GET /ticker 200 complete"), "{version:?}: {end:?}");
+        }
+    }
+
+    /// A request whose body is not sent to its end keeps its handler waiting.
+    async fn names_an_endless_request(&self, path: &str) {
+        for &version in self.versions {
+            let process = self.start(&[("DRAIN_LIMIT_MS", "1000")]).await;
+            let unfinished = send_unfinished(version, process.addr, path).await;
+
+            process.kill(Signal::TERM);
+            let end = process.end().await;
+            drop(unfinished);
+
+            assert_eq!(end.code, Some(1), "{version:?}: {end:?}");
+            assert!(end.stderr.contains("1 request open"), "{version:?}: {end:?}");
+            assert!(end.stderr.contains("audit x1 waiting for its request"), "{version:?}: {end:?}");
+            assert!(end.took < Duration::from_secs(3), "{version:?}: {end:?}");
+        }
+    }
+
+    async fn is_red_and_serves_while_draining(&self) {
+        // A tenth of the limit is for load balancers to look away.
+        let mut process = self.start(&[("DRAIN_LIMIT_MS", "20000")]).await;
+        let mut client = Client::connect(process.addr).await;
+        let ready = client.send(Method::GET, "/healthz", "").await.unwrap();
+        assert_eq!(ready.status(), StatusCode::OK);
+        ready.into_body().collect().await.unwrap();
+
+        process.kill(Signal::TERM);
+        process.has_begun_to_drain().await;
+
+        let mut newcomer = Client::connect(process.addr).await;
+        let unready = newcomer.send(Method::GET, "/healthz", "").await.unwrap();
+        assert_eq!(unready.status(), StatusCode::SERVICE_UNAVAILABLE);
+        unready.into_body().collect().await.unwrap();
+        assert_eq!(self.ask(&mut newcomer, 7).await.unwrap(), StatusCode::OK);
+        let end = process.end().await;
+        assert_eq!(end.code, Some(0), "{end:?}");
+        assert!(end.stdout.contains(&(self.line)(7)), "{end:?}");
+        assert!(!end.stdout.contains("/healthz"), "{end:?}");
+    }
+
+    async fn is_cut_short_by_a_second_signal(&self) {
+        #[derive(Debug, PartialEq)]
+        enum Wait {
+            LoadBalancers,
+            Server,
+            Events,
+        }
+
+        for wait in [Wait::LoadBalancers, Wait::Server, Wait::Events] {
+            let mut process = self.start(&[("EVENT_DELAY_MS", "60000"), ("DRAIN_LIMIT_MS", "10000")]).await;
+            let mut client = Client::speaking(self.versions[0], process.addr).await;
+            assert_eq!(self.ask(&mut client, 0).await.unwrap(), StatusCode::OK);
+            let mut silent = TcpStream::connect(process.addr).await.unwrap();
+            if wait == Wait::Server {
+                silent.write_all(SILENT_HTTP2.sent).await.unwrap();
+                silent.read_exact(&mut [0; 9]).await.unwrap();
+            }
+
+            process.kill(Signal::TERM);
+            process.has_begun_to_drain().await;
+            if wait != Wait::LoadBalancers {
+                client.closed().await;
+            }
+            if wait == Wait::Events {
+                // Nothing was sent on it, and it goes with the server.
+                drop(silent.read_to_end(&mut Vec::new()).await);
+            }
+            process.kill(Signal::INT);
+            let cut = Instant::now();
+            let end = process.end().await;
+
+            assert_eq!(end.code, Some(1), "{wait:?}: {end:?}");
+            assert!(cut.elapsed() < Duration::from_secs(3), "{wait:?}: {end:?}");
+            assert!(end.stderr.contains("audit x1 running"), "{wait:?}: {end:?}");
+            if wait == Wait::Server {
+                assert!(end.stderr.contains(self.held_up), "{wait:?}: {end:?}");
+            }
+        }
+    }
+
+    async fn refuses_wrong_settings(&self) {
+        let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let taken = taken.local_addr().unwrap().to_string();
+        for (name, value, reason) in [
+            ("ADDR", "localhost", "127.0.0.1:3000"),
+            ("ADDR", &taken, "in use"),
+            ("EVENT_DELAY_MS", "-1", "0 to 4294967295"),
+            ("DRAIN_LIMIT_MS", "5s", "0 to 4294967295"),
+        ] {
+            let mut command = command(self.example, &[(name, value)]);
+            let output = timeout(PATIENCE, command.output()).await.expect("it ends").unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+
+            assert_eq!(output.status.code(), Some(2), "{name}={value}: {stderr}");
+            assert!(stderr.starts_with(name) && stderr.contains(reason), "{name}={value}: {stderr}");
+            assert_eq!(stderr.lines().count(), 1, "{name}={value}: {stderr}");
+            assert!(output.stdout.is_empty(), "{name}={value}");
+        }
+    }
+}
+
+fn count(lines: impl Iterator<Item = String>) -> HashMap<String, usize> {
+    lines.fold(HashMap::new(), |mut counts, line| {
+        *counts.entry(line).or_default() += 1;
+        counts
+    })
+}
+
+/// Sends a request but for its body, and waits until it has arrived. It is not given up before this is dropped.
+async fn send_unfinished(version: Version, addr: SocketAddr, path: &str) -> Box<dyn Any> {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    if version == Version::HTTP_2 {
+        let (mut requests, mut connection) = h2::client::handshake(stream).await.unwrap();
+        let mut pings = connection.ping_pong().unwrap();
+        tokio::spawn(connection);
+        let request = Request::post(format!("http://{addr}{path}")).header("content-type", "application/grpc");
+        let (response, body) = requests.send_request(request.body(()).unwrap(), false).unwrap();
+        timeout(PATIENCE, pings.ping(h2::Ping::opaque())).await.expect("it answers").unwrap();
+        Box::new((requests, response, body))
+    } else {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: lo\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // Sent when the handler asks for the body.
+        let mut answer = [0; 25];
+        timeout(PATIENCE, stream.read_exact(&mut answer)).await.expect("it answers").unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 100 Continue\r\n\r\n");
+        Box::new(stream)
+    }
+}
+
+/// What a client has sent, and how much of the answer it reads before it falls silent.
+#[derive(Debug)]
+struct Silent {
+    sent: &'static [u8],
+    read: usize,
+}
+
+const HALF_A_HEAD: Silent = Silent { sent: b"GET / HTTP/1.1\r\nhost: lo", read: 0 };
+
+/// The second request was begun before the answer to the first, which is read in part, so that it is known to be there.
+const HALF_THE_NEXT_HEAD: Silent =
+    Silent { sent: b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET / HTTP/1.1\r\nhost: lo", read: 15 };
+
+const HALF_A_PREFACE: Silent = Silent { sent: b"PRI * HTTP/2.0\r\n", read: 0 };
+
+/// Its settings are the last that is heard of it: it does not acknowledge those of the server, whose head it reads.
+const SILENT_HTTP2: Silent = Silent { sent: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", read: 9 };
+
+/// It acknowledges the settings of the server, and then not the ping that comes with the end of the connection.
+const POLITE_BUT_SILENT_HTTP2: Silent =
+    Silent { sent: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\0\x04\x01\0\0\0\0", read: 9 };
+
+fn get(number: usize) -> Request<Full<Bytes>> {
+    let uri = format!("/{number}");
+    Request::builder().uri(uri).header("host", "localhost").body(Full::default()).unwrap()
+}
+
+const ABANDONED: &str = "the server was abandoned before it had stopped";
+
+fn line_of_get(number: usize) -> String {
+    format!("audit GET /{number} 200 complete 5 bytes")
 }
