@@ -4,8 +4,8 @@ use futures_util::future::join_all;
 use http::Version;
 
 use super::{
-    ABANDONED, HALF_A_HEAD, HALF_A_PREFACE, HALF_THE_NEXT_HEAD, POLITE_BUT_SILENT_HTTP2, SILENT_HTTP2, Server, get,
-    line_of_get,
+    ABANDONED, HALF_A_HEAD, HALF_A_PREFACE, HALF_THE_NEXT_HEAD, POLITE_BUT_SILENT_HTTP2, SILENT_HTTP2, SILENT_TCP,
+    Server, get, line_of_get,
 };
 
 const HYPER: Server = Server {
@@ -23,7 +23,7 @@ async fn each_answer_has_its_line_when_the_server_is_told_to_stop() {
 
 #[tokio::test]
 async fn silent_clients_delay_the_exit_no_longer_than_the_limit() {
-    let silent = [HALF_A_HEAD, HALF_THE_NEXT_HEAD, HALF_A_PREFACE, SILENT_HTTP2, POLITE_BUT_SILENT_HTTP2];
+    let silent = [SILENT_TCP, HALF_A_HEAD, HALF_THE_NEXT_HEAD, HALF_A_PREFACE, SILENT_HTTP2, POLITE_BUT_SILENT_HTTP2];
     join_all(silent.iter().map(|silent| HYPER.is_not_held_up_by(silent))).await;
 }
 

@@ -31,6 +31,7 @@ use tokio::{
 };
 
 mod axum;
+mod axum_server;
 mod hyper;
 
 /// More than anything takes here, also on a busy machine.
@@ -291,14 +292,13 @@ impl Server {
     /// A client that has sent this and is silent since does not keep the server from its work, nor from its end.
     async fn is_not_held_up_by(&self, silent: &Silent) {
         let process = self.start(&[("EVENT_DELAY_MS", "700"), ("DRAIN_LIMIT_MS", "1000")]).await;
-        let mut stream = TcpStream::connect(process.addr).await.unwrap();
-        stream.write_all(silent.sent).await.unwrap();
-        stream.read_exact(&mut vec![0; silent.read]).await.unwrap();
+        let stream = silent.connect(process.addr).await;
         let mut client = Client::speaking(self.versions[0], process.addr).await;
         assert_eq!(self.ask(&mut client, 0).await.unwrap(), StatusCode::OK);
 
         process.kill(Signal::TERM);
         let end = process.end().await;
+        drop(stream);
 
         assert_eq!(end.code, Some(0), "{silent:?}: {end:?}");
         assert!(end.took < Duration::from_secs(3), "{silent:?}: {end:?}");
@@ -374,24 +374,22 @@ impl Server {
             let mut process = self.start(&[("EVENT_DELAY_MS", "60000"), ("DRAIN_LIMIT_MS", "10000")]).await;
             let mut client = Client::speaking(self.versions[0], process.addr).await;
             assert_eq!(self.ask(&mut client, 0).await.unwrap(), StatusCode::OK);
-            let mut silent = TcpStream::connect(process.addr).await.unwrap();
+            let mut silent = None;
             if wait == Wait::Server {
-                silent.write_all(SILENT_HTTP2.sent).await.unwrap();
-                silent.read_exact(&mut [0; 9]).await.unwrap();
+                silent = Some(SILENT_HTTP2.connect(process.addr).await);
             }
 
             process.kill(Signal::TERM);
+            let signalled = Instant::now();
             process.has_begun_to_drain().await;
             if wait != Wait::LoadBalancers {
                 client.closed().await;
             }
-            if wait == Wait::Events {
-                // Nothing was sent on it, and it goes with the server.
-                drop(silent.read_to_end(&mut Vec::new()).await);
-            }
+            assert!(signalled.elapsed() < Duration::from_secs(4), "{wait:?}: it has not waited for its limits");
             process.kill(Signal::INT);
             let cut = Instant::now();
             let end = process.end().await;
+            drop(silent);
 
             assert_eq!(end.code, Some(1), "{wait:?}: {end:?}");
             assert!(cut.elapsed() < Duration::from_secs(3), "{wait:?}: {end:?}");
@@ -458,6 +456,18 @@ struct Silent {
     sent: &'static [u8],
     read: usize,
 }
+
+impl Silent {
+    async fn connect(&self, addr: SocketAddr) -> TcpStream {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        stream.write_all(self.sent).await.unwrap();
+        let answers = async { stream.read_exact(&mut vec![0; self.read]).await };
+        timeout(PATIENCE, answers).await.expect("it answers").unwrap();
+        stream
+    }
+}
+
+const SILENT_TCP: Silent = Silent { sent: b"", read: 0 };
 
 const HALF_A_HEAD: Silent = Silent { sent: b"GET / HTTP/1.1\r\nhost: lo", read: 0 };
 
