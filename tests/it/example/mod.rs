@@ -33,6 +33,7 @@ use tokio::{
 mod axum;
 mod axum_server;
 mod hyper;
+mod tonic;
 
 /// More than anything takes here, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
