@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::join_all;
+use futures_util::{SinkExt, StreamExt, future::join_all};
 use http::{Method, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -21,6 +21,10 @@ use tokio::{
     net::TcpStream,
     process::Command,
     time::{Instant, timeout},
+};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{Message, protocol::frame::coding::CloseCode},
 };
 use uuid::Uuid;
 
@@ -206,6 +210,43 @@ async fn an_endless_stream_ends_itself() {
 
     assert_eq!(end.code, Some(0), "{end:?}");
     assert_eq!(end.stderr, "", "the server had to be abandoned");
+}
+
+#[tokio::test]
+async fn a_socket_echoes_and_is_closed_with_a_reason() {
+    let shop = Shop::open(&[("DRAIN_LIMIT_MS", "5000")]).await;
+    let mut socket = connect_socket(&shop).await;
+    socket.send(Message::text("hello")).await.unwrap();
+    assert_eq!(next_message(&mut socket).await, Some(Message::text("hello")));
+
+    shop.kill(Signal::TERM);
+    let Some(Message::Close(Some(frame))) = next_message(&mut socket).await else { panic!("no close frame") };
+    assert_eq!((frame.code, frame.reason.as_str()), (CloseCode::Away, "the server stops"));
+    assert_eq!(next_message(&mut socket).await, None);
+    let end = shop.end().await;
+
+    assert_eq!(end.code, Some(0), "{end:?}");
+    assert_eq!(end.stderr, "");
+}
+
+#[tokio::test]
+async fn a_socket_whose_client_does_not_answer_is_waited_for_until_it_ends_itself() {
+    let shop = Shop::open(&[("DRAIN_LIMIT_MS", "5000")]).await;
+    let mut idle = connect_socket(&shop).await;
+    idle.send(Message::text("hello")).await.unwrap();
+    assert_eq!(next_message(&mut idle).await, Some(Message::text("hello")));
+    // It sends more than fits, and never reads: the echo has to wait for it.
+    let mut deaf = connect_socket(&shop).await;
+    let floods = async { while deaf.send(Message::binary(vec![0; 1 << 20])).await.is_ok() {} };
+    let signalled = Instant::now();
+    shop.kill(Signal::TERM);
+    let (_, end) = tokio::join!(floods, shop.end());
+
+    // The server has returned by then, since it does not know of the sockets.
+    assert!(signalled.elapsed() >= Duration::from_secs(1), "{end:?}");
+    assert_eq!(end.code, Some(0), "{end:?}");
+    assert_eq!(end.stderr, "");
+    drop(idle);
 }
 
 #[tokio::test]
@@ -466,6 +507,17 @@ impl Client {
     async fn order(&mut self, item: &str) -> hyper::Result<(StatusCode, Value)> {
         self.post(&json!({ "item": item, "quantity": 1 }).to_string()).await
     }
+}
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+async fn connect_socket(shop: &Shop) -> Socket {
+    connect_async(format!("ws://{}/echo", shop.addr)).await.unwrap().0
+}
+
+/// The next message; `None` once the socket is closed.
+async fn next_message(socket: &mut Socket) -> Option<Message> {
+    timeout(PATIENCE, socket.next()).await.expect("it answers").transpose().unwrap()
 }
 
 async fn read(response: Response<Incoming>) -> hyper::Result<(StatusCode, Value)> {
