@@ -150,7 +150,8 @@ impl End {
 struct Client {
     addr: SocketAddr,
     requests: Requests,
-    connection: JoinHandle<::hyper::Result<()>>,
+    /// `None` for one that shares the connection of another.
+    connection: Option<JoinHandle<::hyper::Result<()>>>,
 }
 
 enum Requests {
@@ -174,7 +175,17 @@ impl Client {
             let (requests, connection) = http1::handshake(io).await.unwrap();
             (Requests::Http1(requests), tokio::spawn(connection))
         };
-        Self { addr, requests, connection }
+        Self { addr, requests, connection: Some(connection) }
+    }
+
+    /// Another that sends its requests on the same connection, at the same time, if HTTP lets it.
+    fn share(&self) -> Option<Self> {
+        match &self.requests {
+            Requests::Http1(_) => None,
+            Requests::Http2(requests) => {
+                Some(Self { addr: self.addr, requests: Requests::Http2(requests.clone()), connection: None })
+            }
+        }
     }
 
     async fn send(&mut self, method: Method, path: &str, body: &str) -> ::hyper::Result<Response<Incoming>> {
@@ -209,7 +220,8 @@ impl Client {
 
     /// Waits until the service closes the connection.
     async fn closed(self) {
-        timeout(PATIENCE, self.connection).await.expect("it closes the connection").unwrap().unwrap();
+        let connection = self.connection.expect("the connection is its own");
+        timeout(PATIENCE, connection).await.expect("it closes the connection").unwrap().unwrap();
     }
 }
 
@@ -243,14 +255,16 @@ impl Server {
     /// Clients ask until the server closes their connections. One that gets answer number `signal_after` sends the
     /// signal, in the midst of the others.
     async fn loses_nothing(&self) {
-        const CLIENTS: usize = 8;
+        const CONNECTIONS: usize = 6;
         let mut ended_since_signal = 0;
 
         for signal_after in [0, 1, 3, 10, 40, 100, 200] {
             let process = self.start(&[("EVENT_DELAY_MS", "20"), ("DRAIN_LIMIT_MS", "2000")]).await;
             let (addr, pid) = (process.addr, process.pid());
-            let versions = self.versions.iter().cycle().take(CLIENTS);
-            let clients = join_all(versions.map(|&version| Client::speaking(version, addr))).await;
+            let versions = self.versions.iter().cycle().take(CONNECTIONS);
+            let mut clients = join_all(versions.map(|&version| Client::speaking(version, addr))).await;
+            let sharers: Vec<_> = clients.iter().flat_map(|client| [client.share(), client.share()]).collect();
+            clients.extend(sharers.into_iter().flatten());
             let (asked, answers) = (&AtomicUsize::new(0), &AtomicUsize::new(0));
             if signal_after == 0 {
                 kill_process(pid, Signal::TERM).unwrap();
