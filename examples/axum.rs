@@ -31,13 +31,17 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{State, rejection::JsonRejection},
+    extract::{
+        State,
+        rejection::JsonRejection,
+        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code},
+    },
     http::StatusCode,
     response::{
         ErrorResponse, IntoResponse,
         sse::{Event, Sse},
     },
-    routing::{get, post},
+    routing::{any, get, post},
 };
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use rusqlite::{Connection, OpenFlags, params};
@@ -49,7 +53,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
     task::JoinHandle,
-    time::{Instant, interval, timeout_at},
+    time::{Instant, interval, timeout, timeout_at},
 };
 use tokio_stream::wrappers::{IntervalStream, SignalStream};
 use tower_track_events::{Events, Snapshot, TrackEventsHandle, TrackEventsLayer};
@@ -91,7 +95,8 @@ async fn run() -> Result<i32, String> {
             "listening on http://{addr}, orders go to {}\n\
              curl http://{addr}/orders -H content-type:application/json -d '{{\"item\":\"book\",\"quantity\":1}}'\n\
              curl http://{addr}/stats\n\
-             curl -N http://{addr}/ticker",
+             curl -N http://{addr}/ticker\n\
+             websocat ws://{addr}/echo",
             settings.db.display(),
         ),
     );
@@ -150,6 +155,7 @@ fn router(shop: Shop) -> Router {
         .route("/healthz", get(healthz))
         .route("/stats", get(stats))
         .route("/ticker", get(ticker))
+        .route("/echo", any(echo))
         .layer(layer)
         .with_state(shop)
 }
@@ -196,6 +202,45 @@ async fn stats(State(shop): State<Shop>) -> Json<Snapshot> {
 async fn ticker(State(shop): State<Shop>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let ticks = IntervalStream::new(interval(Duration::from_secs(1)));
     Sse::new(ticks.map(|_| Ok(Event::default().data("tick"))).take_until(shop.handle.draining()))
+}
+
+/// A WebSocket is no part of the exchange that opened it, nor known to the server any more. The guard is what makes the
+/// drain wait for it.
+async fn echo(events: Events, upgrade: WebSocketUpgrade) -> axum::response::Result<impl IntoResponse> {
+    let handle = events.handle();
+    let guard = handle.guard()?;
+    Ok(upgrade.on_upgrade(async move |mut socket| {
+        select! {
+            _ = echo_all(&mut socket) => {}
+            _ = handle.draining() => say_goodbye(&mut socket).await,
+        }
+        drop(socket);
+        drop(guard);
+    }))
+}
+
+async fn echo_all(socket: &mut WebSocket) {
+    while let Some(Ok(message)) = socket.recv().await {
+        let echoed = match message {
+            Message::Text(_) | Message::Binary(_) => socket.send(message).await,
+            // Answered by axum.
+            Message::Ping(_) | Message::Pong(_) | Message::Close(_) => Ok(()),
+        };
+        if echoed.is_err() {
+            return;
+        }
+    }
+}
+
+/// Closes as the protocol wants it, and without the client if it does not take part.
+async fn say_goodbye(socket: &mut WebSocket) {
+    let away = CloseFrame { code: close_code::AWAY, reason: "the server stops".into() };
+    let closing = async {
+        if socket.send(Message::Close(Some(away))).await.is_ok() {
+            while let Some(Ok(_)) = socket.recv().await {}
+        }
+    };
+    let _ = timeout(Duration::from_secs(1), closing).await;
 }
 
 fn open(path: &Path) -> Result<Connection, Box<dyn std::error::Error>> {

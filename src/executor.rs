@@ -26,10 +26,11 @@ impl TrackEventsHandle {
     ///
     /// hyper runs each HTTP/2 stream as a task of its own. Between the spawn of that task and its first poll, the
     /// request has not reached any service yet, and its server may have returned: with this executor a drain knows of
-    /// it. Spawn the connections on it as well. Then [`settle`](crate::TrackEventsHandleBuilder::settle) can be zero.
+    /// it. Then [`settle`](crate::TrackEventsHandleBuilder::settle) can be zero, if the server waits for its connections
+    /// when it stops.
     ///
-    /// A drain waits for a connection that never ends, too: give it
-    /// [time limits](crate::guide::shutdown#hyper-util).
+    /// Where nothing else waits for the connections, spawn them on it as well. A drain then waits for a connection that
+    /// never ends, too: give it [time limits](crate::guide::shutdown#hyper-util).
     ///
     /// A drain that is cut short names the place where the executor was made. After a drain was `Ok`, tasks are spawned
     /// without a guard.

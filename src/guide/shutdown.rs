@@ -114,17 +114,17 @@
 //! A graceful shutdown waits for connections, and some never end by themselves. This is when it returned, with one
 //! client in the given state:
 //!
-//! | the client | axum | hyper-util `GracefulShutdown` | axum-server, with a limit |
-//! |---|---|---|---|
-//! | is connected and silent | at once | at once | at once |
-//! | has sent half a request head | never | never, without a timer | at the limit |
-//! | keeps an idle HTTP/1 connection | at once | at once | at once |
-//! | is silent on HTTP/2 | never | never, without pings | at the limit |
-//! | waits for a handler | after the handler | after the handler | after the handler |
-//! | reads an endless stream | never | never | at the limit, its request maybe still open |
-//! | has upgraded its connection | at once | at once | at once |
+//! | the client | axum | hyper-util `GracefulShutdown` | axum-server, with a limit | tonic |
+//! |---|---|---|---|---|
+//! | is connected and silent | at once | at once | at once | never |
+//! | has sent half of its first request head | never | never, without a timer | at the limit | never |
+//! | keeps an idle HTTP/1 connection | at once | at once | at once | |
+//! | is silent on HTTP/2 | never | never, without pings | at the limit | never |
+//! | waits for a handler | after the handler | after the handler | after the handler | after the handler |
+//! | reads an endless stream | never | never | at the limit, its request maybe still open | never |
+//! | has upgraded its connection | at once | at once | at once | |
 //!
-//! tonic waits for its calls, and for an endless one until the client cancels it. So:
+//! For tonic a load balancer that keeps a TCP connection open without a word is enough. So:
 //!
 //! - Bound the wait. A `timeout` around a server only abandons its connections: they go on, and answer their clients,
 //!   for as long as the process does. The drain waits for the requests that they have brought. One that comes after the
@@ -159,11 +159,12 @@
 //!
 //! Some things are for the user to do:
 //!
-//! - *The executor.* Connections and HTTP/2 streams that are spawned on `handle.executor(..)` (feature `hyper`) are
-//!   known to a drain before they have begun, which no layer can see. The settle time can be zero then.
+//! - *The executor.* HTTP/2 streams that are spawned on `handle.executor(..)` (feature `hyper`) are known to a drain
+//!   before they have begun, which no layer can see. The settle time can be zero then. The connections are spawned as
+//!   ever: the graceful shutdown waits for them. On that executor each would hold a guard, and a silent one would cut
+//!   the drain short.
 //! - *Time limits.* Without a timer hyper has none. With one, it limits the time for a request head (30 s unless set),
-//!   and can ping HTTP/2 clients that are silent. A connection on that executor holds a guard, so one that never ends
-//!   cuts the drain short: give both limits, shorter than the wait for the server.
+//!   and can ping HTTP/2 clients that are silent: give both limits, shorter than the wait for the server.
 //! - *The watcher.* `watcher()` counts a connection from its accept on, and can be moved into its task, where it may
 //!   begin only after a TLS handshake.
 //! - *The listener.* Drop it before the wait, so that nobody connects to it any more.
@@ -174,7 +175,7 @@
 //!
 //! use http::{Request, Response};
 //! use http_body_util::Full;
-//! use hyper::{body::Incoming, rt::Executor};
+//! use hyper::body::Incoming;
 //! use hyper_util::{
 //!     rt::{TokioExecutor, TokioIo, TokioTimer},
 //!     server::{conn::auto, graceful::GracefulShutdown},
@@ -190,8 +191,7 @@
 //!     Ok::<_, Infallible>(Response::new(Full::<bytes::Bytes>::from("hello")))
 //! }));
 //!
-//! let executor = handle.executor(TokioExecutor::new());
-//! let mut server = auto::Builder::new(executor.clone());
+//! let mut server = auto::Builder::new(handle.executor(TokioExecutor::new()));
 //! let time_limit = Duration::from_secs(5);
 //! server.http1().timer(TokioTimer::new()).header_read_timeout(time_limit);
 //! server.http2().timer(TokioTimer::new()).keep_alive_interval(time_limit).keep_alive_timeout(time_limit);
@@ -209,7 +209,7 @@
 //!     };
 //!     let connection = server.serve_connection_with_upgrades(socket, TowerToHyperService::new(service.clone()));
 //!     let (connection, watcher) = (connection.into_owned(), graceful.watcher());
-//!     executor.execute(async move {
+//!     tokio::spawn(async move {
 //!         let _ = watcher.watch(connection).await; // the error of a client that left
 //!     });
 //! }
@@ -226,7 +226,7 @@
 //!
 //! This stops accepting with the signal. For a pause, go on with the loop until the pause is over.
 //!
-//! The task that serves an upgraded connection is spawned by whoever upgrades it, and not on this executor: it takes a
+//! The task that serves an upgraded connection is spawned by whoever upgrades it: it takes a
 //! [guard](#websockets-and-other-upgrades).
 //!
 //! ## axum-server

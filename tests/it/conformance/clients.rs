@@ -129,7 +129,7 @@ async fn receive((response, mut stream): Stream, request: &Request, started: &Se
     let mut seen = String::new();
     let response = match response.await {
         Ok(response) => response,
-        Err(error) => return format!("no response: {:?}", error.reason()),
+        Err(error) => return reset(error),
     };
     let (parts, mut body) = response.into_parts();
     writeln!(seen, "{}\n{}", parts.status, lines(parts.headers)).expect("a string can be written");
@@ -144,8 +144,7 @@ async fn receive((response, mut stream): Stream, request: &Request, started: &Se
                 body.flow_control().release_capacity(bytes.len()).expect("that many were received");
                 data.extend_from_slice(&bytes);
             }
-            // A reset overtakes data that the client has not read yet: how much of it arrived is chance.
-            Some(Err(error)) => return format!("{seen}[{:?}]", error.reason()),
+            Some(Err(error)) => return reset(error),
             None => break,
         }
     }
@@ -175,6 +174,11 @@ pub(super) async fn open_streams(address: SocketAddr, request: &Request, count: 
     });
     wait_for(count, started).await;
     Streams { connection, _streams: streams }
+}
+
+/// A reset overtakes what the server has queued, even the head: how much of that arrived before it is chance.
+fn reset(error: h2::Error) -> String {
+    format!("[{:?}]", error.reason())
 }
 
 fn http2_request(address: SocketAddr, request: &Request) -> http::Request<()> {

@@ -1,37 +1,34 @@
-//! `examples/axum.rs` as its users meet it: a process that is started, asked over loopback, and told to stop.
-//!
-//! The tests need the built example. `cargo test` builds it first; with `--test it`, run `cargo build --example axum`.
+//! `examples/axum.rs`: no order is lost when it is told to stop, and what it answers until then.
 
 use std::{
     collections::HashSet,
-    env, fs,
-    net::SocketAddr,
+    fs,
+    ops::{Deref, DerefMut},
     path::{Path, PathBuf},
-    process::Stdio,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
-use bytes::Bytes;
-use futures_util::future::join_all;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::{
-    body::Incoming,
-    client::conn::http1::{self, SendRequest},
-};
-use hyper_util::rt::TokioIo;
+use futures_util::{SinkExt, StreamExt, future::join_all};
+use http::{Method, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use rusqlite::Connection;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    process::{Child, ChildStderr, ChildStdout, Command},
-    task::JoinHandle,
+    process::Command,
     time::{Instant, timeout},
 };
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{Message, protocol::frame::coding::CloseCode},
+};
 use uuid::Uuid;
+
+use super::{Client, End, PATIENCE, Process};
 
 // --- what it promises when it is told to stop ------------------------------------------------------------------------
 
@@ -216,6 +213,43 @@ async fn an_endless_stream_ends_itself() {
 }
 
 #[tokio::test]
+async fn a_socket_echoes_and_is_closed_with_a_reason() {
+    let shop = Shop::open(&[("DRAIN_LIMIT_MS", "5000")]).await;
+    let mut socket = connect_socket(&shop).await;
+    socket.send(Message::text("hello")).await.unwrap();
+    assert_eq!(next_message(&mut socket).await, Some(Message::text("hello")));
+
+    shop.kill(Signal::TERM);
+    let Some(Message::Close(Some(frame))) = next_message(&mut socket).await else { panic!("no close frame") };
+    assert_eq!((frame.code, frame.reason.as_str()), (CloseCode::Away, "the server stops"));
+    assert_eq!(next_message(&mut socket).await, None);
+    let end = shop.end().await;
+
+    assert_eq!(end.code, Some(0), "{end:?}");
+    assert_eq!(end.stderr, "");
+}
+
+#[tokio::test]
+async fn a_socket_whose_client_does_not_answer_is_waited_for_until_it_ends_itself() {
+    let shop = Shop::open(&[("DRAIN_LIMIT_MS", "5000")]).await;
+    let mut idle = connect_socket(&shop).await;
+    idle.send(Message::text("hello")).await.unwrap();
+    assert_eq!(next_message(&mut idle).await, Some(Message::text("hello")));
+    // It sends more than fits, and never reads: the echo has to wait for it.
+    let mut deaf = connect_socket(&shop).await;
+    let floods = async { while deaf.send(Message::binary(vec![0; 1 << 20])).await.is_ok() {} };
+    let signalled = Instant::now();
+    shop.kill(Signal::TERM);
+    let (_, end) = tokio::join!(floods, shop.end());
+
+    // The server has returned by then, since it does not know of the sockets.
+    assert!(signalled.elapsed() >= Duration::from_secs(1), "{end:?}");
+    assert_eq!(end.code, Some(0), "{end:?}");
+    assert_eq!(end.stderr, "");
+    drop(idle);
+}
+
+#[tokio::test]
 async fn clients_that_never_finish_a_request_delay_the_exit_no_longer_than_the_limit() {
     let shop = Shop::open(&[("DRAIN_LIMIT_MS", "1000")]).await;
     let mut client = Client::connect(shop.addr).await;
@@ -356,17 +390,11 @@ async fn its_first_lines_say_where_it_listens_and_what_to_try() {
     }
 }
 
-// --- the process -----------------------------------------------------------------------------------------------------
+// --- the process and its database ------------------------------------------------------------------------------------
 
-/// More than anything takes here, also on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// The example as a child process. It is killed when this is dropped.
+/// The example, with a database of its own.
 struct Shop {
-    child: Child,
-    addr: SocketAddr,
-    stdout: Option<Lines<BufReader<ChildStdout>>>,
-    stderr: Option<ChildStderr>,
+    process: Process,
     folder: Folder,
 }
 
@@ -374,58 +402,13 @@ impl Shop {
     /// Starts it on a free port, with an empty database.
     async fn open(settings: &[(&str, &str)]) -> Self {
         let folder = Folder::new();
-        let mut child = command(&folder, settings).spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut stderr = child.stderr.take().unwrap();
-        let Some(line) = timeout(PATIENCE, stdout.next_line()).await.expect("it starts").unwrap() else {
-            let mut message = String::new();
-            stderr.read_to_string(&mut message).await.unwrap();
-            panic!("it did not start: {message}");
-        };
-        let words = line.strip_prefix("listening on http://").and_then(|rest| rest.split(',').next());
-        let addr = words.and_then(|addr| addr.parse().ok()).unwrap_or_else(|| panic!("no address in: {line}"));
-        Self { child, addr, stdout: Some(stdout), stderr: Some(stderr), folder }
-    }
-
-    fn kill(&self, signal: Signal) {
-        let pid = self.child.id().expect("it has not ended");
-        kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();
-    }
-
-    async fn has_begun_to_drain(&mut self) {
-        let lines = self.stdout.as_mut().unwrap();
-        let reads = async {
-            while let Some(line) = lines.next_line().await.unwrap() {
-                if line.starts_with("draining") {
-                    return;
-                }
-            }
-            panic!("it ended instead");
-        };
-        timeout(PATIENCE, reads).await.expect("it drains");
+        let process = Process::start(command(&folder, settings)).await;
+        Self { process, folder }
     }
 
     /// Waits until it has ended.
-    async fn end(self) -> End {
-        let Self { mut child, addr: _, stdout, stderr, folder } = self;
-        let began = Instant::now();
-        let read_stdout = async {
-            let mut text = String::new();
-            if let Some(lines) = stdout {
-                lines.into_inner().read_to_string(&mut text).await.unwrap();
-            }
-            text
-        };
-        let read_stderr = async {
-            let mut text = String::new();
-            if let Some(mut stderr) = stderr {
-                stderr.read_to_string(&mut text).await.unwrap();
-            }
-            text
-        };
-        let (status, stdout, stderr) =
-            timeout(PATIENCE, async { tokio::join!(child.wait(), read_stdout, read_stderr) }).await.expect("it ends");
-        End { code: status.unwrap().code(), took: began.elapsed(), stdout, stderr, folder }
+    async fn end(self) -> Closed {
+        Closed { end: self.process.end().await, folder: self.folder }
     }
 
     fn database(&self) -> Connection {
@@ -437,46 +420,44 @@ impl Shop {
     }
 }
 
-/// What is left of the process. The output is what had not been read by then.
+impl Deref for Shop {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl DerefMut for Shop {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+/// What is left of a shop.
 #[derive(Debug)]
-struct End {
-    code: Option<i32>,
-    took: Duration,
-    stdout: String,
-    stderr: String,
+struct Closed {
+    end: End,
     folder: Folder,
 }
 
-impl End {
+impl Closed {
     fn rows(&self) -> Vec<String> {
         rows(&database(self.folder.path()))
     }
+}
 
-    /// The number in the report that stands before `what`.
-    fn figure(&self, what: &str) -> usize {
-        let report = self.stdout.lines().find(|line| line.starts_with("drained")).expect("there is a report");
-        let before = report.split(what).next().unwrap();
-        let number = before.split_whitespace().rev().find_map(|word| word.parse().ok());
-        number.unwrap_or_else(|| panic!("no number before {what:?} in: {report}"))
+impl Deref for Closed {
+    type Target = End;
+
+    fn deref(&self) -> &End {
+        &self.end
     }
 }
 
 fn command(folder: &Folder, settings: &[(&str, &str)]) -> Command {
-    // This test is target/<profile>/deps/it-<hash>.
-    let this = env::current_exe().unwrap();
-    let example = this.ancestors().nth(2).unwrap().join("examples/axum");
-    assert!(example.exists(), "{} is missing: run `cargo build --example axum`", example.display());
-    let mut command = Command::new(example);
-    command
-        .env("ADDR", "127.0.0.1:0")
-        .env("EVENTS_DB", folder.path().join("orders.db"))
-        .env_remove("EVENT_DELAY_MS")
-        .env_remove("DRAIN_LIMIT_MS")
-        .envs(settings.iter().copied())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
+    let mut command = super::command("axum", &[]);
+    command.env("EVENTS_DB", folder.path().join("orders.db")).envs(settings.iter().copied());
     command
 }
 
@@ -514,33 +495,7 @@ impl Drop for Folder {
 
 // --- its clients -----------------------------------------------------------------------------------------------------
 
-/// One HTTP/1 connection that is kept alive.
-struct Client {
-    requests: SendRequest<Full<Bytes>>,
-    connection: JoinHandle<hyper::Result<()>>,
-}
-
 impl Client {
-    async fn connect(addr: SocketAddr) -> Self {
-        let stream = TcpStream::connect(addr).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let (requests, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-        Self { requests, connection: tokio::spawn(connection) }
-    }
-
-    async fn send(&mut self, method: Method, path: &str, body: &str) -> hyper::Result<Response<Incoming>> {
-        let body = Full::new(Bytes::copy_from_slice(body.as_bytes()));
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "localhost")
-            .header("content-type", "application/json")
-            .body(body)
-            .unwrap();
-        self.requests.ready().await?;
-        timeout(PATIENCE, self.requests.send_request(request)).await.expect("it answers")
-    }
-
     async fn get(&mut self, path: &str) -> (StatusCode, Value) {
         read(self.send(Method::GET, path, "").await.unwrap()).await.unwrap()
     }
@@ -552,11 +507,17 @@ impl Client {
     async fn order(&mut self, item: &str) -> hyper::Result<(StatusCode, Value)> {
         self.post(&json!({ "item": item, "quantity": 1 }).to_string()).await
     }
+}
 
-    /// Waits until the service closes the connection.
-    async fn closed(self) {
-        timeout(PATIENCE, self.connection).await.expect("it closes the connection").unwrap().unwrap();
-    }
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+async fn connect_socket(shop: &Shop) -> Socket {
+    connect_async(format!("ws://{}/echo", shop.addr)).await.unwrap().0
+}
+
+/// The next message; `None` once the socket is closed.
+async fn next_message(socket: &mut Socket) -> Option<Message> {
+    timeout(PATIENCE, socket.next()).await.expect("it answers").transpose().unwrap()
 }
 
 async fn read(response: Response<Incoming>) -> hyper::Result<(StatusCode, Value)> {

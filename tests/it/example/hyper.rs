@@ -1,0 +1,53 @@
+//! `examples/hyper.rs`: hyper-util with its `GracefulShutdown`, for HTTP/1.1 and HTTP/2.
+
+use futures_util::future::join_all;
+use http::Version;
+
+use super::{
+    ABANDONED, HALF_A_HEAD, HALF_A_PREFACE, HALF_THE_NEXT_HEAD, POLITE_BUT_SILENT_HTTP2, SILENT_HTTP2, SILENT_TCP,
+    Server, get, line_of_get,
+};
+
+const HYPER: Server = Server {
+    example: "hyper",
+    versions: &[Version::HTTP_11, Version::HTTP_2],
+    request: get,
+    line: line_of_get,
+    held_up: ABANDONED,
+};
+
+#[tokio::test]
+async fn each_answer_has_its_line_when_the_server_is_told_to_stop() {
+    HYPER.loses_nothing().await;
+}
+
+#[tokio::test]
+async fn silent_clients_delay_the_exit_no_longer_than_the_limit() {
+    let silent = [SILENT_TCP, HALF_A_HEAD, HALF_THE_NEXT_HEAD, HALF_A_PREFACE, SILENT_HTTP2, POLITE_BUT_SILENT_HTTP2];
+    join_all(silent.iter().map(|silent| HYPER.is_not_held_up_by(silent))).await;
+}
+
+#[tokio::test]
+async fn an_endless_stream_ends_itself() {
+    HYPER.ends_its_ticker().await;
+}
+
+#[tokio::test]
+async fn an_upload_that_does_not_end_is_named_and_fails_the_process() {
+    HYPER.names_an_endless_request("/upload").await;
+}
+
+#[tokio::test]
+async fn a_second_signal_cuts_each_wait_short() {
+    HYPER.is_cut_short_by_a_second_signal().await;
+}
+
+#[tokio::test]
+async fn readiness_is_red_while_draining_and_requests_are_still_served() {
+    HYPER.is_red_and_serves_while_draining().await;
+}
+
+#[tokio::test]
+async fn a_wrong_setting_is_a_message_and_not_a_panic() {
+    HYPER.refuses_wrong_settings().await;
+}

@@ -1,0 +1,511 @@
+//! The examples as their users meet them: processes that are started, asked over loopback, and told to stop.
+//!
+//! The tests need the built examples. `cargo test` builds them first; with `--test it`, run `cargo build --examples`.
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    env,
+    net::SocketAddr,
+    process::Stdio,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use ::hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    net::TcpStream,
+    process::{Child, ChildStderr, ChildStdout, Command},
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+mod axum;
+mod axum_server;
+mod hyper;
+mod tonic;
+
+/// More than anything takes here, also on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An example that is built, with a free port and these settings.
+fn command(example: &str, settings: &[(&str, &str)]) -> Command {
+    // This test is target/<profile>/deps/it-<hash>.
+    let this = env::current_exe().unwrap();
+    let path = this.ancestors().nth(2).unwrap().join("examples").join(example);
+    assert!(path.exists(), "{} is missing: run `cargo build --examples`", path.display());
+    let mut command = Command::new(path);
+    command
+        .env("ADDR", "127.0.0.1:0")
+        .env_remove("EVENT_DELAY_MS")
+        .env_remove("DRAIN_LIMIT_MS")
+        .envs(settings.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// An example as a child process. It is killed when this is dropped.
+struct Process {
+    child: Child,
+    addr: SocketAddr,
+    stdout: Option<Lines<BufReader<ChildStdout>>>,
+    stderr: Option<ChildStderr>,
+}
+
+impl Process {
+    /// Starts it and waits until it listens.
+    async fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut stderr = child.stderr.take().unwrap();
+        let Some(line) = timeout(PATIENCE, stdout.next_line()).await.expect("it starts").unwrap() else {
+            let mut message = String::new();
+            stderr.read_to_string(&mut message).await.unwrap();
+            panic!("it did not start: {message}");
+        };
+        let words = line.strip_prefix("listening on http://").and_then(|rest| rest.split(',').next());
+        let addr = words.and_then(|addr| addr.parse().ok()).unwrap_or_else(|| panic!("no address in: {line}"));
+        Self { child, addr, stdout: Some(stdout), stderr: Some(stderr) }
+    }
+
+    fn pid(&self) -> Pid {
+        let pid = self.child.id().expect("it has not ended");
+        Pid::from_raw(pid.try_into().unwrap()).unwrap()
+    }
+
+    fn kill(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    async fn has_begun_to_drain(&mut self) {
+        let lines = self.stdout.as_mut().unwrap();
+        let reads = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                if line.starts_with("draining") {
+                    return;
+                }
+            }
+            panic!("it ended instead");
+        };
+        timeout(PATIENCE, reads).await.expect("it drains");
+    }
+
+    /// Waits until it has ended.
+    async fn end(self) -> End {
+        let Self { mut child, addr: _, stdout, stderr } = self;
+        let began = Instant::now();
+        let read_stdout = async {
+            let mut text = String::new();
+            if let Some(lines) = stdout {
+                lines.into_inner().read_to_string(&mut text).await.unwrap();
+            }
+            text
+        };
+        let read_stderr = async {
+            let mut text = String::new();
+            if let Some(mut stderr) = stderr {
+                stderr.read_to_string(&mut text).await.unwrap();
+            }
+            text
+        };
+        let (status, stdout, stderr) =
+            timeout(PATIENCE, async { tokio::join!(child.wait(), read_stdout, read_stderr) }).await.expect("it ends");
+        End { code: status.unwrap().code(), took: began.elapsed(), stdout, stderr }
+    }
+}
+
+/// What is left of the process. The output is what had not been read by then.
+#[derive(Debug)]
+struct End {
+    code: Option<i32>,
+    took: Duration,
+    stdout: String,
+    stderr: String,
+}
+
+impl End {
+    /// The number in the report that stands before `what`.
+    fn figure(&self, what: &str) -> usize {
+        let report = self.stdout.lines().find(|line| line.starts_with("drained")).expect("there is a report");
+        let before = report.split(what).next().unwrap();
+        let number = before.split_whitespace().rev().find_map(|word| word.parse().ok());
+        number.unwrap_or_else(|| panic!("no number before {what:?} in: {report}"))
+    }
+}
+
+/// One connection that is kept alive.
+struct Client {
+    addr: SocketAddr,
+    requests: Requests,
+    /// `None` for one that shares the connection of another.
+    connection: Option<JoinHandle<::hyper::Result<()>>>,
+}
+
+enum Requests {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+impl Client {
+    async fn connect(addr: SocketAddr) -> Self {
+        Self::speaking(Version::HTTP_11, addr).await
+    }
+
+    async fn speaking(version: Version, addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let io = TokioIo::new(stream);
+        let (requests, connection) = if version == Version::HTTP_2 {
+            let (requests, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+            (Requests::Http2(requests), tokio::spawn(connection))
+        } else {
+            let (requests, connection) = http1::handshake(io).await.unwrap();
+            (Requests::Http1(requests), tokio::spawn(connection))
+        };
+        Self { addr, requests, connection: Some(connection) }
+    }
+
+    /// Another that sends its requests on the same connection, at the same time, if HTTP lets it.
+    fn share(&self) -> Option<Self> {
+        match &self.requests {
+            Requests::Http1(_) => None,
+            Requests::Http2(requests) => {
+                Some(Self { addr: self.addr, requests: Requests::Http2(requests.clone()), connection: None })
+            }
+        }
+    }
+
+    async fn send(&mut self, method: Method, path: &str, body: &str) -> ::hyper::Result<Response<Incoming>> {
+        let body = Full::new(Bytes::copy_from_slice(body.as_bytes()));
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost")
+            .header("content-type", "application/json")
+            .body(body)
+            .unwrap();
+        self.request(request).await
+    }
+
+    async fn request(&mut self, mut request: Request<Full<Bytes>>) -> ::hyper::Result<Response<Incoming>> {
+        let answers = async {
+            match &mut self.requests {
+                Requests::Http1(requests) => {
+                    requests.ready().await?;
+                    requests.send_request(request).await
+                }
+                Requests::Http2(requests) => {
+                    requests.ready().await?;
+                    let uri = Uri::builder().scheme("http").authority(self.addr.to_string());
+                    *request.uri_mut() = uri.path_and_query(request.uri().path()).build().unwrap();
+                    requests.send_request(request).await
+                }
+            }
+        };
+        timeout(PATIENCE, answers).await.expect("it answers")
+    }
+
+    /// Waits until the service closes the connection.
+    async fn closed(self) {
+        let connection = self.connection.expect("the connection is its own");
+        timeout(PATIENCE, connection).await.expect("it closes the connection").unwrap().unwrap();
+    }
+}
+
+// --- what each server promises when it is told to stop ---------------------------------------------------------------
+
+/// An example that writes a line for each response, and how to ask it.
+struct Server {
+    example: &'static str,
+    versions: &'static [Version],
+    /// A request, which the number tells from others if it can.
+    request: fn(usize) -> Request<Full<Bytes>>,
+    /// The line for its answer.
+    line: fn(usize) -> String,
+    /// What it says when a client has kept the server from stopping.
+    held_up: &'static str,
+}
+
+impl Server {
+    async fn start(&self, settings: &[(&str, &str)]) -> Process {
+        Process::start(command(self.example, settings)).await
+    }
+
+    /// Asks and reads the answer to its end.
+    async fn ask(&self, client: &mut Client, number: usize) -> ::hyper::Result<StatusCode> {
+        let response = client.request((self.request)(number)).await?;
+        let status = response.status();
+        response.into_body().collect().await?;
+        Ok(status)
+    }
+
+    /// Clients ask until the server closes their connections. One that gets answer number `signal_after` sends the
+    /// signal, in the midst of the others.
+    async fn loses_nothing(&self) {
+        const CONNECTIONS: usize = 6;
+        let mut ended_since_signal = 0;
+
+        for signal_after in [0, 1, 3, 10, 40, 100, 200] {
+            let process = self.start(&[("EVENT_DELAY_MS", "20"), ("DRAIN_LIMIT_MS", "2000")]).await;
+            let (addr, pid) = (process.addr, process.pid());
+            let versions = self.versions.iter().cycle().take(CONNECTIONS);
+            let mut clients = join_all(versions.map(|&version| Client::speaking(version, addr))).await;
+            let sharers: Vec<_> = clients.iter().flat_map(|client| [client.share(), client.share()]).collect();
+            clients.extend(sharers.into_iter().flatten());
+            let (asked, answers) = (&AtomicUsize::new(0), &AtomicUsize::new(0));
+            if signal_after == 0 {
+                kill_process(pid, Signal::TERM).unwrap();
+            }
+            let asks = clients.into_iter().map(|mut client| async move {
+                let mut answered = Vec::new();
+                loop {
+                    let number = asked.fetch_add(1, Ordering::Relaxed);
+                    let Ok(status) = self.ask(&mut client, number).await else { return answered };
+                    assert_eq!(status, StatusCode::OK);
+                    answered.push((self.line)(number));
+                    if answers.fetch_add(1, Ordering::Relaxed) + 1 == signal_after {
+                        kill_process(pid, Signal::TERM).unwrap();
+                    }
+                }
+            });
+            // The output is read all the while, or else the process would wait for room in the pipe.
+            let (end, answered) = tokio::join!(process.end(), timeout(PATIENCE, join_all(asks)));
+            let answered = answered.expect("the server closes its connections").concat();
+
+            let round = format!("{}, signal after {signal_after} of {} answers", self.example, answered.len());
+            let written: Vec<_> = end.stdout.lines().filter(|line| line.starts_with("audit")).collect();
+            assert_eq!(end.code, Some(0), "{round}: {end:?}");
+            let count = count(written.iter().map(|line| line.to_string()));
+            for (line, answers) in self::count(answered.iter().cloned()) {
+                let lines = count.get(&line).copied().unwrap_or_default();
+                assert!(lines >= answers, "{round}: {answers} answers and {lines} lines for {line}");
+            }
+            assert!(written.len() <= asked.load(Ordering::Relaxed), "{round}");
+            assert_eq!(end.figure("accepted"), written.len(), "{round}");
+            assert_eq!(end.figure("completed"), written.len(), "{round}");
+            assert!(answered.len() >= signal_after, "{round}");
+            ended_since_signal += end.figure("ended since the drain began");
+        }
+
+        // Otherwise nothing was pending, and nothing is proved.
+        assert!(ended_since_signal > 0);
+    }
+
+    /// A client that has sent this and is silent since does not keep the server from its work, nor from its end.
+    async fn is_not_held_up_by(&self, silent: &Silent) {
+        let process = self.start(&[("EVENT_DELAY_MS", "700"), ("DRAIN_LIMIT_MS", "1000")]).await;
+        let stream = silent.connect(process.addr).await;
+        let mut client = Client::speaking(self.versions[0], process.addr).await;
+        assert_eq!(self.ask(&mut client, 0).await.unwrap(), StatusCode::OK);
+
+        process.kill(Signal::TERM);
+        let end = process.end().await;
+        drop(stream);
+
+        assert_eq!(end.code, Some(0), "{silent:?}: {end:?}");
+        assert!(end.took < Duration::from_secs(3), "{silent:?}: {end:?}");
+        assert!(end.stdout.contains(&(self.line)(0)), "{silent:?}: {end:?}");
+    }
+
+    async fn ends_its_ticker(&self) {
+        for &version in self.versions {
+            let process = self.start(&[("DRAIN_LIMIT_MS", "5000")]).await;
+            let mut client = Client::speaking(version, process.addr).await;
+            let mut ticks = client.send(Method::GET, "/ticker", "").await.unwrap().into_body();
+            let tick = ticks.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(tick, "data: tick\n\n");
+
+            process.kill(Signal::TERM);
+            timeout(PATIENCE, ticks.collect()).await.expect("the stream ends").expect("it is not torn off");
+            let end = process.end().await;
+
+            assert_eq!(end.code, Some(0), "{version:?}: {end:?}");
+            assert_eq!(end.stderr, "", "{version:?}: the server had to be abandoned");
+            assert!(end.stdout.contains("audit GET /ticker 200 complete"), "{version:?}: {end:?}");
+        }
+    }
+
+    /// A request whose body is not sent to its end keeps its handler waiting.
+    async fn names_an_endless_request(&self, path: &str) {
+        for &version in self.versions {
+            let process = self.start(&[("DRAIN_LIMIT_MS", "1000")]).await;
+            let unfinished = send_unfinished(version, process.addr, path).await;
+
+            process.kill(Signal::TERM);
+            let end = process.end().await;
+            drop(unfinished);
+
+            assert_eq!(end.code, Some(1), "{version:?}: {end:?}");
+            assert!(end.stderr.contains("1 request open"), "{version:?}: {end:?}");
+            assert!(end.stderr.contains("audit x1 waiting for its request"), "{version:?}: {end:?}");
+            assert!(end.took < Duration::from_secs(3), "{version:?}: {end:?}");
+        }
+    }
+
+    async fn is_red_and_serves_while_draining(&self) {
+        // A tenth of the limit is for load balancers to look away.
+        let mut process = self.start(&[("DRAIN_LIMIT_MS", "20000")]).await;
+        let mut client = Client::connect(process.addr).await;
+        let ready = client.send(Method::GET, "/healthz", "").await.unwrap();
+        assert_eq!(ready.status(), StatusCode::OK);
+        ready.into_body().collect().await.unwrap();
+
+        process.kill(Signal::TERM);
+        process.has_begun_to_drain().await;
+
+        let mut newcomer = Client::connect(process.addr).await;
+        let unready = newcomer.send(Method::GET, "/healthz", "").await.unwrap();
+        assert_eq!(unready.status(), StatusCode::SERVICE_UNAVAILABLE);
+        unready.into_body().collect().await.unwrap();
+        assert_eq!(self.ask(&mut newcomer, 7).await.unwrap(), StatusCode::OK);
+        let end = process.end().await;
+        assert_eq!(end.code, Some(0), "{end:?}");
+        assert!(end.stdout.contains(&(self.line)(7)), "{end:?}");
+        assert!(!end.stdout.contains("/healthz"), "{end:?}");
+    }
+
+    async fn is_cut_short_by_a_second_signal(&self) {
+        #[derive(Debug, PartialEq)]
+        enum Wait {
+            LoadBalancers,
+            Server,
+            Events,
+        }
+
+        for wait in [Wait::LoadBalancers, Wait::Server, Wait::Events] {
+            let mut process = self.start(&[("EVENT_DELAY_MS", "60000"), ("DRAIN_LIMIT_MS", "10000")]).await;
+            let mut client = Client::speaking(self.versions[0], process.addr).await;
+            assert_eq!(self.ask(&mut client, 0).await.unwrap(), StatusCode::OK);
+            let mut silent = None;
+            if wait == Wait::Server {
+                silent = Some(SILENT_HTTP2.connect(process.addr).await);
+            }
+
+            process.kill(Signal::TERM);
+            let signalled = Instant::now();
+            process.has_begun_to_drain().await;
+            if wait != Wait::LoadBalancers {
+                client.closed().await;
+            }
+            assert!(signalled.elapsed() < Duration::from_secs(4), "{wait:?}: it has not waited for its limits");
+            process.kill(Signal::INT);
+            let cut = Instant::now();
+            let end = process.end().await;
+            drop(silent);
+
+            assert_eq!(end.code, Some(1), "{wait:?}: {end:?}");
+            assert!(cut.elapsed() < Duration::from_secs(3), "{wait:?}: {end:?}");
+            assert!(end.stderr.contains("audit x1 running"), "{wait:?}: {end:?}");
+            if wait == Wait::Server {
+                assert!(end.stderr.contains(self.held_up), "{wait:?}: {end:?}");
+            }
+        }
+    }
+
+    async fn refuses_wrong_settings(&self) {
+        let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let taken = taken.local_addr().unwrap().to_string();
+        for (name, value, reason) in [
+            ("ADDR", "localhost", "127.0.0.1:3000"),
+            ("ADDR", &taken, "in use"),
+            ("EVENT_DELAY_MS", "-1", "0 to 4294967295"),
+            ("DRAIN_LIMIT_MS", "5s", "0 to 4294967295"),
+        ] {
+            let mut command = command(self.example, &[(name, value)]);
+            let output = timeout(PATIENCE, command.output()).await.expect("it ends").unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+
+            assert_eq!(output.status.code(), Some(2), "{name}={value}: {stderr}");
+            assert!(stderr.starts_with(name) && stderr.contains(reason), "{name}={value}: {stderr}");
+            assert_eq!(stderr.lines().count(), 1, "{name}={value}: {stderr}");
+            assert!(output.stdout.is_empty(), "{name}={value}");
+        }
+    }
+}
+
+fn count(lines: impl Iterator<Item = String>) -> HashMap<String, usize> {
+    lines.fold(HashMap::new(), |mut counts, line| {
+        *counts.entry(line).or_default() += 1;
+        counts
+    })
+}
+
+/// Sends a request but for its body, and waits until it has arrived. It is not given up before this is dropped.
+async fn send_unfinished(version: Version, addr: SocketAddr, path: &str) -> Box<dyn Any> {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    if version == Version::HTTP_2 {
+        let (mut requests, mut connection) = h2::client::handshake(stream).await.unwrap();
+        let mut pings = connection.ping_pong().unwrap();
+        tokio::spawn(connection);
+        let request = Request::post(format!("http://{addr}{path}")).header("content-type", "application/grpc");
+        let (response, body) = requests.send_request(request.body(()).unwrap(), false).unwrap();
+        timeout(PATIENCE, pings.ping(h2::Ping::opaque())).await.expect("it answers").unwrap();
+        Box::new((requests, response, body))
+    } else {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: lo\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // Sent when the handler asks for the body.
+        let mut answer = [0; 25];
+        timeout(PATIENCE, stream.read_exact(&mut answer)).await.expect("it answers").unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 100 Continue\r\n\r\n");
+        Box::new(stream)
+    }
+}
+
+/// What a client has sent, and how much of the answer it reads before it falls silent.
+#[derive(Debug)]
+struct Silent {
+    sent: &'static [u8],
+    read: usize,
+}
+
+impl Silent {
+    async fn connect(&self, addr: SocketAddr) -> TcpStream {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        stream.write_all(self.sent).await.unwrap();
+        let answers = async { stream.read_exact(&mut vec![0; self.read]).await };
+        timeout(PATIENCE, answers).await.expect("it answers").unwrap();
+        stream
+    }
+}
+
+const SILENT_TCP: Silent = Silent { sent: b"", read: 0 };
+
+const HALF_A_HEAD: Silent = Silent { sent: b"GET / HTTP/1.1\r\nhost: lo", read: 0 };
+
+/// The second request was begun before the answer to the first, which is read in part, so that it is known to be there.
+const HALF_THE_NEXT_HEAD: Silent =
+    Silent { sent: b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET / HTTP/1.1\r\nhost: lo", read: 15 };
+
+const HALF_A_PREFACE: Silent = Silent { sent: b"PRI * HTTP/2.0\r\n", read: 0 };
+
+/// Its settings are the last that is heard of it: it does not acknowledge those of the server, whose head it reads.
+const SILENT_HTTP2: Silent = Silent { sent: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", read: 9 };
+
+/// It acknowledges the settings of the server, and then not the ping that comes with the end of the connection.
+const POLITE_BUT_SILENT_HTTP2: Silent =
+    Silent { sent: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\0\x04\x01\0\0\0\0", read: 9 };
+
+fn get(number: usize) -> Request<Full<Bytes>> {
+    let uri = format!("/{number}");
+    Request::builder().uri(uri).header("host", "localhost").body(Full::default()).unwrap()
+}
+
+const ABANDONED: &str = "the server was abandoned before it had stopped";
+
+fn line_of_get(number: usize) -> String {
+    format!("audit GET /{number} 200 complete 5 bytes")
+}
