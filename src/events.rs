@@ -68,7 +68,7 @@ impl Events {
     /// # Errors
     ///
     /// [`Refused::Full`] at capacity; [`Refused::Drained`] if the exchange began, or has ended, after a drain was `Ok`;
-    /// [`Refused::NoRuntime`] if called outside of a tokio runtime while the handle has not been used inside one.
+    /// [`Refused::NoRuntime`] if called outside of a tokio runtime while the handle knows of none.
     ///
     /// # Examples
     ///

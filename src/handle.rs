@@ -82,7 +82,7 @@ impl TrackEventsHandle {
     /// # Errors
     ///
     /// [`Refused::Drained`] after a drain was `Ok`, [`Refused::Full`] at capacity, [`Refused::NoRuntime`] if called
-    /// outside of a tokio runtime while the handle has not been used inside one.
+    /// outside of a tokio runtime while the handle knows of none.
     ///
     /// # Examples
     ///

@@ -83,7 +83,7 @@
 //!    another, an open exchange may record its own.
 //! 4. *At most once, accounted for always.*
 //! 5. *Bounded.* `pending + reserved` never exceeds the [capacity](TrackEventsHandleBuilder::capacity), and
-//!    [`Refused::Full`] is said only when that many are taken.
+//!    [`Refused::Full`] is said only when that many are taken. The requests of a layer may [wait](Overflow) for room.
 //! 6. *Polite.* The panic of an event is its own. No code of yours runs under a lock of ours.
 //! 7. *Transparent.* A client sees the same bytes with and without the layer.
 //!

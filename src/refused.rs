@@ -24,8 +24,8 @@ pub enum Refused {
     /// As many events are pending or reserved as the
     /// [capacity](crate::TrackEventsHandleBuilder::capacity) allows. Room returns when one of them ends.
     Full,
-    /// There is no tokio runtime to run the event on: it was recorded outside of one, and the handle has not
-    /// been used inside one yet.
+    /// There is no tokio runtime to run the event on: it was recorded outside of one, while the handle has neither been
+    /// [given one](crate::TrackEventsHandleBuilder::runtime), nor tracked an event or served a request inside one.
     NoRuntime,
 }
 

@@ -372,7 +372,9 @@
 //!
 //! [`CutShort`](crate::DrainError::CutShort) says what was open: requests, guards and permits with their age, events by
 //! name and by the place where they were recorded, and whether they were running or waited for their request. It
-//! cancels nothing. What is pending goes on until the process ends, so there may be another drain.
+//! cancels nothing. What is pending goes on until the process ends, so there may be another drain. To let destructors
+//! run instead of being torn apart by the exit, [`abort`](crate::TrackEventsHandle::abort) what is left and drain again
+//! for a moment. While a drain waits it logs [a line each second](super::observing#log-lines).
 //!
 //! Both have a `Display` of one line, to be logged as it is.
 //!
@@ -390,11 +392,49 @@
 //!
 //! Lambda freezes a process as soon as it has the response, and thaws it for the next request, if there is one. An
 //! event that starts after the response is thus held up for minutes, or lost. What must be done has to be done before
-//! the runtime is given the response: await it inside the handler. A signal comes only to functions with an extension,
-//! and leaves 0.3 to 0.5 s.
+//! the runtime is given the response. [`wait_idle`] is for that: around the layer, once the response is complete in
+//! memory, it waits for the events that were accepted so far and closes nothing, so the next request finds the house
+//! open. A signal comes only to functions with an extension, and leaves 0.3 to 0.5 s.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use bytes::Bytes;
+//! use http::{Request, Response};
+//! use http_body_util::{BodyExt, Full};
+//! use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
+//! use tower_track_events::{Events, TrackEventsHandle, TrackEventsLayer};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), BoxError> {
+//! async fn handler(request: Request<()>) -> Result<Response<Full<Bytes>>, BoxError> {
+//!     let events = Events::from_extensions(request.extensions()).ok_or("no layer")?;
+//!     events.track("audit", async { /* write a row */ })?;
+//!     Ok(Response::new(Full::from("hello")))
+//! }
+//!
+//! let (layer, handle) = TrackEventsLayer::pair();
+//! let inner = layer.layer(service_fn(handler));
+//! let waits = handle.clone();
+//! let service = service_fn(move |request: Request<()>| {
+//!     let (inner, waits) = (inner.clone(), waits.clone());
+//!     async move {
+//!         let (head, body) = inner.oneshot(request).await?.into_parts();
+//!         let body = Full::new(body.collect().await?.to_bytes()); // over, and dropped
+//!         if let Err(pending) = waits.wait_idle(Duration::from_millis(500)).await {
+//!             eprintln!("{pending}"); // they go on when the process is thawed, if it is
+//!         }
+//!         Ok::<_, BoxError>(Response::from_parts(head, body))
+//!     }
+//! });
+//!
+//! service.oneshot(Request::new(())).await?;
+//! assert_eq!(handle.snapshot().completed, 1); // before the runtime has the response
+//! # Ok(()) }
+//! ```
 //!
 //! [`begin_drain`]: crate::TrackEventsHandle::begin_drain
 //! [`is_draining`]: crate::TrackEventsHandle::is_draining
 //! [`draining`]: crate::TrackEventsHandle::draining
 //! [`drain`]: crate::TrackEventsHandle::drain
+//! [`wait_idle`]: crate::TrackEventsHandle::wait_idle
 //! [`drain_until`]: crate::TrackEventsHandle::drain_until

@@ -2,10 +2,12 @@
 
 use std::{fmt, future::pending, panic::panic_any, sync::mpsc, time::Duration};
 
+use http::Request;
 use tokio::{runtime::Builder, sync::oneshot};
-use tower_track_events::{Refused, TrackEventsHandle};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_track_events::{Events, Overflow, Refused, TrackEventsHandle, TrackEventsLayer};
 
-use crate::support::{Counter, assert_conserved, drain, settle};
+use crate::support::{Counter, Script, assert_conserved, drain, settle};
 
 #[tokio::test]
 async fn each_output_has_its_ending() {
@@ -255,4 +257,61 @@ fn a_time_limit_on_a_runtime_without_timers_lets_the_event_run() {
         settle().await;
     });
     assert_eq!(handle.snapshot().completed, 1);
+}
+
+#[test]
+fn all_events_run_on_the_runtime_that_the_handle_was_given() {
+    let build = |name: &str| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name(name).enable_all().build().unwrap()
+    };
+    let (given, other) = (build("given"), build("other"));
+    let handle = TrackEventsHandle::builder().runtime(given.handle().clone()).build().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let track = |name: &'static str| {
+        let tell = tell.clone();
+        let thread = move || tell.send((name, std::thread::current().name().unwrap().to_owned())).unwrap();
+        handle.track(name, async move { thread() }).unwrap();
+    };
+
+    track("outside of any");
+    other.block_on(async { track("inside another") });
+    let service = TrackEventsLayer::builder(handle.clone())
+        .track("layer", {
+            let tell = tell.clone();
+            move |_request| {
+                let tell = tell.clone();
+                move |_exchange| async move {
+                    tell.send(("layer", std::thread::current().name().unwrap().to_owned()))
+                        .map_err(|_| "nobody listens")
+                }
+            }
+        })
+        .build()
+        .layer(service_fn(|_: Request<()>| async {
+            Ok::<_, std::convert::Infallible>(http::Response::new(Script::empty()))
+        }));
+    drop(other.block_on(service.oneshot(Request::new(()))).unwrap());
+    given.block_on(drain(&handle));
+
+    let mut seen: Vec<_> = told.try_iter().collect();
+    seen.sort();
+    let on_given = |name: &'static str| (name, "given".to_owned());
+    assert_eq!(seen, ["inside another", "layer", "outside of any"].map(on_given));
+}
+
+#[test]
+fn without_a_runtime_a_request_is_served_and_its_events_are_refused() {
+    let handle = TrackEventsHandle::new();
+    for overflow in [Overflow::Shed, Overflow::Wait(Duration::from_secs(1))] {
+        let layer = TrackEventsLayer::builder(handle.clone()).track("audit", |_request| |_exchange| async {});
+        let service = layer.overflow(overflow).build().layer(service_fn(|request: Request<()>| async move {
+            let events = Events::from_extensions(request.extensions()).unwrap();
+            assert_eq!(events.track("handler", async {}), Err(Refused::NoRuntime));
+            Ok::<_, std::convert::Infallible>(http::Response::new(Script::empty()))
+        }));
+        let response = futures_util::future::FutureExt::now_or_never(service.oneshot(Request::new(())));
+        drop(response.unwrap().unwrap());
+    }
+    let now = handle.snapshot();
+    assert_eq!((now.refused, now.accepted, now.open_requests), (4, 0, 0));
 }

@@ -111,7 +111,7 @@ async fn a_full_house_is_announced_once_and_its_end_once() {
         let full = format!(
             "WARN events are refused: as many are pending as the capacity allows event=\"audit\" capacity={capacity}"
         );
-        assert_eq!(lines.take(), [full.clone()]);
+        assert_eq!(lines.take(), std::slice::from_ref(&full));
         held.clear();
         assert_eq!(lines.take(), ["INFO events are accepted again: the house has room"]);
 
