@@ -7,17 +7,32 @@ use tokio::time::Instant;
 
 use crate::{contain::contain, refused::Refused, snapshot::Ending};
 
-/// When an event has begun to run.
-pub(crate) struct Began(Instant);
+/// When an event has begun to run; unknown if nobody listens.
+pub(crate) struct Began(Option<Instant>);
 
 impl Began {
     pub(crate) fn now() -> Self {
-        Self(Instant::now())
+        Self(is_heard().then(Instant::now))
     }
 }
 
-pub(crate) fn accepted(event: &'static str) {
+/// Whether a recorder is installed. Each name and label costs an allocation, also where nobody listens. The facade does
+/// not say so, but what it has in place of a recorder is of size zero, which one that remembers anything is not.
+fn is_heard() -> bool {
+    metrics::with_recorder(|recorder| size_of_val(recorder) > 0)
+}
+
+/// Counts, if somebody listens.
+fn tell(count: impl FnOnce()) {
     let _ = contain(|| {
+        if is_heard() {
+            count();
+        }
+    });
+}
+
+pub(crate) fn accepted(event: &'static str) {
+    tell(|| {
         counter!("tower_track_events_accepted_total", "event" => event).increment(1);
         gauge!("tower_track_events_pending_events").increment(1);
     });
@@ -25,10 +40,10 @@ pub(crate) fn accepted(event: &'static str) {
 
 /// An event that has never run has no duration.
 pub(crate) fn ended(event: &'static str, ending: Ending, began: Option<&Began>) {
-    let _ = contain(|| {
+    tell(|| {
         counter!("tower_track_events_ended_total", "event" => event, "ending" => ending.as_str()).increment(1);
         gauge!("tower_track_events_pending_events").decrement(1);
-        if let Some(Began(began)) = began {
+        if let Some(Began(Some(began))) = began {
             histogram!("tower_track_events_event_duration_seconds", "event" => event).record(began.elapsed());
         }
     });
@@ -40,15 +55,15 @@ pub(crate) fn refused(event: &'static str, refused: Refused) {
         Refused::Full => "full",
         Refused::NoRuntime => "no_runtime",
     };
-    let _ = contain(|| counter!("tower_track_events_refused_total", "event" => event, "reason" => reason).increment(1));
+    tell(|| counter!("tower_track_events_refused_total", "event" => event, "reason" => reason).increment(1));
 }
 
 pub(crate) fn request_opened() {
-    let _ = contain(|| gauge!("tower_track_events_open_requests").increment(1));
+    tell(|| gauge!("tower_track_events_open_requests").increment(1));
 }
 
 pub(crate) fn request_closed() {
-    let _ = contain(|| gauge!("tower_track_events_open_requests").decrement(1));
+    tell(|| gauge!("tower_track_events_open_requests").decrement(1));
 }
 
 pub(crate) fn drained(elapsed: Duration, outcome: &'static str) {

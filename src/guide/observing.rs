@@ -33,8 +33,8 @@
 //!
 //! # Metrics
 //!
-//! The feature `metrics` counts for the [`metrics`](https://docs.rs/metrics) facade. Without a recorder nothing is
-//! stored; without the feature there is no code for it.
+//! The feature `metrics` counts for the [`metrics`](https://docs.rs/metrics) facade. Without the feature there is no code
+//! for it; without a recorder an event costs a few nanoseconds more. A recorder of size zero is taken for none.
 //!
 //! | name | kind | labels |
 //! |---|---|---|

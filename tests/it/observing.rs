@@ -124,7 +124,7 @@ async fn a_full_house_is_announced_once_and_its_end_once() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn each_bad_ending_has_a_line_with_the_name_of_its_event() {
     let (lines, _guard) = Lines::capture();
     let handle = TrackEventsHandle::new();
@@ -135,14 +135,19 @@ async fn each_bad_ending_has_a_line_with_the_name_of_its_event() {
     settle().await;
     handle.abort();
     drain(&handle).await;
+    let limit = Duration::from_secs(1);
+    let limited = TrackEventsHandle::builder().event_timeout(limit).build().unwrap();
+    limited.track("is late", pending::<()>()).unwrap();
+    drain(&limited).await;
 
     let lines = lines.take();
     let has = |level: &str, words: &[&str]| {
         lines.iter().any(|line| line.starts_with(level) && words.iter().all(|word| line.contains(word)))
     };
-    assert_eq!(lines.len(), 3, "{lines:#?}");
+    assert_eq!(lines.len(), 4, "{lines:#?}");
     assert!(has("ERROR", &["event failed", "event=\"fails\"", "error=\"disk full\""]), "{lines:#?}");
     assert!(has("ERROR", &["event panicked", "event=\"panics\"", "panic=\"no ink\""]), "{lines:#?}");
+    assert!(has("ERROR", &["event timed out", "event=\"is late\"", "limit=1s"]), "{lines:#?}");
     assert!(has("WARN", &["event aborted", "event=\"is aborted\""]), "{lines:#?}");
 }
 
