@@ -39,6 +39,28 @@ async fn it_waits_for_what_was_accepted_before_its_first_poll_and_for_nothing_el
 }
 
 #[tokio::test]
+async fn an_event_that_was_accepted_after_a_wait_began_does_not_end_it() {
+    let handle = TrackEventsHandle::new();
+    let (release, released) = oneshot::channel::<()>();
+    handle.track("first", pending::<()>()).unwrap();
+    let mut first = task::spawn(handle.wait_idle(LIMIT));
+    assert_pending!(first.poll());
+    handle.track("second", async move { drop(released.await) }).unwrap();
+    let mut second = task::spawn(handle.wait_idle(LIMIT));
+    assert_pending!(second.poll());
+
+    release.send(()).unwrap();
+    settle().await;
+    assert!(!first.is_woken());
+    assert_pending!(first.poll());
+    assert_pending!(second.poll());
+    handle.abort();
+    settle().await;
+    assert_ready!(first.poll()).unwrap();
+    assert_ready!(second.poll()).unwrap();
+}
+
+#[tokio::test]
 async fn it_closes_nothing_and_raises_no_signal() {
     let handle = TrackEventsHandle::new();
     handle.track("one", async {}).unwrap();
