@@ -200,14 +200,15 @@ async fn the_span_of_an_event_has_its_name_no_parent_and_follows_from_the_reques
     let span = tracing::info_span!("request");
     // `call` happens in the span: with `instrument` alone only the polls would.
     let response = async { service.oneshot(request).await.unwrap() }.instrument(span).await;
-    drop(response);
-    handle.track("at once", async {}).unwrap();
+    // Neither the span in which the response is over nor that of the caller becomes a parent.
+    tracing::info_span!("server").in_scope(|| drop(response));
+    tracing::info_span!("caller").in_scope(|| handle.track("at once", async {}).unwrap());
     drain(&handle).await;
 
     let spans = spans.0.lock().unwrap().clone();
     let seen: Vec<_> = spans.iter().map(|span| (&span.fields[..], span.has_parent, &span.follows[..])).collect();
     let name = |name: &str| [("name".to_owned(), format!("{name:?}"))];
-    assert_eq!(seen, [(&name("audit")[..], false, &["request"][..]), (&name("at once")[..], false, &[][..])]);
+    assert_eq!(seen, [(&name("audit")[..], false, &["request"][..]), (&name("at once")[..], false, &["caller"][..])]);
 }
 
 /// A metric by its name and labels, over several snapshots: each has what was counted since the one before.
