@@ -117,7 +117,11 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     ),
     (
         "wait_is_for_later_events_too",
-        &[("                if entry.era != state.era {\n", "                {\n"), ("wait.before > era", "true")],
+        &[
+            ("                if entry.era != state.era {\n", "                {\n"),
+            ("wait.before > era", "true"),
+            ("wait.remaining -= 1;", "wait.remaining = wait.remaining.saturating_sub(1);"),
+        ],
     ),
     (
         "queue_is_entered_without_locks",

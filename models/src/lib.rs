@@ -87,9 +87,12 @@ pub fn explore(name: &'static str, depth: Depth, model: impl Fn() + Send + Sync 
     let count = Arc::clone(&executions.count);
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 10_000;
-    if let Depth::Preemptions(bound) = depth {
-        builder.preemption_bound = Some(bound);
-    }
+    // What is printed is true whatever the environment says.
+    (builder.max_duration, builder.max_permutations) = (None, None);
+    builder.preemption_bound = match depth {
+        Depth::All => None,
+        Depth::Preemptions(bound) => Some(bound),
+    };
     builder.check(move || {
         count.fetch_add(1, Ordering::Relaxed);
         model();

@@ -21,19 +21,19 @@ fn a_leave_that_asks_for_waiters_too_early_is_found() {
 }
 
 #[test]
-#[should_panic(expected = "the drain was over while an event was pending")]
-fn a_close_that_does_not_look_for_entries_is_found() {
+#[should_panic(expected = "the drain was over before an event's write")]
+fn a_close_before_the_last_write_is_found() {
     seeded::close_does_not_look_for_entries::models::admission_against_drain();
 }
 
 #[test]
-#[should_panic(expected = "the drain was over before an event's write")]
-fn a_close_before_the_last_write_is_found() {
+#[should_panic(expected = "the drain was over while an event was pending")]
+fn a_close_that_does_not_look_for_entries_is_found() {
     seeded::close_does_not_look_for_entries::models::last_leave_against_registration(Order::RegistersThenLooks);
 }
 
 #[test]
-#[should_panic(expected = "an event was refused while another was pending")]
+#[should_panic(expected = "the drain was over while an event was pending")]
 fn a_close_that_misses_a_revival_is_found() {
     seeded::close_looks_at_one_shard_after_the_other::models::revival_against_last_leave();
 }
@@ -63,7 +63,7 @@ fn room_that_is_given_twice_is_found() {
 }
 
 #[test]
-#[should_panic(expected = "full was said, and there was room")]
+#[should_panic(expected = "not all room can be had")]
 fn a_verdict_under_one_lock_is_found() {
     seeded::verdict_is_full_under_one_lock::models::room_in_another_shard();
 }
@@ -89,7 +89,7 @@ fn a_wait_that_begins_too_late_is_found() {
 #[test]
 #[should_panic(expected = "a wait was over while an event was pending")]
 fn a_wait_that_counts_later_events_is_found() {
-    seeded::wait_is_for_later_events_too::models::two_idle_waits();
+    seeded::wait_is_for_later_events_too::models::idle_wait_against_ends();
 }
 
 #[test]
