@@ -1,0 +1,191 @@
+//! Takes the ledger as it is released, puts loom's locks and atomics in the place of std's, and writes it out: once as
+//! it is, and once for each seeded bug.
+//!
+//! A text that is to be replaced must be there exactly once, so that neither the models nor the bugs can go stale.
+
+use std::{env, error::Error, fs, path::Path};
+
+const LEDGER: &str = "../src/ledger.rs";
+
+/// The reference counts stay std's, because a method cannot be called on another `Arc`. The index of a thread does too:
+/// the models choose their shards.
+const LOOM: &[(&str, &str)] = &[
+    (
+        "use std::{\n    cell::Cell,",
+        "use loom::sync::{Mutex, MutexGuard, atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64}};\n\
+         use std::{\n    cell::Cell,",
+    ),
+    ("        Arc, Mutex, MutexGuard, PoisonError,\n", "        Arc, PoisonError,\n"),
+    (
+        "        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},\n",
+        "        atomic::{AtomicUsize, Ordering},\n",
+    ),
+];
+
+/// The bugs by name, each a few replacements.
+const SEEDS: &[(&str, &[(&str, &str)])] = &[
+    ("leave_wakes_nobody", &[("        if is_empty {\n            ledger.waiters.wake_all();\n        }\n", "")]),
+    (
+        "leave_asks_for_waiters_before_it_locks",
+        &[
+            (
+                "        let mut state = self.shard.lock();\n        let Some((entry, holder))",
+                "        let any_waits = ledger.waiters.any.load(Ordering::Relaxed);\n        \
+                 let mut state = self.shard.lock();\n        let Some((entry, holder))",
+            ),
+            ("        if is_empty {\n", "        if is_empty && any_waits {\n"),
+        ],
+    ),
+    (
+        "close_does_not_look_for_entries",
+        &[("shards.iter().any(|state| !state.slots.is_empty())", "shards.iter().any(|_| false)")],
+    ),
+    (
+        "close_looks_at_one_shard_after_the_other",
+        &[
+            (
+                "        let mut shards = self.lock_all();\n        if shards.iter().any(|state| state.closed)",
+                "        let is_busy = self.shards.iter().any(|shard| !shard.lock().slots.is_empty());\n        \
+                 let mut shards = self.lock_all();\n        if shards.iter().any(|state| state.closed)",
+            ),
+            ("shards.iter().any(|state| !state.slots.is_empty())", "is_busy"),
+        ],
+    ),
+    (
+        "close_leaves_a_shard_open",
+        &[("        for state in &mut shards {\n", "        for state in shards.iter_mut().take(1) {\n")],
+    ),
+    (
+        "close_wakes_nobody",
+        &[("        // The other drains end with this one.\n        self.waiters.wake_all();\n", "")],
+    ),
+    (
+        "ending_is_counted_after_the_lock",
+        &[
+            ("                state.endings.count(self.ending);\n", ""),
+            (
+                "        drop(state);\n        if let Some((place, key)) = granted {\n",
+                "        drop(state);\n        if matches!(entry.kind, Kind::Event { .. }) {\n            \
+                 self.shard.lock().endings.count(self.ending);\n        }\n        \
+                 if let Some((place, key)) = granted {\n",
+            ),
+        ],
+    ),
+    (
+        "room_is_given_twice",
+        &[(
+            "self.pool.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)",
+            "{ let pool = self.pool.load(Ordering::Relaxed); take(pool)\
+             .map(|left| { self.pool.store(left, Ordering::Relaxed); pool }).ok_or(pool) }",
+        )],
+    ),
+    (
+        "verdict_is_full_under_one_lock",
+        &[(
+            "            drop(state);\n            self.admit_with_all_room(entry, holder)\n",
+            "            Err(state.refuse(entry.kind, Refused::Full))\n",
+        )],
+    ),
+    (
+        "abort_is_said_after_its_locks",
+        &[
+            ("        self.aborted_before.store(era, Ordering::Relaxed);\n", ""),
+            (
+                "        drop(shards);\n        wake(holders);\n",
+                "        drop(shards);\n        self.aborted_before.store(era, Ordering::Relaxed);\n        \
+                 wake(holders);\n",
+            ),
+        ],
+    ),
+    (
+        "hold_asks_before_it_locks",
+        &[
+            (
+                "        let waker = waker.clone();\n        let mut state = self.0.shard.lock();\n",
+                "        let waker = waker.clone();\n        let may_hold = !self.is_aborted();\n        \
+                 let mut state = self.0.shard.lock();\n",
+            ),
+            ("        let may_hold = !self.is_aborted();\n        let mut unused", "        let mut unused"),
+        ],
+    ),
+    (
+        "wait_begins_after_its_locks",
+        &[(
+            "        let mut waits = lock(&ledger.idle_waits);\n        waits.next_id += 1;\n",
+            "        drop(shards);\n        let mut waits = lock(&ledger.idle_waits);\n        waits.next_id += 1;\n",
+        )],
+    ),
+    (
+        "wait_is_for_later_events_too",
+        &[
+            ("                if entry.era != state.era {\n", "                {\n"),
+            ("wait.before > era", "true"),
+            ("wait.remaining -= 1;", "wait.remaining = wait.remaining.saturating_sub(1);"),
+        ],
+    ),
+    (
+        "queue_is_entered_without_locks",
+        &[(
+            "        let (number, place) = self.ledger.room_queue.push(entry);\n",
+            "        drop(shards);\n        let (number, place) = self.ledger.room_queue.push(entry);\n",
+        )],
+    ),
+    (
+        "queue_is_served_after_the_lock",
+        &[(
+            "            granted = ledger.room_queue.pop(|permit| state.enter(permit, None).0);\n            \
+                 if granted.is_none() {\n                has_room_again = ledger.give_room(&mut state);\n            }\n",
+            "            has_room_again = ledger.give_room(&mut state);\n            drop(state);\n            \
+                 state = self.shard.lock();\n            if ledger.take_room(&mut state) {\n                \
+                 granted = ledger.room_queue.pop(|permit| state.enter(permit, None).0);\n                \
+                 if granted.is_none() {\n                    ledger.give_room(&mut state);\n                }\n            \
+                 }\n",
+        )],
+    ),
+    ("last_in_the_queue_is_first", &[("places.waiting.pop_first()", "places.waiting.pop_last()")]),
+    (
+        "grant_to_one_who_left_is_forgotten",
+        &[(
+            "RoomState::Granted(_) | RoomState::Left => Some(permit),",
+            "RoomState::Granted(_) | RoomState::Left => { mem::forget(permit); None }",
+        )],
+    ),
+    (
+        "grant_that_was_not_taken_is_forgotten",
+        &[(
+            "        // A permit that was granted and not taken gives its room to the next.\n        \
+             let _ = contain(|| drop(left));\n",
+            "        mem::forget(left);\n",
+        )],
+    ),
+    (
+        "poll_forgets_who_polls_again",
+        &[("                mem::swap(&mut waker, &mut new);\n                *state", "                *state")],
+    ),
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    for input in ["build.rs", LEDGER] {
+        println!("cargo::rerun-if-changed={input}");
+    }
+    let out = env::var("OUT_DIR")?;
+    let source = fs::read_to_string(LEDGER)?;
+    // What is included cannot begin with the documentation of a module.
+    let source: String = source.split_inclusive('\n').filter(|line| !line.starts_with("//!")).collect();
+    let ledger = replace(source, "loom", LOOM)?;
+    for (name, replacements) in SEEDS {
+        fs::write(Path::new(&out).join(format!("{name}.rs")), replace(ledger.clone(), name, replacements)?)?;
+    }
+    fs::write(Path::new(&out).join("ledger.rs"), ledger)?;
+    Ok(())
+}
+
+fn replace(mut text: String, name: &str, replacements: &[(&str, &str)]) -> Result<String, String> {
+    for (old, new) in replacements {
+        match text.matches(old).count() {
+            1 => text = text.replacen(old, new, 1),
+            count => return Err(format!("{name}: this is {count} times in the ledger, and should be once:\n{old}")),
+        }
+    }
+    Ok(text)
+}
