@@ -518,8 +518,8 @@ impl Body for Script {
 
     fn poll_frame(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
         match self.steps.pop_front() {
-            Some(None) => return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"data"))))),
-            None | Some(Some(Ending::Never)) => return Poll::Pending,
+            Some(None) => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"data"))))),
+            None | Some(Some(Ending::Never)) => Poll::Pending,
             Some(Some(ending)) => {
                 self.book.lock().over[self.exchange] = true;
                 match ending {
