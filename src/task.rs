@@ -10,7 +10,7 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio::{runtime, time::Sleep};
+use tokio::runtime;
 use tracing::Span;
 
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
     house::{House, Shard},
     inside,
     ledger::{EventTicket, Stage},
+    limit::{Limit, NoTimer},
     metrics::{self, Began},
     output::{EventOutput, sealed::Judge},
     refused::Refused,
@@ -51,9 +52,9 @@ impl Launch {
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        let limit = self.ticket.shard().house().settings.event_timeout;
+        let limit = self.ticket.shard().house().settings.event_timeout.map_or(Limit::Never, Limit::after);
         let running = self.begin(cause);
-        runtime.spawn(Tracked { future: Some(future), sleep: None, limit, is_held: false, running: Some(running) });
+        runtime.spawn(Tracked { future: Some(future), limit, is_held: false, running: Some(running) });
     }
 
     /// Runs the event on a blocking thread. If the runtime is going down it is dropped instead, and counted as aborted.
@@ -175,8 +176,7 @@ pin_project! {
     struct Tracked<F> {
         #[pin]
         future: Option<F>,
-        sleep: Option<Pin<Box<Sleep>>>,
-        limit: Option<Duration>,
+        limit: Limit,
         // Whether an abort wakes the task. Set when it is first pending: most events are not.
         is_held: bool,
         running: Option<Running>,
@@ -222,20 +222,12 @@ where
             }
         };
         if verdict.is_none() {
-            if let Some(limit) = *this.limit {
-                // Where there is no timer tokio says so by a panic.
-                let timer = contain(|| {
-                    let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-                    // An event that has used up the budget of its task would starve its own time limit.
-                    std::pin::pin!(tokio::task::unconstrained(sleep.as_mut())).poll(cx).is_ready()
-                });
-                match timer {
-                    Ok(true) => verdict = Some(Verdict::TimedOut(limit)),
-                    Ok(false) => {}
-                    Err(_) => {
-                        *this.limit = None;
-                        running.log_no_timer();
-                    }
+            match this.limit.poll(cx) {
+                Ok(true) => verdict = this.limit.duration().map(Verdict::TimedOut),
+                Ok(false) => {}
+                Err(NoTimer) => {
+                    *this.limit = Limit::Never;
+                    running.log_no_timer();
                 }
             }
         }
