@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_track_events::{DrainError, Events, TrackEventsHandle, TrackEventsLayer};
 
-use crate::support::{Answer, Counter, OnDrop, Script, assert_conserved, drain, poll_once, settle};
+use crate::support::{Answer, Counter, OnDrop, Script, assert_conserved, drain, poll_once, settle, unsettled};
 
 #[tokio::test]
 async fn events_end_whether_they_run_or_wait_and_exchanges_guards_and_permits_stay() {
@@ -130,7 +130,7 @@ async fn an_event_that_is_ready_when_it_is_aborted_is_not_polled_again() {
 async fn a_destructor_that_panics_in_an_abort_is_counted_and_takes_no_other_along() {
     let handle = TrackEventsHandle::new();
     let exchange = open_exchange(&handle, |events| {
-        let bomb = OnDrop(Some(|| panic!("a destructor")));
+        let bomb = OnDrop::new(|| panic!("a destructor"));
         events.track("bomb", async move { drop(bomb) }).unwrap();
         events.track("beside it", async {}).unwrap();
     })
@@ -186,7 +186,7 @@ fn blocking_work_that_has_a_thread_goes_on_and_the_report_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_event_that_is_accepted_before_an_abort_ends_however_they_meet() {
     for round in 0..200 {
-        let handle = TrackEventsHandle::builder().settle(Duration::ZERO).build().unwrap();
+        let handle = unsettled();
         let tracker = {
             let handle = handle.clone();
             tokio::spawn(async move {

@@ -12,11 +12,7 @@ use tokio_test::{assert_pending, assert_ready, task};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_track_events::{DrainError, DrainReport, Events, Refused, TrackEventsHandle, TrackEventsLayer, Unfinished};
 
-use crate::support::{Answer, Counter, Script, drain, poll_once, settle};
-
-fn no_settling() -> TrackEventsHandle {
-    TrackEventsHandle::builder().settle(Duration::ZERO).build().unwrap()
-}
+use crate::support::{Answer, Counter, Script, drain, poll_once, settle, unsettled};
 
 #[track_caller]
 fn cut_short(result: Result<DrainReport, DrainError>) -> Unfinished {
@@ -28,7 +24,7 @@ fn cut_short(result: Result<DrainReport, DrainError>) -> Unfinished {
 
 #[tokio::test]
 async fn an_idle_house_is_drained_at_once_and_for_good() {
-    let handle = no_settling();
+    let handle = unsettled();
     let report = assert_ready!(task::spawn(handle.drain(Duration::ZERO)).poll()).unwrap();
     assert!(report.all_completed());
     assert_eq!(handle.track("late", async {}), Err(Refused::Drained));
@@ -43,7 +39,7 @@ async fn an_idle_house_is_drained_at_once_and_for_good() {
 
 #[tokio::test]
 async fn a_drain_is_lazy() {
-    let handle = no_settling();
+    let handle = unsettled();
     drop(handle.drain(Duration::ZERO));
     assert!(!handle.is_draining());
     handle.track("still taken", async {}).unwrap();
@@ -51,7 +47,7 @@ async fn a_drain_is_lazy() {
 
 #[tokio::test]
 async fn a_drain_waits_for_a_guard() {
-    let handle = no_settling();
+    let handle = unsettled();
     let guard = handle.guard().unwrap();
     let mut drain = task::spawn(handle.drain(Duration::MAX));
     assert_pending!(drain.poll());
@@ -64,7 +60,7 @@ async fn a_drain_waits_for_a_guard() {
 
 #[tokio::test]
 async fn a_drain_waits_for_a_permit_and_then_for_its_event() {
-    let handle = no_settling();
+    let handle = unsettled();
     let permit = handle.reserve().unwrap();
     let unused = handle.reserve().unwrap();
     let mut drain = task::spawn(handle.drain(Duration::MAX));
@@ -83,7 +79,7 @@ async fn a_drain_waits_for_a_permit_and_then_for_its_event() {
 
 #[tokio::test]
 async fn a_drain_waits_for_a_request_and_then_for_its_events() {
-    let handle = no_settling();
+    let handle = unsettled();
     let gate = Arc::new(Notify::new());
     let service = {
         let gate = Arc::clone(&gate);
@@ -111,7 +107,7 @@ async fn a_drain_waits_for_a_request_and_then_for_its_events() {
 
 #[tokio::test]
 async fn zero_looks_once_and_cancels_nothing() {
-    let handle = no_settling();
+    let handle = unsettled();
     let gate = Arc::new(Notify::new());
     let opened = Arc::clone(&gate);
     handle.track("slow", async move { opened.notified().await }).unwrap();
@@ -198,7 +194,7 @@ async fn settling_ends_with_the_limit() {
 
 #[tokio::test]
 async fn several_drains_agree() {
-    let handle = no_settling();
+    let handle = unsettled();
     let guard = handle.guard().unwrap();
     let mut drains: Vec<_> = (0..5).map(|_| task::spawn(handle.drain(Duration::MAX))).collect();
     for drain in &mut drains {
@@ -226,7 +222,7 @@ async fn a_drain_that_waits_hears_of_the_close_of_another() {
 
 #[tokio::test]
 async fn a_drain_may_move_to_another_task() {
-    let handle = no_settling();
+    let handle = unsettled();
     let guard = handle.guard().unwrap();
     let mut drain = Box::pin(handle.drain(Duration::MAX));
     assert!(poll_once(drain.as_mut()).is_pending());
@@ -239,7 +235,7 @@ async fn a_drain_may_move_to_another_task() {
 
 #[tokio::test]
 async fn a_dropped_drain_loses_nothing_and_closes_nothing() {
-    let handle = no_settling();
+    let handle = unsettled();
     let gate = Arc::new(Notify::new());
     let opened = Arc::clone(&gate);
     handle.track("slow", async move { opened.notified().await }).unwrap();
@@ -253,7 +249,7 @@ async fn a_dropped_drain_loses_nothing_and_closes_nothing() {
 
 #[tokio::test]
 async fn begin_drain_is_a_signal_and_refuses_nothing() {
-    let handle = no_settling();
+    let handle = unsettled();
     let mut draining = task::spawn(handle.draining());
     assert_pending!(draining.poll());
     handle.begin_drain();
@@ -270,7 +266,7 @@ async fn begin_drain_is_a_signal_and_refuses_nothing() {
 
 #[tokio::test]
 async fn the_first_poll_of_a_drain_raises_the_signal() {
-    let handle = no_settling();
+    let handle = unsettled();
     let guard = handle.guard().unwrap();
     let mut draining = task::spawn(handle.draining());
     assert_pending!(draining.poll());
@@ -300,7 +296,7 @@ async fn copies_of_handle_layer_and_service_keep_nothing_open() {
 
 #[tokio::test(start_paused = true)]
 async fn what_ended_since_the_drain_began_is_told_apart() {
-    let handle = no_settling();
+    let handle = unsettled();
     handle.track("before", async {}).unwrap();
     settle().await;
     handle.begin_drain();
@@ -314,7 +310,7 @@ async fn what_ended_since_the_drain_began_is_told_apart() {
 
 #[tokio::test(start_paused = true)]
 async fn an_event_has_an_age_of_its_own() {
-    let handle = no_settling();
+    let handle = unsettled();
     let service = TrackEventsLayer::builder(handle.clone())
         .track("audit", |_| |_| pending::<()>())
         .build()
@@ -374,7 +370,7 @@ async fn a_drain_inside_an_event_a_handler_or_a_body_is_an_error_before_any_effe
 
 #[tokio::test]
 async fn the_drain_of_another_handle_is_legal_inside_an_event_also_when_nested() {
-    let (outer, inner) = (no_settling(), no_settling());
+    let (outer, inner) = (unsettled(), unsettled());
     let answers = Arc::new(std::sync::Mutex::new(Vec::new()));
     let service = {
         // An exchange of the inner handle, polled within an event of the outer one.
@@ -413,13 +409,13 @@ fn without_a_timer_a_drain_says_so() {
     });
     // Without a limit and without settling there is nothing to measure.
     assert!(matches!(poll_once(handle.drain(Duration::ZERO)), Poll::Ready(Ok(_))));
-    assert!(matches!(poll_once(no_settling().drain(Duration::MAX)), Poll::Ready(Ok(_))));
+    assert!(matches!(poll_once(unsettled().drain(Duration::MAX)), Poll::Ready(Ok(_))));
 }
 
 #[tokio::test]
 #[should_panic = "a drain was polled after it had ended"]
 async fn a_drain_that_has_ended_must_not_be_polled() {
-    let handle = no_settling();
+    let handle = unsettled();
     let mut drain = pin!(handle.drain(Duration::ZERO));
     let _ = poll_once(drain.as_mut());
     let _ = poll_once(drain.as_mut());

@@ -43,16 +43,13 @@ use tokio_util::task::TaskTracker;
 use tower::{Layer, service_fn, util::BoxCloneSyncService};
 use tower_track_events::{Events, Exchange, Outcome, ResponseBody, TrackEvents, TrackEventsHandle, TrackEventsLayer};
 
+use crate::support::{OnDrop, unsettled};
+
 /// Far above what anything here takes: reaching it fails the test.
 const LIMIT: Duration = Duration::from_secs(30);
 
 async fn within_limit<F: Future>(future: F) -> F::Output {
     timeout(LIMIT, future).await.expect("this ends long before the limit")
-}
-
-/// A handle whose drain closes the house as soon as it is idle.
-fn unsettled() -> TrackEventsHandle {
-    TrackEventsHandle::builder().settle(Duration::ZERO).build().expect("no settle time is a valid setting")
 }
 
 // Servers and clients
@@ -188,15 +185,6 @@ async fn read_all(mut socket: TcpStream) -> String {
 
 const STREAMS: u64 = 8;
 
-/// Calls its closure in its destructor.
-struct OnDrop<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
-}
-
 /// An app whose responses hold what `make` returns until they are dropped: the odd ones in their future, the others in
 /// their body. `held` has a permit for each that does.
 fn holding<M, T>(held: &Arc<Semaphore>, make: M) -> Router
@@ -245,7 +233,7 @@ async fn nothing_is_lost_when_the_client_leaves_at_shutdown() {
                 started.fetch_add(1, Ordering::Relaxed);
                 let events = Events::from_extensions(request.extensions()).expect("the layer is there").clone();
                 let done = Arc::clone(&done);
-                OnDrop(move || {
+                OnDrop::new(move || {
                     let done = Arc::clone(&done);
                     // A refusal is seen below: nobody can take it here.
                     let _ = events.track("stream.closed", async move {
@@ -280,7 +268,7 @@ async fn a_drain_waits_for_a_destructor_of_a_stream_that_has_yet_to_record_its_e
         let app = holding(&held, move |request| {
             let events = Events::from_extensions(request.extensions()).expect("the layer is there").clone();
             let (at_work, may_go_on) = (at_work.clone(), Arc::clone(&may_go_on));
-            OnDrop(move || {
+            OnDrop::new(move || {
                 let _ = at_work.send(());
                 // The other tasks of this thread, the server maybe among them, move to another one.
                 task::block_in_place(|| {
@@ -319,7 +307,7 @@ async fn a_task_tracker_loses_events_when_the_client_leaves_at_shutdown() {
             let (tracker, done) = (tracker.clone(), Arc::clone(&done));
             move |_request| {
                 let (tracker, done) = (tracker.clone(), Arc::clone(&done));
-                OnDrop(move || {
+                OnDrop::new(move || {
                     let done = Arc::clone(&done);
                     tracker.spawn(async move {
                         task::yield_now().await;
@@ -576,7 +564,7 @@ impl<F> Executor<F> for DropsTasks {
 fn a_task_of_its_executor_is_guarded_until_it_has_been_dropped() {
     let handle = unsettled();
     let (sender, open_guards) = std::sync::mpsc::channel();
-    let in_destructor = OnDrop({
+    let in_destructor = OnDrop::new({
         let handle = handle.clone();
         move || sender.send(handle.snapshot().open_guards).expect("the test has the other side")
     });

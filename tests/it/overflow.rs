@@ -49,16 +49,21 @@ impl House {
     }
 
     fn call(&self, path: &str) -> task::Spawn<ResponseFuture<Inner>> {
-        let served = self.served.clone();
-        let mut service = self.layer.layer(service_fn(move |_request: Request<()>| -> Inner {
-            let served = served.clone();
-            Box::pin(async move {
-                served.add();
-                Ok(Response::new(Empty::new()))
-            })
-        }));
-        task::spawn(service.call(Request::get(path).body(()).unwrap()))
+        call(&self.layer, path, &self.served)
     }
+}
+
+/// Calls a service that counts how often it is polled to an answer.
+fn call(layer: &TrackEventsLayer, path: &str, served: &Counter) -> task::Spawn<ResponseFuture<Inner>> {
+    let served = served.clone();
+    let mut service = layer.layer(service_fn(move |_request: Request<()>| -> Inner {
+        let served = served.clone();
+        Box::pin(async move {
+            served.add();
+            Ok(Response::new(Empty::new()))
+        })
+    }));
+    task::spawn(service.call(Request::get(path).body(()).unwrap()))
 }
 
 fn answered(future: &mut task::Spawn<ResponseFuture<Inner>>) -> Response<ResponseBody<Body>> {
@@ -202,10 +207,7 @@ async fn a_hook_that_panics_while_there_is_no_room_is_accounted_for_when_there_i
         .track("bomb", |_request| -> fn(Exchange) -> std::future::Ready<()> { panic!("a hook") })
         .overflow(Overflow::Wait(LIMIT))
         .build();
-    let mut service = layer.layer(service_fn(|_request: Request<()>| async {
-        Ok::<_, std::convert::Infallible>(Response::new(Body::new()))
-    }));
-    let mut future = task::spawn(service.call(Request::new(())));
+    let mut future = call(&layer, "/", &Counter::default());
     assert_pending!(future.poll());
     drop(permit);
     drop(assert_ready!(future.poll()).unwrap());
@@ -255,10 +257,7 @@ async fn an_abort_frees_the_room_that_others_wait_for() {
         })
         .overflow(Overflow::Wait(LIMIT))
         .build();
-    let mut service = layer.layer(service_fn(|_request: Request<()>| async {
-        Ok::<_, std::convert::Infallible>(Response::new(Body::new()))
-    }));
-    let mut future = task::spawn(service.call(Request::new(())));
+    let mut future = call(&layer, "/", &Counter::default());
     assert_pending!(future.poll());
     handle.abort();
     settle().await;

@@ -14,21 +14,17 @@ use tokio::runtime::{Builder, Runtime};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_track_events::{Events, Refused, TrackEventsHandle, TrackEventsLayer};
 
-use crate::support::{Answer, Counter, Script, assert_conserved};
+use crate::support::{Answer, Counter, Script, assert_conserved, unsettled};
 
 fn runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap()
-}
-
-fn no_settling() -> TrackEventsHandle {
-    TrackEventsHandle::builder().settle(Duration::ZERO).build().unwrap()
 }
 
 #[test]
 fn what_is_accepted_has_run_when_the_drain_returns_and_nothing_is_taken_after_it() {
     let runtime = runtime();
     for _ in 0..300 {
-        let handle = no_settling();
+        let handle = unsettled();
         let (ran, drained) = (Counter::default(), Arc::new(AtomicBool::new(false)));
         let producers: Vec<_> = (0..3)
             .map(|_| {
@@ -75,7 +71,7 @@ fn a_drain_always_hears_of_the_last_leave() {
     // Two threads let go at the moment at which the drain looks and registers.
     let runtime = runtime();
     for _ in 0..3_000 {
-        let handle = no_settling();
+        let handle = unsettled();
         let guards: Vec<_> = (0..2).map(|_| handle.guard().unwrap()).collect();
         let drain = runtime.spawn(handle.drain(Duration::from_secs(60)));
         let leaving: Vec<_> = guards.into_iter().map(|guard| runtime.spawn(async move { drop(guard) })).collect();
@@ -92,7 +88,7 @@ fn a_drain_always_hears_of_the_last_leave() {
 fn several_drains_on_several_threads_agree() {
     let runtime = runtime();
     for _ in 0..500 {
-        let handle = no_settling();
+        let handle = unsettled();
         let guard = handle.guard().unwrap();
         handle.track_in(&runtime);
         let drains: Vec<_> = (0..4).map(|_| runtime.spawn(handle.drain(Duration::from_secs(60)))).collect();
@@ -119,7 +115,7 @@ impl TrackIn for TrackEventsHandle {
 #[test]
 fn requests_that_end_in_every_way_at_once_lose_no_event() {
     let runtime = runtime();
-    let handle = no_settling();
+    let handle = unsettled();
     let ran = Counter::default();
     let layer = {
         let ran = ran.clone();
@@ -191,7 +187,7 @@ fn requests_that_end_in_every_way_at_once_lose_no_event() {
 fn an_event_recorded_while_its_exchange_ends_is_started_once() {
     let runtime = runtime();
     for _ in 0..2_000 {
-        let handle = no_settling();
+        let handle = unsettled();
         let layer = TrackEventsLayer::new(handle.clone());
         let kept = Arc::new(Mutex::new(None));
         let keep = Arc::clone(&kept);

@@ -25,6 +25,11 @@ pub(crate) fn assert_conserved(now: &Snapshot) {
     assert_eq!(now.accepted, ended + now.pending, "conservation: {now:?}");
 }
 
+/// A handle whose drain closes the house as soon as it is idle.
+pub(crate) fn unsettled() -> TrackEventsHandle {
+    TrackEventsHandle::builder().settle(Duration::ZERO).build().expect("no settle time is a valid setting")
+}
+
 /// Drains a house that is expected to become empty.
 pub(crate) async fn drain(handle: &TrackEventsHandle) -> DrainReport {
     let report = handle.drain(Duration::from_secs(60)).await.expect("the house becomes empty");
@@ -192,12 +197,18 @@ impl Counter {
 pub(crate) type Answer = Result<http::Response<Script>, Infallible>;
 
 /// Calls its closure in its destructor.
-pub(crate) struct OnDrop<F: FnOnce()>(pub(crate) Option<F>);
+pub(crate) struct OnDrop<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> OnDrop<F> {
+    pub(crate) fn new(run: F) -> Self {
+        Self(Some(run))
+    }
+}
 
 impl OnDrop<Box<dyn FnOnce() + Send>> {
     pub(crate) fn counting(counter: &Counter) -> Self {
         let counter = counter.clone();
-        Self(Some(Box::new(move || counter.add())))
+        Self::new(Box::new(move || counter.add()))
     }
 }
 

@@ -26,6 +26,7 @@ use self::{
     grpc::Call,
     servers::{App, SERVERS, Server, Stack},
 };
+use crate::support::unsettled;
 
 /// Far above what anything here takes: reaching it fails the test.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -189,11 +190,6 @@ fn the_published_tables_are_those_that_were_run() {
     }
     let published = std::fs::read_to_string(path).expect("the document is there");
     assert_eq!(published, document, "run it again with UPDATE_DOCS=1 to write {path}");
-}
-
-/// A handle whose drain closes the house as soon as it is idle: here, all streams have begun by then.
-fn unsettled() -> TrackEventsHandle {
-    TrackEventsHandle::builder().settle(Duration::ZERO).build().expect("no settle time is a valid setting")
 }
 
 /// A layer with one event, which tells of its exchange.

@@ -179,15 +179,7 @@ impl App {
             let started = Arc::clone(&started);
             async move { answer.give(&started, request).await }
         }));
-        let track = |service| match layer {
-            Some(layer) => boxed(layer.layer(service)),
-            None => service,
-        };
-        match stack {
-            Stack::Plain => track(service),
-            Stack::Outside(middle) => middle.around_service(track(service)),
-            Stack::Inside(middle) => track(middle.around_service(service)),
-        }
+        stack.around_service(service, layer)
     }
 
     fn router(self, put: fn(Router, TrackEventsLayer) -> Router) -> Router {
@@ -208,15 +200,7 @@ impl App {
     fn around_router(self) -> BoxCloneSyncService<Request<Body>, Response<Body>, Infallible> {
         let (layer, stack) = (self.layer.clone(), self.stack);
         let router = boxed(self.bare_router());
-        let track = |service| match layer {
-            Some(layer) => boxed(layer.layer(service)),
-            None => service,
-        };
-        let service = match stack {
-            Stack::Plain => track(router),
-            Stack::Outside(middle) => middle.around_service(track(router)),
-            Stack::Inside(middle) => track(middle.around_service(router)),
-        };
+        let service = stack.around_service(router, layer);
         BoxCloneSyncService::new(service.map_err(|error| unreachable!("nothing in this stack fails: {error}")))
     }
 
@@ -232,6 +216,20 @@ impl App {
                 }
             })),
         )
+    }
+}
+
+impl Stack {
+    fn around_service(self, service: Boxed, layer: Option<TrackEventsLayer>) -> Boxed {
+        let track = |service| match layer {
+            Some(layer) => boxed(layer.layer(service)),
+            None => service,
+        };
+        match self {
+            Self::Plain => track(service),
+            Self::Outside(middle) => middle.around_service(track(service)),
+            Self::Inside(middle) => track(middle.around_service(service)),
+        }
     }
 }
 
