@@ -13,9 +13,10 @@ use tokio::time::{Instant, Sleep};
 
 use crate::{
     contain::contain,
+    entry::Nanos,
     house::{House, Shards},
     inside,
-    ledger::{Ledger, Look, Nanos, Waiter},
+    ledger::{Ledger, Look, Waiter},
     limit::{Limit, poll_sleep, sleep},
     metrics,
     report::{DrainError, DrainReport, Progress, Unfinished},

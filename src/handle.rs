@@ -1,18 +1,20 @@
 //! [`TrackEventsHandle`]: the shared side that the application keeps.
 
-use std::{error::Error, fmt, panic::Location, sync::Arc, time::Duration};
+use std::{fmt, panic::Location, sync::Arc, time::Duration};
 
 use tokio::runtime;
 use tracing::Span;
 
 use crate::{
     drain::Drain,
+    entry::Stage,
     house::{House, Settings, Shard, Shards},
-    ledger::{self, Stage, Ticket},
+    ledger::Ticket,
     metrics,
     output::EventOutput,
     permit::Permit,
     refused::Refused,
+    setting::InvalidSetting,
     snapshot::Snapshot,
     task::Launch,
     wait_idle::WaitIdle,
@@ -535,39 +537,6 @@ impl TrackEventsHandleBuilder {
         Settings { capacity, settle, event_timeout, progress, runtime }
     }
 }
-
-/// A setting of a [`TrackEventsHandleBuilder`] that is out of its range.
-///
-/// # Examples
-///
-/// ```
-/// use tower_track_events::{InvalidSetting, TrackEventsHandle};
-///
-/// let error = TrackEventsHandle::builder().capacity(0).build().unwrap_err();
-/// assert_eq!(error, InvalidSetting::Capacity(0));
-/// assert_eq!(error.to_string(), "the capacity must be from 1 to 4294967295, and is 0");
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum InvalidSetting {
-    /// The capacity, which is given here, must be from 1 to 4,294,967,295.
-    Capacity(usize),
-    /// The event timeout must be longer than zero.
-    EventTimeout,
-}
-
-impl fmt::Display for InvalidSetting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Capacity(capacity) => {
-                write!(f, "the capacity must be from 1 to {}, and is {capacity}", ledger::MAX_CAPACITY)
-            }
-            Self::EventTimeout => f.write_str("the event timeout must be longer than zero; leave it out for no limit"),
-        }
-    }
-}
-
-impl Error for InvalidSetting {}
 
 /// Keeps a drain waiting for as long as it lives, from [`TrackEventsHandle::guard`].
 ///

@@ -11,7 +11,8 @@ use tokio::{runtime, sync::watch, time::Instant};
 
 use crate::{
     contain::contain,
-    ledger::{self, EventTicket, Ledger, Nanos, NewEvent, PermitTicket, Room, ShardRef, Stage},
+    entry::{Nanos, Stage},
+    ledger::{self, EventTicket, Ledger, NewEvent, PermitTicket, Room, ShardRef},
     metrics,
     refused::Refused,
     snapshot::Endings,

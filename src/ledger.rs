@@ -46,6 +46,7 @@ use std::{
 
 use crate::{
     contain::contain,
+    entry::{Entry, Era, Kind, Nanos, Slots, Stage},
     refused::Refused,
     snapshot::{Ending, Endings, Snapshot},
 };
@@ -55,9 +56,6 @@ pub(crate) const MAX_CAPACITY: usize = u32::MAX as usize;
 
 /// Room travels in blocks of at most this size.
 const MAX_BLOCK: u32 = 256;
-
-/// Nanoseconds on the clock of whoever uses the ledger, which has none itself.
-pub(crate) type Nanos = u64;
 
 /// `C` is what the users of the ledger keep beside it.
 pub(crate) struct Ledger<C> {
@@ -77,9 +75,6 @@ pub(crate) struct Ledger<C> {
     on_room_again: fn(&C),
     pub(crate) context: C,
 }
-
-/// Numbers the times between two aborts or waits for idleness.
-pub(crate) type Era = u64;
 
 /// Values of `fullness`. A full house stays *full* until a quarter of it is free, so that a house at the brim is one
 /// episode and not thousands; while it is full, room goes straight back to the pool, where every shard finds it.
@@ -117,33 +112,6 @@ struct State {
 pub(crate) struct ShardRef<C> {
     pub(crate) ledger: Arc<Ledger<C>>,
     index: usize,
-}
-
-#[derive(Clone, Copy)]
-struct Entry {
-    kind: Kind,
-    /// Set when it enters.
-    era: Era,
-    location: &'static Location<'static>,
-    since: Nanos,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Kind {
-    Request,
-    Guard,
-    Permit,
-    Event { name: &'static str, stage: Stage },
-}
-
-/// How far an event is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Stage {
-    /// Its exchange is open.
-    Recorded,
-    Started,
-    /// It occupies a blocking thread, and cannot be aborted.
-    Blocking,
 }
 
 /// What is said of an event when it is accepted.
@@ -457,12 +425,6 @@ impl NewEvent {
     }
 }
 
-impl Entry {
-    fn is_event_before(&self, era: Era) -> bool {
-        matches!(self.kind, Kind::Event { .. }) && self.era < era
-    }
-}
-
 impl<C> Ledger<C> {
     /// Takes room for one event, from the shard or else from the pool. The lock that comes with `state` is what makes
     /// the pool's relaxed ordering enough: all who must agree on it hold at least one lock in common with its writer.
@@ -530,12 +492,6 @@ impl State {
     fn refuse(&mut self, kind: Kind, refused: Refused) -> Refused {
         self.refused += u64::from(kind.needs_room());
         refused
-    }
-}
-
-impl Kind {
-    fn needs_room(self) -> bool {
-        matches!(self, Self::Permit | Self::Event { .. })
     }
 }
 
@@ -887,87 +843,6 @@ fn thread_index() -> usize {
 /// The shard of this thread.
 pub(crate) fn of_this_thread<C>(shards: &[Arc<ShardRef<C>>]) -> &Arc<ShardRef<C>> {
     &shards[thread_index() % shards.len()]
-}
-
-/// Entries at stable keys, with a list of free places threaded through them.
-#[derive(Default)]
-struct Slots {
-    slots: Vec<Slot>,
-    /// The first free place, if it is not beyond the end.
-    free: u32,
-    len: u32,
-}
-
-enum Slot {
-    Vacant { next: u32 },
-    Taken(Entry, Option<Waker>),
-}
-
-impl Slots {
-    fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    fn insert(&mut self, entry: Entry, holder: Option<Waker>) -> u32 {
-        let key = self.free;
-        match self.slots.get_mut(key as usize) {
-            Some(slot) => {
-                if let Slot::Vacant { next } = *slot {
-                    self.free = next;
-                }
-                *slot = Slot::Taken(entry, holder);
-            }
-            None => {
-                self.slots.push(Slot::Taken(entry, holder));
-                self.free = self.slots.len() as u32;
-            }
-        }
-        self.len += 1;
-        key
-    }
-
-    fn get_mut(&mut self, key: u32) -> Option<(&mut Entry, &mut Option<Waker>)> {
-        match self.slots.get_mut(key as usize) {
-            Some(Slot::Taken(entry, holder)) => Some((entry, holder)),
-            _ => None,
-        }
-    }
-
-    /// In place of an entry that nobody holds.
-    fn replace(&mut self, key: u32, entry: Entry, holder: Option<Waker>) {
-        if let Some(place) = self.slots.get_mut(key as usize) {
-            *place = Slot::Taken(entry, holder);
-        }
-    }
-
-    fn remove(&mut self, key: u32) -> Option<(Entry, Option<Waker>)> {
-        let slot = self.slots.get_mut(key as usize)?;
-        match mem::replace(slot, Slot::Vacant { next: self.free }) {
-            Slot::Taken(entry, holder) => {
-                self.free = key;
-                self.len -= 1;
-                Some((entry, holder))
-            }
-            vacant @ Slot::Vacant { .. } => {
-                *slot = vacant;
-                None
-            }
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.slots.iter().filter_map(|slot| match slot {
-            Slot::Taken(entry, _) => Some(entry),
-            Slot::Vacant { .. } => None,
-        })
-    }
-
-    fn take_holders(&mut self) -> impl Iterator<Item = Waker> {
-        self.slots.iter_mut().filter_map(|slot| match slot {
-            Slot::Taken(_, holder) => holder.take(),
-            Slot::Vacant { .. } => None,
-        })
-    }
 }
 
 /// The wakers of the drains that wait for the house to be empty.

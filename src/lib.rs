@@ -114,6 +114,7 @@ pub mod guide;
 mod body;
 mod contain;
 mod drain;
+mod entry;
 mod events;
 mod exchange;
 mod future;
@@ -134,6 +135,7 @@ mod record;
 mod refused;
 mod report;
 mod service;
+mod setting;
 mod snapshot;
 mod task;
 mod wait_idle;
@@ -149,7 +151,7 @@ pub use self::{
     events::Events,
     exchange::{Exchange, Outcome},
     future::ResponseFuture,
-    handle::{DrainGuard, InvalidSetting, TrackEventsHandle, TrackEventsHandleBuilder},
+    handle::{DrainGuard, TrackEventsHandle, TrackEventsHandleBuilder},
     layer::{TrackEventsLayer, TrackEventsLayerBuilder},
     output::EventOutput,
     overflow::Overflow,
@@ -157,6 +159,7 @@ pub use self::{
     refused::Refused,
     report::{DrainError, DrainReport, Held, NamedEndings, PendingEvents, Unfinished},
     service::TrackEvents,
+    setting::InvalidSetting,
     snapshot::{Endings, Snapshot},
     wait_idle::{WaitIdle, WaitIdleError},
 };

@@ -6,8 +6,9 @@ use tokio::runtime;
 use tracing::Span;
 
 use crate::{
+    entry::Stage,
     house::{House, Shard},
-    ledger::{NewEvent, PermitTicket, Stage},
+    ledger::{NewEvent, PermitTicket},
     metrics,
     output::EventOutput,
     record::Record,

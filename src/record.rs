@@ -13,9 +13,9 @@ use tracing::Span;
 
 use crate::{
     contain::contain,
+    entry::{Nanos, Stage},
     exchange::Exchange,
     house::Shard,
-    ledger::{Nanos, Stage},
     refused::Refused,
     task::Launch,
 };

@@ -3,8 +3,9 @@
 use std::{cmp::Reverse, collections::BTreeMap, error::Error, fmt, panic::Location, time::Duration};
 
 use crate::{
+    entry::{Era, Kind, Nanos, Stage},
     house::{DrainBegan, House},
-    ledger::{Era, Holdings, Kind, Ledger, Nanos, Stage},
+    ledger::{Holdings, Ledger},
     snapshot::Endings,
 };
 

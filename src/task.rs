@@ -15,9 +15,10 @@ use tracing::Span;
 
 use crate::{
     contain::contain,
+    entry::Stage,
     house::{House, Shard},
     inside,
-    ledger::{EventTicket, Stage},
+    ledger::EventTicket,
     limit::{Limit, NoTimer},
     metrics::{self, Began},
     output::{EventOutput, sealed::Judge},

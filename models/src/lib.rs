@@ -15,6 +15,9 @@ use std::sync::{
 #[path = "../../src/contain.rs"]
 mod contain;
 #[allow(dead_code, reason = "the ledger needs a part of it")]
+#[path = "../../src/entry.rs"]
+mod entry;
+#[allow(dead_code, reason = "the ledger needs a part of it")]
 #[path = "../../src/refused.rs"]
 mod refused;
 #[allow(dead_code, reason = "the ledger needs a part of it")]

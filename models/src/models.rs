@@ -14,11 +14,11 @@ use loom::{
     thread,
 };
 
-use super::ledger::{
-    EventTicket, IdleWait, Ledger, Look, NewEvent, PermitTicket, Room, RoomWait, ShardRef, Stage, Waiter,
-};
+use super::ledger::{EventTicket, IdleWait, Ledger, Look, NewEvent, PermitTicket, Room, RoomWait, ShardRef, Waiter};
 use crate::{
-    Depth, Order, explore,
+    Depth, Order,
+    entry::Stage,
+    explore,
     refused::Refused,
     snapshot::{Ending, Snapshot},
 };

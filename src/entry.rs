@@ -1,0 +1,129 @@
+//! What the ledger keeps of each thing that a drain waits for.
+
+use std::{mem, panic::Location, task::Waker};
+
+/// Nanoseconds on the clock of whoever uses the ledger, which has none itself.
+pub(crate) type Nanos = u64;
+
+/// Numbers the times between two aborts or waits for idleness.
+pub(crate) type Era = u64;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Entry {
+    pub(crate) kind: Kind,
+    /// Set when it enters.
+    pub(crate) era: Era,
+    pub(crate) location: &'static Location<'static>,
+    pub(crate) since: Nanos,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Kind {
+    Request,
+    Guard,
+    Permit,
+    Event { name: &'static str, stage: Stage },
+}
+
+/// How far an event is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Stage {
+    /// Its exchange is open.
+    Recorded,
+    Started,
+    /// It occupies a blocking thread, and cannot be aborted.
+    Blocking,
+}
+
+impl Entry {
+    pub(crate) fn is_event_before(&self, era: Era) -> bool {
+        matches!(self.kind, Kind::Event { .. }) && self.era < era
+    }
+}
+
+impl Kind {
+    pub(crate) fn needs_room(self) -> bool {
+        matches!(self, Self::Permit | Self::Event { .. })
+    }
+}
+
+/// Entries at stable keys, with a list of free places threaded through them.
+#[derive(Default)]
+pub(crate) struct Slots {
+    slots: Vec<Slot>,
+    /// The first free place, if it is not beyond the end.
+    free: u32,
+    len: u32,
+}
+
+enum Slot {
+    Vacant { next: u32 },
+    Taken(Entry, Option<Waker>),
+}
+
+impl Slots {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn insert(&mut self, entry: Entry, holder: Option<Waker>) -> u32 {
+        let key = self.free;
+        match self.slots.get_mut(key as usize) {
+            Some(slot) => {
+                if let Slot::Vacant { next } = *slot {
+                    self.free = next;
+                }
+                *slot = Slot::Taken(entry, holder);
+            }
+            None => {
+                self.slots.push(Slot::Taken(entry, holder));
+                self.free = self.slots.len() as u32;
+            }
+        }
+        self.len += 1;
+        key
+    }
+
+    pub(crate) fn get_mut(&mut self, key: u32) -> Option<(&mut Entry, &mut Option<Waker>)> {
+        match self.slots.get_mut(key as usize) {
+            Some(Slot::Taken(entry, holder)) => Some((entry, holder)),
+            _ => None,
+        }
+    }
+
+    /// In place of an entry that nobody holds.
+    pub(crate) fn replace(&mut self, key: u32, entry: Entry, holder: Option<Waker>) {
+        if let Some(place) = self.slots.get_mut(key as usize) {
+            *place = Slot::Taken(entry, holder);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, key: u32) -> Option<(Entry, Option<Waker>)> {
+        let slot = self.slots.get_mut(key as usize)?;
+        match mem::replace(slot, Slot::Vacant { next: self.free }) {
+            Slot::Taken(entry, holder) => {
+                self.free = key;
+                self.len -= 1;
+                Some((entry, holder))
+            }
+            vacant @ Slot::Vacant { .. } => {
+                *slot = vacant;
+                None
+            }
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.slots.iter().filter_map(|slot| match slot {
+            Slot::Taken(entry, _) => Some(entry),
+            Slot::Vacant { .. } => None,
+        })
+    }
+
+    pub(crate) fn take_holders(&mut self) -> impl Iterator<Item = Waker> {
+        self.slots.iter_mut().filter_map(|slot| match slot {
+            Slot::Taken(_, holder) => holder.take(),
+            Slot::Vacant { .. } => None,
+        })
+    }
+}
