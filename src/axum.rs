@@ -8,7 +8,7 @@ use axum_core::{
 };
 use http::{StatusCode, request::Parts};
 
-use crate::{events::Events, refused::Refused};
+use crate::{events::Events, refused::Refused, sink::SendError};
 
 /// Extracts the [`Events`] of the exchange.
 ///
@@ -71,5 +71,12 @@ impl IntoResponse for MissingTrackEventsLayer {
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         (StatusCode::SERVICE_UNAVAILABLE, self.to_string()).into_response()
+    }
+}
+
+/// Answers as [`Refused`] does.
+impl<E> IntoResponse for SendError<E> {
+    fn into_response(self) -> Response {
+        self.refused.into_response()
     }
 }

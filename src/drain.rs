@@ -107,6 +107,10 @@ impl<S: Future> Future for Drain<S> {
 
             poll_progress(this.progress, ledger, this.limit, cx);
 
+            if this.waiter.is_none() {
+                // What is queued for a sink need not wait for more: nothing will come.
+                ledger.flush_lanes();
+            }
             // Registered before the look, so that whatever empties the house after it is heard of.
             this.waiter.get_or_insert_with(|| Waiter::new(ledger)).register(cx.waker());
             loop {
@@ -123,7 +127,8 @@ impl<S: Future> Future for Drain<S> {
                 match ledger.look(may_close) {
                     Look::Closed => break 'answer Ok(DrainReport::of(ledger, began)),
                     Look::Busy if is_over => {
-                        let unfinished = Unfinished::of(ledger, began);
+                        let given_up = ledger.give_up_lanes();
+                        let unfinished = Unfinished::of(ledger, began, given_up);
                         // What was open at the look may have ended since: then the next look closes.
                         if !unfinished.is_empty() {
                             break 'answer Err(DrainError::CutShort(Box::new(unfinished)));

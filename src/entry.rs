@@ -33,6 +33,8 @@ pub(crate) enum Stage {
     Started,
     /// It occupies a blocking thread, and cannot be aborted.
     Blocking,
+    /// It waits for its sink to take it.
+    Queued,
 }
 
 impl Entry {
@@ -64,6 +66,10 @@ enum Slot {
 impl Slots {
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.len.into()
     }
 
     pub(crate) fn insert(&mut self, entry: Entry, holder: Option<Waker>) -> u32 {

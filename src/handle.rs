@@ -6,6 +6,7 @@ use tokio::runtime;
 use tracing::Span;
 
 use crate::{
+    batch::EventSink,
     drain::Drain,
     entry::Stage,
     house::{House, Settings, Shard, Shards},
@@ -15,7 +16,8 @@ use crate::{
     permit::Permit,
     refused::Refused,
     setting::InvalidSetting,
-    snapshot::Snapshot,
+    sink::SinkBuilder,
+    snapshot::{SinkSnapshot, Snapshot},
     task::Launch,
     wait_idle::WaitIdle,
 };
@@ -342,6 +344,53 @@ impl TrackEventsHandle {
     /// ```
     pub fn wait_idle(&self, limit: Duration) -> WaitIdle {
         WaitIdle::new(Arc::clone(&self.shards), limit)
+    }
+
+    /// Lets typed events be sent to `sink`, which is given them in batches: one task and one statement for many events.
+    ///
+    /// They are events called `name` like all others: pending until the sink has acknowledged them, counted, and waited
+    /// for by a drain, which lets them be delivered at once and again until its limit.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// use tower_track_events::{Batch, TrackEventsHandle};
+    ///
+    /// # async fn insert(rows: &[Audit]) -> std::io::Result<()> { Ok(()) }
+    /// struct Audit {
+    ///     user: u64,
+    ///     action: &'static str,
+    /// }
+    ///
+    /// let handle = TrackEventsHandle::new();
+    /// let audit = handle
+    ///     .sink("audit", |batch: Batch<Audit>| async move { insert(&batch).await })
+    ///     .build()?;
+    /// audit.send(Audit { user: 7, action: "login" })?;
+    ///
+    /// handle.drain(Duration::from_secs(8)).await?; // it is in the table
+    /// # Ok(()) }
+    /// ```
+    #[track_caller]
+    pub fn sink<E, S>(&self, name: &'static str, sink: S) -> SinkBuilder<E, S>
+    where
+        E: Send + Sync + 'static,
+        S: EventSink<E>,
+    {
+        SinkBuilder::new(Arc::clone(self.shard()), name, Location::caller(), sink)
+    }
+
+    /// Counts what has been sent to each sink and how it has ended, by name.
+    ///
+    /// These counts are a part of the [`snapshot`](Self::snapshot), which costs as much.
+    ///
+    /// # Examples
+    ///
+    /// See [`SinkSnapshot`].
+    pub fn sinks(&self) -> Vec<SinkSnapshot> {
+        self.shards.ledger().sinks()
     }
 
     /// Ends the events that are pending now, whether they have started or not.

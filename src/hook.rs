@@ -1,4 +1,4 @@
-//! The events that a layer tracks for every exchange.
+//! The events that a layer tracks for every exchange, and its observers.
 
 use std::{
     fmt,
@@ -16,7 +16,7 @@ use crate::{
     ledger::Room,
     overflow::{self, Overflow, Waiting, WaitingEvent},
     permit::fill,
-    record::{HookListId, Record, Start},
+    record::{HookListId, Observe, Record, Start},
 };
 
 type Filter = Box<dyn Fn(&Parts) -> bool + Send + Sync>;
@@ -30,22 +30,37 @@ pub(crate) struct Hook {
     pub(crate) make: Make,
 }
 
+/// Makes what is told how each exchange ended.
+pub(crate) type Observer = Box<dyn Fn(&Parts) -> Observe + Send + Sync>;
+
 /// The hooks of one layer and its clones.
 pub(crate) struct HookList {
     pub(crate) id: HookListId,
-    pub(crate) hooks: Box<[Hook]>,
+    hooks: Box<[Hook]>,
+    observers: Box<[Observer]>,
     overflow: Overflow,
 }
 
 impl HookList {
-    pub(crate) fn new(hooks: Vec<Hook>, overflow: Overflow) -> Arc<Self> {
+    pub(crate) fn new(hooks: Vec<Hook>, observers: Vec<Observer>, overflow: Overflow) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Arc::new(Self { id: NEXT.fetch_add(1, Ordering::Relaxed), hooks: hooks.into(), overflow })
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { id, hooks: hooks.into(), observers: observers.into(), overflow })
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.hooks.is_empty() && self.observers.is_empty()
     }
 
     /// Records an event for each hook that applies, and gives those that are to wait for room. One that is refused is
     /// counted: nobody is there to take the error.
     pub(crate) fn record(&self, record: &Arc<Record>, request: &Parts) -> Option<Waiting> {
+        for observer in &self.observers {
+            match contain(|| observer(request)) {
+                Ok(observe) => record.observe(observe),
+                Err(panic) => record.observer_panicked(&panic),
+            }
+        }
         let limit = match self.overflow {
             Overflow::Wait(limit) if !limit.is_zero() => limit,
             _ => {
@@ -106,7 +121,7 @@ impl Hook {
 
 impl fmt::Debug for HookList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id: _, hooks, overflow: _ } = self;
+        let Self { id: _, hooks, observers: _, overflow: _ } = self;
         f.debug_list().entries(hooks.iter().map(|hook| hook.name)).finish()
     }
 }

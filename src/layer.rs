@@ -9,7 +9,7 @@ use crate::{
     events::start_with,
     exchange::Exchange,
     handle::TrackEventsHandle,
-    hook::{Hook, HookList},
+    hook::{Hook, HookList, Observer},
     output::EventOutput,
     overflow::Overflow,
     record::Start,
@@ -62,7 +62,7 @@ impl TrackEventsLayer {
 
     /// Makes a builder for a layer that tracks events for every exchange.
     pub fn builder(handle: TrackEventsHandle) -> TrackEventsLayerBuilder {
-        TrackEventsLayerBuilder { handle, hooks: Vec::new(), overflow: Overflow::default() }
+        TrackEventsLayerBuilder { handle, hooks: Vec::new(), observers: Vec::new(), overflow: Overflow::default() }
     }
 
     /// Gets a reference to the handle.
@@ -120,6 +120,7 @@ impl fmt::Debug for TrackEventsLayer {
 pub struct TrackEventsLayerBuilder {
     handle: TrackEventsHandle,
     hooks: Vec<Hook>,
+    observers: Vec<Observer>,
     overflow: Overflow,
 }
 
@@ -153,6 +154,57 @@ impl TrackEventsLayerBuilder {
         self.add(Hook { name, location: Location::caller(), filter: Some(Box::new(filter)), make: boxed(make) })
     }
 
+    /// Lets an observer be told how each exchange ended, at once and in place: without a task, and without room of the
+    /// capacity.
+    ///
+    /// `make` is called before the inner service is, and what it returns when the exchange is over. Both must be quick:
+    /// they hold up the connection. They are made for [`EventSender::send`](crate::EventSender::send), which is. What
+    /// takes time, or must be awaited, is an [event](Self::track).
+    ///
+    /// A panic in either is caught and logged, and counted as that of an event called `(observer)`; the request is
+    /// served. Repeatable: each call adds one more observer. They are called before the events of the exchange start.
+    ///
+    /// # Examples
+    ///
+    /// An access log, written in batches:
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_track_events::InvalidSetting> {
+    /// use http::request::Parts;
+    /// use tower_track_events::{Batch, Exchange, TrackEventsHandle, TrackEventsLayer};
+    ///
+    /// # async fn write(lines: &[AccessLog]) -> std::io::Result<()> { Ok(()) }
+    /// struct AccessLog {
+    ///     path: String,
+    ///     status: Option<u16>,
+    ///     bytes: u64,
+    /// }
+    ///
+    /// let handle = TrackEventsHandle::new();
+    /// let log = handle
+    ///     .sink("access.log", |batch: Batch<AccessLog>| async move { write(&batch).await })
+    ///     .build()?;
+    /// let layer = TrackEventsLayer::builder(handle)
+    ///     .observe(move |request: &Parts| {
+    ///         let (path, log) = (request.uri.path().to_owned(), log.clone());
+    ///         move |exchange: &Exchange| {
+    ///             let status = exchange.status.map(|status| status.as_u16());
+    ///             // One that is refused is counted.
+    ///             let _ = log.send(AccessLog { path, status, bytes: exchange.body_bytes });
+    ///         }
+    ///     })
+    ///     .build();
+    /// # Ok(()) }
+    /// ```
+    pub fn observe<M, O>(mut self, make: M) -> Self
+    where
+        M: Fn(&Parts) -> O + Send + Sync + 'static,
+        O: FnOnce(&Exchange) + Send + 'static,
+    {
+        self.observers.push(Box::new(move |request| Box::new(make(request))));
+        self
+    }
+
     /// Sets what becomes of these events when the house is full: they are shed unless set. A wait of zero sheds too.
     pub fn overflow(mut self, overflow: Overflow) -> Self {
         self.overflow = overflow;
@@ -161,7 +213,7 @@ impl TrackEventsLayerBuilder {
 
     /// Makes the layer.
     pub fn build(self) -> TrackEventsLayer {
-        TrackEventsLayer { handle: self.handle, hooks: HookList::new(self.hooks, self.overflow) }
+        TrackEventsLayer { handle: self.handle, hooks: HookList::new(self.hooks, self.observers, self.overflow) }
     }
 
     fn add(mut self, hook: Hook) -> Self {
@@ -182,11 +234,12 @@ where
 
 impl fmt::Debug for TrackEventsLayerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { handle, hooks, overflow } = self;
+        let Self { handle, hooks, observers, overflow } = self;
         let names: Vec<_> = hooks.iter().map(|hook| hook.name).collect();
         f.debug_struct("TrackEventsLayerBuilder")
             .field("handle", handle)
             .field("events", &names)
+            .field("observers", &observers.len())
             .field("overflow", overflow)
             .finish()
     }

@@ -28,7 +28,10 @@
 //!    From then on what is given back goes to the first in the queue, as a permit, under the lock of its shard; so no
 //!    shard and no pool has room before the queue is empty.
 //!
-//! Locks are taken in the order: shards by index, then a list of waiters. The reference count of the ledger is a line
+//! 9. *A lane is a shard of another kind.* The values that are sent to a sink are counted in its lane, which has a lock of
+//!    its own. Looks and closings take it together with the shards, so that 1, 3 and 5 hold for lanes as well.
+//!
+//! Locks are taken in the order: shards by index, the list of lanes, lanes, then a list of waiters. The reference count of the ledger is a line
 //! that every thread would write, so a ticket holds a [`ShardRef`] instead: one reference count per shard.
 
 use std::{
@@ -47,8 +50,9 @@ use std::{
 use crate::{
     contain::contain,
     entry::{Entry, Era, Kind, Nanos, Slots, Stage},
+    lane::{Lane, LaneBook, Lanes, Left, LockedLane},
     refused::Refused,
-    snapshot::{Ending, Endings, Snapshot},
+    snapshot::{Ending, Endings, SinkSnapshot, Snapshot},
 };
 
 /// What the ledger can count: room is a `u32`.
@@ -68,6 +72,7 @@ pub(crate) struct Ledger<C> {
     fullness: AtomicU8,
     /// Events of earlier eras are to be aborted. Changed only under all locks.
     aborted_before: AtomicU64,
+    lanes: Mutex<Lanes>,
     waiters: Waiters,
     idle_waits: Mutex<IdleWaits>,
     room_queue: RoomQueue<C>,
@@ -153,6 +158,23 @@ pub(crate) struct Holdings {
     pub(crate) endings: Endings,
     pub(crate) wrong: BTreeMap<&'static str, Endings>,
     pub(crate) open: BTreeMap<(Kind, &'static Location<'static>), Group>,
+    pub(crate) sinks: Vec<SinkSnapshot>,
+}
+
+/// The house at one instant.
+struct Instant<'a> {
+    shards: Vec<MutexGuard<'a, State>>,
+    lanes: Vec<Box<dyn LockedLane + 'a>>,
+    /// The lanes, in the same order, and those that are gone.
+    list: &'a Lanes,
+}
+
+/// Events of a lane that its sink has not taken in time.
+pub(crate) struct GivenUp {
+    pub(crate) name: &'static str,
+    pub(crate) location: &'static Location<'static>,
+    pub(crate) count: u64,
+    pub(crate) last_error: Option<String>,
 }
 
 #[derive(Clone, Copy)]
@@ -170,8 +192,12 @@ impl Group {
     }
 
     fn add(&mut self, entry: &Entry) {
-        self.count += 1;
-        self.oldest = self.oldest.min(entry.since);
+        self.add_many(1, entry.since);
+    }
+
+    fn add_many(&mut self, count: u64, since: Nanos) {
+        self.count += count;
+        self.oldest = self.oldest.min(since);
     }
 }
 
@@ -186,6 +212,7 @@ impl<C> Ledger<C> {
             pool: AtomicU32::new(capacity),
             fullness: AtomicU8::new(ROOMY),
             aborted_before: AtomicU64::new(0),
+            lanes: Mutex::default(),
             waiters: Waiters::default(),
             idle_waits: Mutex::default(),
             room_queue: RoomQueue::default(),
@@ -201,67 +228,93 @@ impl<C> Ledger<C> {
     /// Looks at one instant: is anything open? If not, `may_close` is told how many arrivals there have been, and
     /// answers whether this is the instant at which the ledger closes.
     pub(crate) fn look(&self, may_close: impl FnOnce(u64) -> bool) -> Look {
-        let mut shards = self.lock_all();
-        if shards.iter().any(|state| state.closed) {
-            return Look::Closed;
+        let mut closes = false;
+        let look = self.at_one_instant(|now| {
+            if now.shards.iter().any(|state| state.closed) {
+                return Look::Closed;
+            }
+            if now.shards.iter().any(|state| !state.slots.is_empty()) {
+                return Look::Busy;
+            }
+            if now.lanes.iter().any(|lane| !lane.book().is_empty()) {
+                return Look::Busy;
+            }
+            let arrivals = now.arrivals();
+            if !may_close(arrivals) {
+                return Look::Idle { arrivals };
+            }
+            for state in &mut now.shards {
+                state.closed = true;
+            }
+            for lane in &mut now.lanes {
+                lane.book_mut().close(Refused::Drained);
+            }
+            closes = true;
+            Look::Closed
+        });
+        if closes {
+            // The other drains end with this one.
+            self.waiters.wake_all();
+            self.nudge_lanes();
         }
-        if shards.iter().any(|state| !state.slots.is_empty()) {
-            return Look::Busy;
-        }
-        let arrivals = shards.iter().map(|state| state.arrivals).sum();
-        if !may_close(arrivals) {
-            return Look::Idle { arrivals };
-        }
-        for state in &mut shards {
-            state.closed = true;
-        }
-        drop(shards);
-        // The other drains end with this one.
-        self.waiters.wake_all();
-        Look::Closed
+        look
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        count(&self.lock_all())
+        self.at_one_instant(|now| now.count())
     }
 
     pub(crate) fn endings(&self) -> Endings {
-        total(&self.lock_all())
+        self.at_one_instant(|now| now.endings())
     }
 
     pub(crate) fn holdings(&self) -> Holdings {
-        let shards = self.lock_all();
-        let mut wrong: BTreeMap<_, Endings> = BTreeMap::new();
-        let mut open: HashMap<_, Group> = HashMap::new();
-        for state in &shards {
-            for (name, endings) in &state.wrong {
-                *wrong.entry(*name).or_default() += *endings;
-            }
-            for entry in state.slots.iter() {
-                open.entry((entry.kind, entry.location)).or_insert(Group::EMPTY).add(entry);
-            }
-        }
-        Holdings { snapshot: count(&shards), endings: total(&shards), wrong, open: open.into_iter().collect() }
+        self.at_one_instant(|now| Holdings {
+            snapshot: now.count(),
+            endings: now.endings(),
+            wrong: now.wrong(),
+            open: now.open(),
+            sinks: now.sinks(),
+        })
+    }
+
+    pub(crate) fn sinks(&self) -> Vec<SinkSnapshot> {
+        self.at_one_instant(|now| now.sinks())
     }
 
     /// Lets all events that are pending now be aborted by whoever holds them.
     pub(crate) fn abort(&self) {
-        let mut shards = self.lock_all();
-        let era = next_era(&mut shards);
-        // Relaxed: whoever holds an event looks here under a lock that is taken after its holder was set, or after it
-        // was woken.
-        self.aborted_before.store(era, Ordering::Relaxed);
-        let holders: Vec<_> = shards.iter_mut().flat_map(|state| state.slots.take_holders()).collect();
-        drop(shards);
+        let (holders, lanes) = self.at_one_instant(|now| {
+            let era = next_era(&mut now.shards);
+            // Relaxed: whoever holds an event looks here under a lock that is taken after its holder was set, or after
+            // it was woken.
+            self.aborted_before.store(era, Ordering::Relaxed);
+            for lane in &mut now.lanes {
+                lane.set_aside(Ending::Aborted);
+            }
+            let holders: Vec<_> = now.shards.iter_mut().flat_map(|state| state.slots.take_holders()).collect();
+            (holders, now.list.open.clone())
+        });
         wake(holders);
+        for lane in lanes {
+            lane.end_what_is_aside();
+        }
     }
 
-    /// What is pending of the events that were accepted before an era.
-    pub(crate) fn pending_before(&self, era: Era) -> BTreeMap<(Kind, &'static Location<'static>), Group> {
+    /// What is pending of the events that a wait is for.
+    pub(crate) fn pending_of(&self, wait: &IdleWait<C>) -> BTreeMap<(Kind, &'static Location<'static>), Group> {
         let mut pending = BTreeMap::new();
         for state in &self.lock_all() {
-            for entry in state.slots.iter().filter(|entry| entry.is_event_before(era)) {
+            for entry in state.slots.iter().filter(|entry| entry.is_event_before(wait.before)) {
                 pending.entry((entry.kind, entry.location)).or_insert(Group::EMPTY).add(entry);
+            }
+        }
+        for (lane, target) in &wait.lanes {
+            let lane = lane.lock();
+            let count = lane.book().pending_of(*target);
+            if count > 0 {
+                let key = (lane.book().kind(), lane.book().location);
+                pending.entry(key).or_insert(Group::EMPTY).add_many(count, lane.oldest());
             }
         }
         pending
@@ -283,21 +336,168 @@ impl<C> Ledger<C> {
     }
 }
 
-fn count(shards: &[MutexGuard<'_, State>]) -> Snapshot {
-    let Endings { completed, failed, panicked, timed_out, aborted } = total(shards);
-    let sum = |count: fn(&State) -> u64| shards.iter().map(|state| count(state)).sum();
-    Snapshot {
-        open_requests: sum(|state| state.open_requests),
-        open_guards: sum(|state| state.open_guards),
-        reserved: sum(|state| state.reserved),
-        pending: sum(|state| state.pending),
-        accepted: sum(|state| state.accepted),
-        completed,
-        failed,
-        panicked,
-        timed_out,
-        aborted,
-        refused: sum(|state| state.refused),
+impl<C> Ledger<C> {
+    /// Runs `look` under all locks.
+    fn at_one_instant<T>(&self, look: impl FnOnce(&mut Instant<'_>) -> T) -> T {
+        let shards = self.lock_all();
+        let list = lock(&self.lanes);
+        let lanes = list.open.iter().map(|lane| lane.lock()).collect();
+        look(&mut Instant { shards, lanes, list: &list })
+    }
+
+    pub(crate) fn add_lane(&self, lane: Arc<dyn Lane>) {
+        let state = self.shards[0].lock();
+        if state.closed {
+            lane.lock().book_mut().close(Refused::Drained);
+        }
+        lock(&self.lanes).open.push(lane);
+    }
+
+    /// Takes over what a lane has counted, if nothing will happen in it any more.
+    pub(crate) fn retire_lane(&self, lane: &Arc<dyn Lane>) {
+        let mut state = self.shards[0].lock();
+        let mut lanes = lock(&self.lanes);
+        let mut locked = lane.lock();
+        let book = locked.book_mut();
+        let Some(place) = lanes.position(lane).filter(|_| book.is_done()) else {
+            return;
+        };
+        book.is_retired = true;
+        state.arrivals += book.arrivals();
+        state.accepted += book.accepted();
+        state.refused += book.refused();
+        state.endings += book.endings();
+        if book.endings().wrong() > 0 {
+            *state.wrong.entry(book.name).or_default() += book.endings().without_completed();
+        }
+        let last = book.snapshot();
+        lanes.retired.entry(book.name).and_modify(|retired| retired.add(&last)).or_insert(last);
+        drop(locked);
+        lanes.open.swap_remove(place);
+    }
+
+    /// Lets what is in the lanes be delivered at once, and what comes.
+    pub(crate) fn flush_lanes(&self) {
+        for lane in self.open_lanes() {
+            lane.lock().book_mut().flush_from_now_on();
+            lane.nudge();
+        }
+    }
+
+    /// Hands what is in the lanes to whoever takes what is not delivered.
+    pub(crate) fn give_up_lanes(&self) -> Vec<GivenUp> {
+        let mut given_up = Vec::new();
+        for lane in self.open_lanes().into_iter().filter(|lane| lane.has_taker()) {
+            let mut locked = lane.lock();
+            let count = locked.set_aside(Ending::Failed);
+            let book = locked.book();
+            if count > 0 {
+                let (name, location, last_error) = (book.name, book.location, book.last_error());
+                given_up.push(GivenUp { name, location, count, last_error });
+            }
+            drop(locked);
+            lane.end_what_is_aside();
+        }
+        given_up
+    }
+
+    /// Goes on from what a lane has said, without its lock.
+    pub(crate) fn lane_left(&self, reached: Vec<Waker>, is_empty: bool) {
+        if is_empty {
+            self.waiters.wake_all();
+        }
+        wake(reached);
+    }
+
+    /// Counts for the waits that a lane has reached, under the lock of the lane.
+    pub(crate) fn lane_reached(&self, left: &Left) -> Vec<Waker> {
+        if left.reached.is_empty() {
+            return Vec::new();
+        }
+        let mut waits = lock(&self.idle_waits);
+        left.reached.iter().filter_map(|id| waits.get_mut(*id)?.reach()).collect()
+    }
+
+    fn nudge_lanes(&self) {
+        for lane in self.open_lanes() {
+            lane.nudge();
+        }
+    }
+
+    fn open_lanes(&self) -> Vec<Arc<dyn Lane>> {
+        lock(&self.lanes).open.clone()
+    }
+}
+
+impl Instant<'_> {
+    fn count(&self) -> Snapshot {
+        let Endings { completed, failed, panicked, timed_out, aborted } = self.endings();
+        let in_shards = |count: fn(&State) -> u64| self.shards.iter().map(|state| count(state)).sum::<u64>();
+        let in_lanes = |count: fn(&LaneBook) -> u64| self.lanes.iter().map(|lane| count(lane.book())).sum::<u64>();
+        Snapshot {
+            open_requests: in_shards(|state| state.open_requests),
+            open_guards: in_shards(|state| state.open_guards),
+            reserved: in_shards(|state| state.reserved) + in_lanes(LaneBook::reserved),
+            pending: in_shards(|state| state.pending) + in_lanes(LaneBook::pending),
+            accepted: in_shards(|state| state.accepted) + in_lanes(LaneBook::accepted),
+            completed,
+            failed,
+            panicked,
+            timed_out,
+            aborted,
+            refused: in_shards(|state| state.refused) + in_lanes(LaneBook::refused),
+        }
+    }
+
+    fn arrivals(&self) -> u64 {
+        let in_lanes: u64 = self.lanes.iter().map(|lane| lane.book().arrivals()).sum();
+        self.shards.iter().map(|state| state.arrivals).sum::<u64>() + in_lanes
+    }
+
+    fn endings(&self) -> Endings {
+        let mut endings = Endings::default();
+        self.shards.iter().for_each(|state| endings += state.endings);
+        self.lanes.iter().for_each(|lane| endings += lane.book().endings());
+        endings
+    }
+
+    fn wrong(&self) -> BTreeMap<&'static str, Endings> {
+        let mut wrong: BTreeMap<_, Endings> = BTreeMap::new();
+        for (name, endings) in self.shards.iter().flat_map(|state| &state.wrong) {
+            *wrong.entry(*name).or_default() += *endings;
+        }
+        for book in self.lanes.iter().map(|lane| lane.book()).filter(|book| book.endings().wrong() > 0) {
+            *wrong.entry(book.name).or_default() += book.endings().without_completed();
+        }
+        wrong
+    }
+
+    fn open(&self) -> BTreeMap<(Kind, &'static Location<'static>), Group> {
+        // Hashed first: there may be very many.
+        let mut open: HashMap<_, Group> = HashMap::new();
+        for entry in self.shards.iter().flat_map(|state| state.slots.iter()) {
+            open.entry((entry.kind, entry.location)).or_insert(Group::EMPTY).add(entry);
+        }
+        for lane in &self.lanes {
+            let book = lane.book();
+            for permit in book.permits() {
+                open.entry((permit.kind, permit.location)).or_insert(Group::EMPTY).add(permit);
+            }
+            if book.pending() > 0 {
+                let key = (book.kind(), book.location);
+                open.entry(key).or_insert(Group::EMPTY).add_many(book.pending(), lane.oldest());
+            }
+        }
+        open.into_iter().collect()
+    }
+
+    fn sinks(&self) -> Vec<SinkSnapshot> {
+        let mut by_name = self.list.retired.clone();
+        for book in self.lanes.iter().map(|lane| lane.book()) {
+            let snapshot = book.snapshot();
+            by_name.entry(book.name).and_modify(|sink| sink.add(&snapshot)).or_insert(snapshot);
+        }
+        by_name.into_values().collect()
     }
 }
 
@@ -307,14 +507,6 @@ fn next_era(shards: &mut [MutexGuard<'_, State>]) -> Era {
         state.era += 1;
     }
     shards[0].era
-}
-
-fn total(shards: &[MutexGuard<'_, State>]) -> Endings {
-    let mut endings = Endings::default();
-    for state in shards {
-        endings += state.endings;
-    }
-    endings
 }
 
 impl Shard {
@@ -381,6 +573,14 @@ impl<C> ShardRef<C> {
     /// Counts a refusal that was decided elsewhere.
     pub(crate) fn count_refused(&self) {
         self.lock().refused += 1;
+    }
+
+    /// Counts an event that was never pending, because it runs in place and only its panic is of interest.
+    pub(crate) fn count_panicked(&self, name: &'static str) {
+        let mut state = self.lock();
+        state.accepted += 1;
+        state.endings.count(Ending::Panicked);
+        state.wrong.entry(name).or_default().count(Ending::Panicked);
     }
 
     fn admit(self: &Arc<Self>, entry: Entry, holder: Option<Waker>) -> Result<Ticket<C>, Refused> {
@@ -747,8 +947,17 @@ struct IdleWaits {
 struct IdleEntry {
     id: u64,
     before: Era,
+    /// Events of shards, and lanes.
     remaining: u64,
     waker: Option<Waker>,
+}
+
+impl IdleEntry {
+    /// Counts one thing less to wait for, and gives whom to wake if it was the last.
+    fn reach(&mut self) -> Option<Waker> {
+        self.remaining -= 1;
+        if self.remaining == 0 { self.waker.take() } else { None }
+    }
 }
 
 impl IdleWaits {
@@ -756,12 +965,18 @@ impl IdleWaits {
     fn event_ended(&mut self, era: Era) -> Vec<Waker> {
         let mut idle = Vec::new();
         for wait in self.waits.iter_mut().filter(|wait| wait.before > era) {
-            wait.remaining -= 1;
-            if wait.remaining == 0 {
-                idle.extend(wait.waker.take());
-            }
+            idle.extend(wait.reach());
         }
         idle
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn begin(&mut self, id: u64, before: Era, remaining: u64) {
+        self.waits.push(IdleEntry { id, before, remaining, waker: None });
     }
 
     fn get_mut(&mut self, id: u64) -> Option<&mut IdleEntry> {
@@ -773,19 +988,44 @@ impl IdleWaits {
 pub(crate) struct IdleWait<C> {
     ledger: Arc<Ledger<C>>,
     id: u64,
-    pub(crate) before: Era,
+    before: Era,
+    /// The lanes that are waited for, each until so many of its events have ended.
+    lanes: Vec<(Arc<dyn Lane>, u64)>,
 }
 
 impl<C> IdleWait<C> {
+    /// For all events.
     pub(crate) fn begin(ledger: &Arc<Ledger<C>>) -> Self {
-        let mut shards = ledger.lock_all();
-        let before = next_era(&mut shards);
-        let remaining = shards.iter().map(|state| state.pending).sum();
+        ledger
+            .at_one_instant(|now| {
+                let before = next_era(&mut now.shards);
+                let in_shards: u64 = now.shards.iter().map(|state| state.pending).sum();
+                let mut waits = lock(&ledger.idle_waits);
+                let id = waits.next_id();
+                let lanes = now.lanes.iter_mut().zip(&now.list.open);
+                let lanes: Vec<_> = lanes.filter_map(|(locked, lane)| wait_for(lane, locked.book_mut(), id)).collect();
+                waits.begin(id, before, in_shards + lanes.len() as u64);
+                Self { ledger: Arc::clone(ledger), id, before, lanes }
+            })
+            .hurried()
+    }
+
+    /// For the events of one lane.
+    pub(crate) fn for_lane(ledger: &Arc<Ledger<C>>, lane: Arc<dyn Lane>) -> Self {
+        let mut locked = lane.lock();
         let mut waits = lock(&ledger.idle_waits);
-        waits.next_id += 1;
-        let id = waits.next_id;
-        waits.waits.push(IdleEntry { id, before, remaining, waker: None });
-        Self { ledger: Arc::clone(ledger), id, before }
+        let id = waits.next_id();
+        let lanes: Vec<_> = wait_for(&lane, locked.book_mut(), id).into_iter().collect();
+        // No event of a shard is before the first era.
+        waits.begin(id, 0, lanes.len() as u64);
+        drop(waits);
+        drop(locked);
+        Self { ledger: Arc::clone(ledger), id, before: 0, lanes }.hurried()
+    }
+
+    fn hurried(self) -> Self {
+        self.lanes.iter().for_each(|(lane, _)| lane.nudge());
+        self
     }
 
     pub(crate) fn poll(&self, waker: &Waker) -> Poll<()> {
@@ -806,12 +1046,20 @@ impl<C> IdleWait<C> {
 
 impl<C> Drop for IdleWait<C> {
     fn drop(&mut self) {
+        for (lane, _) in &self.lanes {
+            lane.lock().book_mut().forget_wait(self.id);
+        }
         let mut waits = lock(&self.ledger.idle_waits);
         let place = waits.waits.iter().position(|wait| wait.id == self.id);
         let left = place.map(|place| waits.waits.swap_remove(place));
         drop(waits);
         let _ = contain(|| drop(left));
     }
+}
+
+/// Enters a wait into a lane in which something is pending, under the lock of the lane.
+fn wait_for(lane: &Arc<dyn Lane>, book: &mut LaneBook, id: u64) -> Option<(Arc<dyn Lane>, u64)> {
+    (book.pending() > 0).then(|| (Arc::clone(lane), book.wait(id)))
 }
 
 /// Nothing that runs under these locks panics half-way through a change.

@@ -111,8 +111,10 @@ struct Readme;
 
 pub mod guide;
 
+mod batch;
 mod body;
 mod contain;
+mod deliver;
 mod drain;
 mod entry;
 mod events;
@@ -123,6 +125,8 @@ mod handle;
 mod hook;
 mod house;
 mod inside;
+mod lane;
+
 mod layer;
 mod ledger;
 mod limit;
@@ -131,11 +135,13 @@ mod metrics;
 mod output;
 mod overflow;
 mod permit;
+mod queue;
 mod record;
 mod refused;
 mod report;
 mod service;
 mod setting;
+mod sink;
 mod snapshot;
 mod task;
 mod wait_idle;
@@ -146,6 +152,7 @@ mod axum;
 mod executor;
 
 pub use self::{
+    batch::{Batch, EventSink, Undelivered},
     body::ResponseBody,
     drain::Drain,
     events::Events,
@@ -157,10 +164,11 @@ pub use self::{
     overflow::Overflow,
     permit::Permit,
     refused::Refused,
-    report::{DrainError, DrainReport, Held, NamedEndings, PendingEvents, Unfinished},
+    report::{DrainError, DrainReport, Held, NamedEndings, PendingEvents, UndeliveredEvents, Unfinished},
     service::TrackEvents,
     setting::InvalidSetting,
-    snapshot::{Endings, Snapshot},
+    sink::{EventSender, SendError, SendPermit, SinkBuilder},
+    snapshot::{Endings, SinkSnapshot, Snapshot},
     wait_idle::{WaitIdle, WaitIdleError},
 };
 

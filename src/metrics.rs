@@ -38,6 +38,30 @@ pub(crate) fn accepted(event: &'static str) {
     });
 }
 
+/// Events that were sent to a sink: told when it comes to them, because each send would pay for it.
+pub(crate) fn queued(event: &'static str, count: u64) {
+    tell(|| {
+        counter!("tower_track_events_accepted_total", "event" => event).increment(count);
+        gauge!("tower_track_events_pending_events").increment(count as f64);
+    });
+}
+
+pub(crate) fn ended_many(event: &'static str, ending: Ending, count: u64) {
+    tell(|| {
+        counter!("tower_track_events_ended_total", "event" => event, "ending" => ending.as_str()).increment(count);
+        gauge!("tower_track_events_pending_events").decrement(count as f64);
+    });
+}
+
+/// Something that is counted only because it panicked.
+pub(crate) fn panicked_in_place(event: &'static str) {
+    tell(|| {
+        counter!("tower_track_events_accepted_total", "event" => event).increment(1);
+        let ending = Ending::Panicked.as_str();
+        counter!("tower_track_events_ended_total", "event" => event, "ending" => ending).increment(1);
+    });
+}
+
 /// An event that has never run has no duration.
 pub(crate) fn ended(event: &'static str, ending: Ending, began: Option<&Began>) {
     tell(|| {

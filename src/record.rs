@@ -16,12 +16,19 @@ use crate::{
     entry::{Nanos, Stage},
     exchange::Exchange,
     house::Shard,
+    inside, metrics,
     refused::Refused,
     task::Launch,
 };
 
 /// Starts one event, told how its exchange ended.
 pub(crate) type Start = Box<dyn FnOnce(Launch, &runtime::Handle, &Span, &Exchange) + Send>;
+
+/// Is told how the exchange ended, when it has.
+pub(crate) type Observe = Box<dyn FnOnce(&Exchange) + Send>;
+
+/// The name under which the panics of observers are counted.
+const OBSERVER: &str = "(observer)";
 
 /// Shared by the guard of an exchange and all clones of its `Events`.
 pub(crate) struct Record {
@@ -42,6 +49,7 @@ struct Book {
     /// Set when the exchange is over; from then on nothing is recorded, and what comes starts at once.
     over: Option<Exchange>,
     recorded: Vec<Recorded>,
+    observers: Vec<Observe>,
     /// The hook lists of inner layers that this exchange has met, so that none fires twice.
     joined: Vec<HookListId>,
     /// Released when the exchange is over: a `WebSocket` task may keep the record for hours.
@@ -106,6 +114,31 @@ impl Record {
         event.begin(self.shard.house().now(), &Span::none(), &exchange);
     }
 
+    /// Keeps an observer until the exchange is over.
+    pub(crate) fn observe(&self, observe: Observe) {
+        let mut book = self.lock();
+        let Some(exchange) = book.over.clone() else {
+            book.observers.push(observe);
+            return;
+        };
+        drop(book);
+        self.tell(observe, &Span::none(), &exchange);
+    }
+
+    fn tell(&self, observe: Observe, span: &Span, exchange: &Exchange) {
+        let told = inside::enter(self.shard.ledger_id(), || contain(|| span.in_scope(|| observe(exchange))));
+        if let Err(panic) = told {
+            self.observer_panicked(&panic);
+        }
+    }
+
+    /// Counts the panic of an observer, or of what makes it.
+    pub(crate) fn observer_panicked(&self, panic: &str) {
+        let _ = contain(|| tracing::error!(panic, "observer of an exchange panicked"));
+        self.shard.count_panicked(OBSERVER);
+        metrics::panicked_in_place(OBSERVER);
+    }
+
     /// This exchange, and those of other handles around it, from the inside out.
     pub(crate) fn and_outer(self: &Arc<Self>) -> impl Iterator<Item = &Arc<Self>> {
         std::iter::successors(Some(self), |record| record.outer.as_ref())
@@ -132,7 +165,7 @@ impl Record {
     pub(crate) fn close(self: &mut Arc<Self>, end: impl FnOnce(Duration) -> Exchange) {
         if let Some(record) = Arc::get_mut(self) {
             let book = record.book.get_mut().unwrap_or_else(PoisonError::into_inner);
-            if book.recorded.is_empty() {
+            if book.recorded.is_empty() && book.observers.is_empty() {
                 // Nobody is left who could ask how it ended: the clock need not be read.
                 let span = book.span.take();
                 let _ = contain(|| drop(span));
@@ -144,8 +177,12 @@ impl Record {
         let mut book = self.lock();
         book.over = Some(exchange.clone());
         let recorded = mem::take(&mut book.recorded);
+        let observers = mem::take(&mut book.observers);
         let span = book.span.take().unwrap_or_else(Span::none);
         drop(book);
+        for observe in observers {
+            self.tell(observe, &span, &exchange);
+        }
         for event in recorded {
             event.begin(now, &span, &exchange);
         }

@@ -3,10 +3,10 @@
 use std::{cmp::Reverse, collections::BTreeMap, error::Error, fmt, panic::Location, time::Duration};
 
 use crate::{
-    entry::{Era, Kind, Nanos, Stage},
+    entry::{Kind, Nanos, Stage},
     house::{DrainBegan, House},
-    ledger::{Holdings, Ledger},
-    snapshot::Endings,
+    ledger::{GivenUp, Holdings, IdleWait, Ledger},
+    snapshot::{Endings, SinkSnapshot},
 };
 
 /// The account of a drain: what was accepted, and how each of it ended.
@@ -46,6 +46,8 @@ pub struct DrainReport {
     pub since_drain: Endings,
     /// The names of which not every event completed, in alphabetical order. Their completed events are not counted.
     pub wrong: Vec<NamedEndings>,
+    /// The account of each [sink](crate::TrackEventsHandle::sink), in alphabetical order; a part of the totals.
+    pub sinks: Vec<SinkSnapshot>,
 }
 
 /// The endings of all events of one name that did not complete.
@@ -68,6 +70,7 @@ impl DrainReport {
             endings: holdings.endings,
             since_drain: holdings.endings - began.endings,
             wrong: holdings.wrong.iter().map(|(&name, &endings)| NamedEndings { name, endings }).collect(),
+            sinks: holdings.sinks.clone(),
         }
     }
 
@@ -95,7 +98,7 @@ impl fmt::Display for DrainReport {
 
 impl DrainReport {
     fn write_account(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { elapsed: _, accepted, refused, endings, since_drain, wrong } = self;
+        let Self { elapsed: _, accepted, refused, endings, since_drain, wrong, sinks: _ } = self;
         write!(f, "{} accepted, {endings}", Plural(*accepted, "event"))?;
         for (index, NamedEndings { name, endings }) in wrong.iter().enumerate() {
             let open = if index == 0 { " (" } else { "; " };
@@ -159,6 +162,9 @@ pub struct Unfinished {
     pub permits: Vec<Held>,
     /// Events that have not ended.
     pub events: Vec<PendingEvents>,
+    /// Events that their sinks had not taken when the limit came. They have ended as failed: whoever
+    /// [takes](crate::SinkBuilder::on_undelivered) what is not delivered has them.
+    pub undelivered: Vec<UndeliveredEvents>,
     /// The account so far.
     pub report: DrainReport,
 }
@@ -191,9 +197,13 @@ pub struct PendingEvents {
     /// Whether they occupy a blocking thread. Nothing can end them but their own return:
     /// [`abort`](crate::TrackEventsHandle::abort) cannot, and neither can an event timeout.
     pub blocking: bool,
-    /// How long ago the oldest was started, or was recorded if it has not been started.
+    /// Whether they were sent to a [sink](crate::TrackEventsHandle::sink) that has not taken them yet.
+    pub queued: bool,
+    /// How long ago the oldest was started, or was recorded if it has not been started. Of queued events it is the most
+    /// that it can be: the clock is read once for those that are queued together.
     pub oldest: Duration,
-    /// Where in the source they were recorded; for an event of a layer, where the layer was told to track it.
+    /// Where in the source they were recorded; for an event of a layer, where the layer was told to track it; for one of
+    /// a sink, where the sink was made.
     #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_location"))]
     pub location: &'static Location<'static>,
 }
@@ -206,27 +216,36 @@ impl PendingEvents {
         oldest: Duration,
         location: &'static Location<'static>,
     ) -> Self {
-        Self { name, count, started: stage != Stage::Recorded, blocking: stage == Stage::Blocking, oldest, location }
+        Self {
+            name,
+            count,
+            started: matches!(stage, Stage::Started | Stage::Blocking),
+            blocking: stage == Stage::Blocking,
+            queued: stage == Stage::Queued,
+            oldest,
+            location,
+        }
     }
 }
 
 /// Writes `order.created x15 running (oldest 3.2 s, src/main.rs:40:12)`.
 impl fmt::Display for PendingEvents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, count, started, blocking, oldest, location } = self;
-        let state = match (blocking, started) {
-            (true, _) => "running on blocking threads",
-            (false, true) => "running",
-            (false, false) => "waiting for its request",
+        let Self { name, count, started, blocking, queued, oldest, location } = self;
+        let state = match (queued, blocking, started) {
+            (true, ..) => "waiting for their sink",
+            (_, true, _) => "running on blocking threads",
+            (_, _, true) => "running",
+            _ => "waiting for its request",
         };
         write!(f, "{name} x{count} {state} (oldest {}, {location})", Seconds(*oldest))
     }
 }
 
 impl PendingEvents {
-    /// What is pending of the events that were accepted before an era, the oldest group first.
-    pub(crate) fn before(ledger: &Ledger<House>, era: Era) -> Vec<Self> {
-        let pending = ledger.pending_before(era);
+    /// What is pending of the events that are waited for, the oldest group first.
+    pub(crate) fn of(ledger: &Ledger<House>, wait: &IdleWait<House>) -> Vec<Self> {
+        let pending = ledger.pending_of(wait);
         let now = ledger.context.now();
         let mut events: Vec<_> = pending
             .iter()
@@ -237,6 +256,41 @@ impl PendingEvents {
             .collect();
         events.sort_by_key(|group| Reverse(group.oldest));
         events
+    }
+}
+
+/// Events of one sink that it had not taken when a drain was cut short.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct UndeliveredEvents {
+    /// The name of the sink.
+    pub name: &'static str,
+    /// How many there were.
+    pub count: u64,
+    /// Why the last attempt to deliver some of them did not succeed, if there was one.
+    pub last_error: Option<String>,
+    /// Where in the source the sink was made.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_location"))]
+    pub location: &'static Location<'static>,
+}
+
+impl UndeliveredEvents {
+    fn new(given_up: GivenUp) -> Self {
+        let GivenUp { name, location, count, last_error } = given_up;
+        Self { name, count, last_error, location }
+    }
+}
+
+/// Writes `order.created x500 undelivered and handed over (src/main.rs:40:12; last error: connection refused)`.
+impl fmt::Display for UndeliveredEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, count, last_error, location } = self;
+        write!(f, "{name} x{count} undelivered and handed over ({location}")?;
+        if let Some(error) = last_error {
+            write!(f, "; last error: {error}")?;
+        }
+        f.write_str(")")
     }
 }
 
@@ -286,7 +340,8 @@ impl fmt::Display for Progress {
 }
 
 impl Unfinished {
-    pub(crate) fn of(ledger: &Ledger<House>, began: &DrainBegan) -> Self {
+    /// What is open now, and what has just been given up.
+    pub(crate) fn of(ledger: &Ledger<House>, began: &DrainBegan, given_up: Vec<GivenUp>) -> Self {
         let holdings = ledger.holdings();
         let now = ledger.context.now();
         let mut unfinished = Self {
@@ -295,6 +350,7 @@ impl Unfinished {
             guards: Vec::new(),
             permits: Vec::new(),
             events: Vec::new(),
+            undelivered: given_up.into_iter().map(UndeliveredEvents::new).collect(),
             report: DrainReport::new(&holdings, began, now),
         };
         for (&(kind, location), group) in &holdings.open {
@@ -315,7 +371,8 @@ impl Unfinished {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.open_requests == 0 && self.guards.is_empty() && self.permits.is_empty() && self.events.is_empty()
+        let Self { open_requests, oldest_request: _, guards, permits, events, undelivered, report: _ } = self;
+        *open_requests == 0 && guards.is_empty() && permits.is_empty() && events.is_empty() && undelivered.is_empty()
     }
 }
 
@@ -339,6 +396,10 @@ impl fmt::Display for Unfinished {
             }
         }
         for events in &self.events {
+            separate(f)?;
+            write!(f, "{events}")?;
+        }
+        for events in &self.undelivered {
             separate(f)?;
             write!(f, "{events}")?;
         }

@@ -66,7 +66,7 @@ pub struct TrackEvents<S> {
 impl<S> TrackEvents<S> {
     /// Wraps `inner`, without events of its own.
     pub fn new(inner: S, handle: TrackEventsHandle) -> Self {
-        Self::with_hooks(inner, handle, HookList::new(Vec::new(), Overflow::default()))
+        Self::with_hooks(inner, handle, HookList::new(Vec::new(), Vec::new(), Overflow::default()))
     }
 
     pub(crate) fn with_hooks(inner: S, handle: TrackEventsHandle, hooks: Arc<HookList>) -> Self {
@@ -125,7 +125,7 @@ impl<S> TrackEvents<S> {
     }
 
     fn record_hooks<A>(&self, record: &Arc<Record>, request: Request<A>) -> (Request<A>, Option<Waiting>) {
-        if self.hooks.hooks.is_empty() {
+        if self.hooks.is_empty() {
             return (request, None);
         }
         let (parts, body) = request.into_parts();

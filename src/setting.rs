@@ -4,7 +4,8 @@ use std::{error::Error, fmt};
 
 use crate::ledger::MAX_CAPACITY;
 
-/// A setting of a [`TrackEventsHandleBuilder`](crate::TrackEventsHandleBuilder) that is out of its range.
+/// A setting of a [`TrackEventsHandleBuilder`](crate::TrackEventsHandleBuilder) or a [`SinkBuilder`](crate::SinkBuilder)
+/// that is out of its range.
 ///
 /// # Examples
 ///
@@ -22,6 +23,15 @@ pub enum InvalidSetting {
     Capacity(usize),
     /// The event timeout must be longer than zero.
     EventTimeout,
+    /// The time limit of a delivery must be longer than zero.
+    DeliverTimeout,
+    /// A batch must have room for at least one event.
+    MaxBatch,
+    /// A batch must be attempted at least once.
+    MaxAttempts,
+    /// A sink delivers on a tokio runtime with timers: it must be built inside one, unless the handle has been
+    /// [given one](crate::TrackEventsHandleBuilder::runtime).
+    NoRuntime,
 }
 
 impl fmt::Display for InvalidSetting {
@@ -30,6 +40,12 @@ impl fmt::Display for InvalidSetting {
             Self::Capacity(capacity) => {
                 write!(f, "the capacity must be from 1 to {}, and is {capacity}", MAX_CAPACITY)
             }
+            Self::DeliverTimeout => f.write_str("the time limit of a delivery must be longer than zero"),
+            Self::MaxBatch => f.write_str("a batch must have room for at least one event"),
+            Self::MaxAttempts => f.write_str("a batch must be attempted at least once; leave it out for no limit"),
+            Self::NoRuntime => f.write_str(
+                "a sink needs a tokio runtime with timers: build it inside one, or give one to the builder of the handle",
+            ),
             Self::EventTimeout => f.write_str("the event timeout must be longer than zero; leave it out for no limit"),
         }
     }

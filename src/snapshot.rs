@@ -33,6 +33,10 @@ impl Endings {
         self.failed + self.panicked + self.timed_out + self.aborted
     }
 
+    pub(crate) fn without_completed(self) -> Self {
+        Self { completed: 0, ..self }
+    }
+
     /// The endings other than completed that occurred, each with the word for it.
     pub(crate) fn wrong_by_word(&self) -> impl Iterator<Item = (u64, &'static str)> {
         let Self { completed: _, failed, panicked, timed_out, aborted } = *self;
@@ -42,13 +46,17 @@ impl Endings {
     }
 
     pub(crate) fn count(&mut self, ending: Ending) {
+        self.count_many(ending, 1);
+    }
+
+    pub(crate) fn count_many(&mut self, ending: Ending, count: u64) {
         *match ending {
             Ending::Completed => &mut self.completed,
             Ending::Failed => &mut self.failed,
             Ending::Panicked => &mut self.panicked,
             Ending::TimedOut => &mut self.timed_out,
             Ending::Aborted => &mut self.aborted,
-        } += 1;
+        } += count;
     }
 }
 
@@ -150,4 +158,80 @@ pub struct Snapshot {
     pub aborted: u64,
     /// Events, guards and permits that were [refused](crate::Refused).
     pub refused: u64,
+}
+
+/// The counts of a [sink](crate::TrackEventsHandle::sink) at one instant. Sinks of one name are counted together.
+///
+/// At every snapshot `accepted` is the total of `endings` and `pending`.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use tower_track_events::{Batch, TrackEventsHandle};
+///
+/// let handle = TrackEventsHandle::new();
+/// let sink = |batch: Batch<&'static str>| async move {
+///     // store the batch ..
+///     std::io::Result::Ok(())
+/// };
+/// let visits = handle.sink("visit", sink).build()?;
+/// visits.send("/index.html")?;
+/// assert_eq!(visits.snapshot().pending, 1);
+///
+/// visits.flush(Duration::from_secs(1)).await?;
+/// let now = visits.snapshot();
+/// assert_eq!((now.pending, now.endings.completed, now.delivered_batches), (0, 1, 1));
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct SinkSnapshot {
+    /// The name of the sink, which is that of its events.
+    pub name: &'static str,
+    /// [Permits](crate::SendPermit) that are held and not used yet.
+    pub reserved: u64,
+    /// Events that are neither delivered nor given up.
+    pub pending: u64,
+    /// Events that were accepted.
+    pub accepted: u64,
+    /// How the accepted events ended: a delivered event has completed.
+    pub endings: Endings,
+    /// Events and permits that were [refused](crate::Refused).
+    pub refused: u64,
+    /// Batches that the sink has taken.
+    pub delivered_batches: u64,
+    /// Attempts to deliver a batch that failed, panicked or ran out of time. Each was followed by another, or by the end
+    /// of the batch.
+    pub failed_attempts: u64,
+    /// Why the last attempt did not succeed; none if it did.
+    pub last_error: Option<String>,
+}
+
+impl SinkSnapshot {
+    pub(crate) fn add(&mut self, other: &Self) {
+        let Self {
+            name: _,
+            reserved,
+            pending,
+            accepted,
+            endings,
+            refused,
+            delivered_batches,
+            failed_attempts,
+            last_error,
+        } = other;
+        self.reserved += reserved;
+        self.pending += pending;
+        self.accepted += accepted;
+        self.endings += *endings;
+        self.refused += refused;
+        self.delivered_batches += delivered_batches;
+        self.failed_attempts += failed_attempts;
+        if last_error.is_some() {
+            self.last_error.clone_from(last_error);
+        }
+    }
 }

@@ -14,6 +14,12 @@ impl Began {
 
 pub(crate) fn accepted(_event: &'static str) {}
 
+pub(crate) fn queued(_event: &'static str, _count: u64) {}
+
+pub(crate) fn ended_many(_event: &'static str, _ending: Ending, _count: u64) {}
+
+pub(crate) fn panicked_in_place(_event: &'static str) {}
+
 pub(crate) fn ended(_event: &'static str, _ending: Ending, _began: Option<&Began>) {}
 
 pub(crate) fn refused(_event: &'static str, _refused: Refused) {}

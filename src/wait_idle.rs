@@ -12,12 +12,14 @@ use std::{
 use crate::{
     house::{House, Shards},
     inside,
+    lane::Lane,
     ledger::IdleWait,
     limit::Limit,
     report::{PendingEvents, Seconds},
 };
 
-/// The future of [`TrackEventsHandle::wait_idle`](crate::TrackEventsHandle::wait_idle).
+/// The future of [`TrackEventsHandle::wait_idle`](crate::TrackEventsHandle::wait_idle), and for the events of one sink
+/// of [`EventSender::flush`](crate::EventSender::flush).
 ///
 /// It does nothing until it is polled. The first poll starts the limit, and decides which events are waited for: those
 /// that have been accepted and have not ended. It closes nothing and raises no signal.
@@ -38,6 +40,8 @@ use crate::{
 #[must_use = "a wait does nothing unless it is polled"]
 pub struct WaitIdle {
     shards: Arc<Shards>,
+    /// If it waits for the events of one lane.
+    lane: Option<Arc<dyn Lane>>,
     limit: Limit,
     wait: Option<IdleWait<House>>,
     began: u64,
@@ -81,7 +85,11 @@ pub enum WaitIdleError {
 
 impl WaitIdle {
     pub(crate) fn new(shards: Arc<Shards>, limit: Duration) -> Self {
-        Self { shards, limit: Limit::after(limit), wait: None, began: 0, ended: false }
+        Self { shards, lane: None, limit: Limit::after(limit), wait: None, began: 0, ended: false }
+    }
+
+    pub(crate) fn for_lane(shards: Arc<Shards>, lane: Arc<dyn Lane>, limit: Duration) -> Self {
+        Self { lane: Some(lane), ..Self::new(shards, limit) }
     }
 
     fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WaitIdleError>> {
@@ -95,14 +103,17 @@ impl WaitIdle {
         if self.wait.is_none() {
             self.began = ledger.context.now();
         }
-        let wait = self.wait.get_or_insert_with(|| IdleWait::begin(ledger));
+        let wait = self.wait.get_or_insert_with(|| match &self.lane {
+            Some(lane) => IdleWait::for_lane(ledger, Arc::clone(lane)),
+            None => IdleWait::begin(ledger),
+        });
         if wait.poll(cx.waker()).is_ready() {
             return Poll::Ready(Ok(()));
         }
         if !is_over {
             return Poll::Pending;
         }
-        let pending = PendingEvents::before(ledger, wait.before);
+        let pending = PendingEvents::of(ledger, wait);
         // What was pending at the question may have ended since.
         if pending.is_empty() {
             return Poll::Ready(Ok(()));
@@ -127,7 +138,7 @@ impl Future for WaitIdle {
 
 impl fmt::Debug for WaitIdle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { shards: _, limit: _, wait, began: _, ended } = self;
+        let Self { shards: _, lane: _, limit: _, wait, began: _, ended } = self;
         f.debug_struct("WaitIdle").field("polled", &wait.is_some()).field("ended", ended).finish_non_exhaustive()
     }
 }

@@ -1,0 +1,168 @@
+//! [`EventSink`], and what it is given: [`Batch`].
+
+use std::{fmt, ops::Deref, sync::Arc};
+
+use crate::contain::contain;
+
+/// Where typed events go, in batches: a table, a stream, a file.
+///
+/// [`TrackEventsHandle::sink`](crate::TrackEventsHandle::sink) makes a queue in front of it. The sink is given one batch
+/// at a time, in the order in which the events were sent. It is implemented for closures as well.
+///
+/// # How often a batch is delivered
+///
+/// At least once. An `Err`, a panic, and an attempt that takes too long leave the batch to be tried again, as a whole.
+/// None of them says whether the store has taken it, or a part of it: let each event carry an identity, and let the
+/// store drop what it has already. When [`deliver`](Self::deliver) is `Ok` the events of the batch have completed, so
+/// it must not return before the store has acknowledged them.
+///
+/// # Examples
+///
+/// A transaction for each batch:
+///
+/// ```
+/// use tower_track_events::{Batch, EventSink};
+///
+/// # struct Transaction;
+/// # impl Transaction {
+/// #     async fn insert(&mut self, _: &Visit) -> std::io::Result<()> { Ok(()) }
+/// #     async fn commit(self) -> std::io::Result<()> { Ok(()) }
+/// # }
+/// # struct Connection;
+/// # impl Connection { async fn begin(&mut self) -> std::io::Result<Transaction> { Ok(Transaction) } }
+/// struct Visit {
+///     path: String,
+/// }
+///
+/// struct VisitTable {
+///     db: Connection,
+/// }
+///
+/// impl EventSink<Visit> for VisitTable {
+///     type Error = std::io::Error;
+///
+///     async fn deliver(&mut self, batch: Batch<Visit>) -> Result<(), Self::Error> {
+///         let mut transaction = self.db.begin().await?;
+///         for visit in batch.iter() {
+///             transaction.insert(visit).await?;
+///         }
+///         transaction.commit().await
+///     }
+/// }
+/// ```
+pub trait EventSink<E>: Send + 'static {
+    /// Why a batch was not delivered: logged, and part of the report.
+    type Error: fmt::Display;
+
+    /// Delivers a batch; `Ok` when the store has acknowledged all of it.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future is dropped when it takes longer than its
+    /// [time limit](crate::SinkBuilder::deliver_timeout), when the events are taken from it by a drain that was cut
+    /// short or by an abort, and when its runtime shuts down. After the first of these, and after a panic, the sink is
+    /// used again: what it must not find half done, a connection in the middle of a protocol, it replaces.
+    fn deliver(&mut self, batch: Batch<E>) -> impl Future<Output = Result<(), Self::Error>> + Send;
+}
+
+impl<E, F, O, R> EventSink<E> for F
+where
+    F: FnMut(Batch<E>) -> O + Send + 'static,
+    O: Future<Output = Result<(), R>> + Send,
+    R: fmt::Display,
+{
+    type Error = R;
+
+    fn deliver(&mut self, batch: Batch<E>) -> impl Future<Output = Result<(), R>> + Send {
+        self(batch)
+    }
+}
+
+/// Events that are delivered together, in the order in which they were sent; never empty.
+///
+/// It is a slice that is shared: a clone is cheap, and each attempt sees the same events.
+pub struct Batch<E> {
+    events: Arc<Vec<E>>,
+}
+
+impl<E> Batch<E> {
+    pub(crate) fn new(events: Vec<E>) -> Self {
+        Self { events: Arc::new(events) }
+    }
+
+    /// Drops the events, unless somebody else has them, and gives their memory back.
+    pub(crate) fn into_buffer(self) -> Vec<E> {
+        let mut buffer = Arc::try_unwrap(self.events).unwrap_or_default();
+        let _ = contain(|| buffer.clear());
+        buffer
+    }
+}
+
+impl<E> Clone for Batch<E> {
+    fn clone(&self) -> Self {
+        Self { events: Arc::clone(&self.events) }
+    }
+}
+
+impl<E> Deref for Batch<E> {
+    type Target = [E];
+
+    fn deref(&self) -> &[E] {
+        &self.events
+    }
+}
+
+impl<E: fmt::Debug> fmt::Debug for Batch<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// Events that could not be delivered, all that there are and in the order in which they were sent; never empty.
+///
+/// [`SinkBuilder::on_undelivered`](crate::SinkBuilder::on_undelivered) says when. The store may have taken some of them,
+/// if an attempt did not come to its end.
+pub struct Undelivered<E> {
+    name: &'static str,
+    batches: Vec<Batch<E>>,
+    last_error: Option<String>,
+}
+
+impl<E> Undelivered<E> {
+    pub(crate) fn new(name: &'static str, batches: Vec<Batch<E>>, last_error: Option<String>) -> Self {
+        Self { name, batches, last_error }
+    }
+
+    /// The name of the sink.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The events, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &E> {
+        self.batches.iter().flat_map(|batch| batch.iter())
+    }
+
+    /// How many events there are: at least one.
+    // Never empty, so there is nothing to ask.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.batches.iter().map(|batch| batch.len()).sum()
+    }
+
+    /// Why the last attempt to deliver did not succeed, if there was one.
+    pub fn last_error(&self) -> Option<&str> {
+        self.last_error.as_deref()
+    }
+}
+
+impl<E: fmt::Debug> fmt::Debug for Undelivered<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, batches, last_error } = self;
+        f.debug_struct("Undelivered")
+            .field("name", name)
+            .field("batches", batches)
+            .field("last_error", last_error)
+            .finish()
+    }
+}
