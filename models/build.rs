@@ -33,31 +33,34 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
                 "        let any_waits = ledger.waiters.any.load(Ordering::Relaxed);\n        \
                  let mut state = self.shard.lock();\n        let Some((entry, holder))",
             ),
-            ("        if is_empty {\n", "        if is_empty && any_waits {\n"),
+            (
+                "        if is_empty {\n            ledger.waiters.wake_all();\n",
+                "        if is_empty && any_waits {\n            ledger.waiters.wake_all();\n",
+            ),
         ],
     ),
     (
         "close_does_not_look_for_entries",
-        &[("shards.iter().any(|state| !state.slots.is_empty())", "shards.iter().any(|_| false)")],
+        &[("now.shards.iter().any(|state| !state.slots.is_empty())", "now.shards.iter().any(|_| false)")],
     ),
     (
         "close_looks_at_one_shard_after_the_other",
         &[
             (
-                "        let mut shards = self.lock_all();\n        if shards.iter().any(|state| state.closed)",
-                "        let is_busy = self.shards.iter().any(|shard| !shard.lock().slots.is_empty());\n        \
-                 let mut shards = self.lock_all();\n        if shards.iter().any(|state| state.closed)",
+                "        let mut closes = false;\n",
+                "        let mut closes = false;\n        \
+                 let is_busy = self.shards.iter().any(|shard| !shard.lock().slots.is_empty());\n",
             ),
-            ("shards.iter().any(|state| !state.slots.is_empty())", "is_busy"),
+            ("now.shards.iter().any(|state| !state.slots.is_empty())", "is_busy"),
         ],
     ),
     (
         "close_leaves_a_shard_open",
-        &[("        for state in &mut shards {\n", "        for state in shards.iter_mut().take(1) {\n")],
+        &[("            for state in &mut now.shards {\n", "            for state in now.shards.iter_mut().take(1) {\n")],
     ),
     (
         "close_wakes_nobody",
-        &[("        // The other drains end with this one.\n        self.waiters.wake_all();\n", "")],
+        &[("            // The other drains end with this one.\n            self.waiters.wake_all();\n", "")],
     ),
     (
         "ending_is_counted_after_the_lock",
@@ -89,11 +92,13 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     (
         "abort_is_said_after_its_locks",
         &[
-            ("        self.aborted_before.store(era, Ordering::Relaxed);\n", ""),
+            ("            self.aborted_before.store(era, Ordering::Relaxed);\n", ""),
+            ("let (holders, lanes) = self.at_one", "let (holders, lanes, era) = self.at_one"),
+            ("            (holders, now.list.open.clone())\n", "            (holders, now.list.open.clone(), era)\n"),
             (
-                "        drop(shards);\n        wake(holders);\n",
-                "        drop(shards);\n        self.aborted_before.store(era, Ordering::Relaxed);\n        \
-                 wake(holders);\n",
+                "        wake(holders);\n        for lane in lanes {\n",
+                "        self.aborted_before.store(era, Ordering::Relaxed);\n        wake(holders);\n        \
+                 for lane in lanes {\n",
             ),
         ],
     ),
@@ -110,17 +115,27 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     ),
     (
         "wait_begins_after_its_locks",
-        &[(
-            "        let mut waits = lock(&ledger.idle_waits);\n        waits.next_id += 1;\n",
-            "        drop(shards);\n        let mut waits = lock(&ledger.idle_waits);\n        waits.next_id += 1;\n",
-        )],
+        &[
+            (
+                "                let before = next_era(&mut now.shards);\n                \
+                 let in_shards: u64 = now.shards.iter().map(|state| state.pending).sum();\n",
+                "",
+            ),
+            (
+                "    pub(crate) fn begin(ledger: &Arc<Ledger<C>>) -> Self {\n",
+                "    pub(crate) fn begin(ledger: &Arc<Ledger<C>>) -> Self {\n        \
+                 let (before, in_shards) = ledger.at_one_instant(|now| {\n            \
+                 let before = next_era(&mut now.shards);\n            \
+                 (before, now.shards.iter().map(|state| state.pending).sum::<u64>())\n        });\n",
+            ),
+        ],
     ),
     (
         "wait_is_for_later_events_too",
         &[
             ("                if entry.era != state.era {\n", "                {\n"),
             ("wait.before > era", "true"),
-            ("wait.remaining -= 1;", "wait.remaining = wait.remaining.saturating_sub(1);"),
+            ("self.remaining -= 1;", "self.remaining = self.remaining.saturating_sub(1);"),
         ],
     ),
     (

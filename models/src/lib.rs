@@ -18,6 +18,9 @@ mod contain;
 #[path = "../../src/entry.rs"]
 mod entry;
 #[allow(dead_code, reason = "the ledger needs a part of it")]
+#[path = "../../src/lane.rs"]
+mod lane;
+#[allow(dead_code, reason = "the ledger needs a part of it")]
 #[path = "../../src/refused.rs"]
 mod refused;
 #[allow(dead_code, reason = "the ledger needs a part of it")]

@@ -645,7 +645,7 @@ impl Wait {
 
     /// What it waits for has ended.
     fn finish(&mut self, world: &World) {
-        let pending = world.ledger.pending_before(self.wait.before);
+        let pending = world.ledger.pending_of(&self.wait);
         assert!(pending.is_empty(), "a wait is for an event that came later");
         if !self.is_over {
             assert!(self.task.is_woken(), "nobody woke the wait for idleness");
@@ -673,7 +673,7 @@ pub fn idle_wait_against_ends() {
             wait.poll();
         }
         if wait.is_over {
-            let pending = world.ledger.pending_before(wait.wait.before);
+            let pending = world.ledger.pending_of(&wait.wait);
             world.expect(pending.is_empty(), "a wait was over while an event was pending");
         }
         ending.join().unwrap();
