@@ -4,7 +4,7 @@
 //! shards and after the list of lanes, so that a look under all locks sees the lanes at the same instant. Its events end
 //! in the order in which they were accepted, which is how a number says what was "accepted before".
 
-use std::{collections::BTreeMap, panic::Location, sync::Arc};
+use std::{collections::BTreeMap, mem, panic::Location, sync::Arc};
 
 use crate::{
     entry::{Entry, Kind, Nanos, Slots, Stage},
@@ -26,6 +26,10 @@ pub(crate) trait Lane: Send + Sync {
 }
 
 pub(crate) trait LockedLane {
+    fn gate(&self) -> &Gate;
+
+    fn gate_mut(&mut self) -> &mut Gate;
+
     fn book(&self) -> &LaneBook;
 
     fn book_mut(&mut self) -> &mut LaneBook;
@@ -35,6 +39,31 @@ pub(crate) trait LockedLane {
 
     /// Puts all that is pending where it is not delivered any more, to be ended so. Gives its number.
     fn set_aside(&mut self, ending: Ending) -> u64;
+
+    fn pending(&self) -> u64 {
+        self.book().pending(self.gate())
+    }
+
+    /// Nothing is here that a drain waits for.
+    fn is_empty(&self) -> bool {
+        self.book().is_empty(self.gate())
+    }
+
+    /// Tells two looks whether anything came in between.
+    fn arrivals(&self) -> u64 {
+        self.gate().accepted + self.book().permit_arrivals
+    }
+
+    /// Enters a wait until all that is here has ended. Gives the number of events that this takes.
+    fn wait(&mut self, id: u64) -> u64 {
+        let target = self.gate().accepted;
+        self.book_mut().wait(id, target);
+        target
+    }
+
+    fn snapshot(&self) -> SinkSnapshot {
+        self.book().snapshot(self.gate())
+    }
 }
 
 /// The lanes of a ledger.
@@ -51,20 +80,73 @@ impl Lanes {
     }
 }
 
-/// What a lane counts.
+/// Admission to a lane: all that a send touches.
+pub(crate) struct Gate {
+    /// How many more are accepted: `capacity = room + withheld + permits + pending events`.
+    room: u64,
+    accepted: u64,
+    /// The room of a lane that is closed.
+    withheld: u64,
+    /// Why nothing is accepted any more.
+    closed: Option<Refused>,
+}
+
+impl Gate {
+    pub(crate) fn new(capacity: u32) -> Self {
+        Self { room: capacity.into(), accepted: 0, withheld: 0, closed: None }
+    }
+
+    /// Accepts an event, or refuses it.
+    #[inline]
+    pub(crate) fn accept(&mut self) -> Result<(), Refused> {
+        self.take_room()?;
+        self.accepted += 1;
+        Ok(())
+    }
+
+    /// Takes room for an event or a permit.
+    #[inline]
+    pub(crate) fn take_room(&mut self) -> Result<(), Refused> {
+        if self.room == 0 {
+            return Err(self.closed.unwrap_or(Refused::Full));
+        }
+        self.room -= 1;
+        Ok(())
+    }
+
+    /// Accepts the event for which a permit has taken room.
+    pub(crate) fn accept_reserved(&mut self) {
+        self.accepted += 1;
+    }
+
+    pub(crate) fn give_room(&mut self, count: u64) {
+        *if self.closed.is_some() { &mut self.withheld } else { &mut self.room } += count;
+    }
+
+    pub(crate) fn close(&mut self, refused: Refused) {
+        self.closed.get_or_insert(refused);
+        self.withheld += mem::take(&mut self.room);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.is_some()
+    }
+
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted
+    }
+}
+
+/// What a lane counts beside its gate.
 pub(crate) struct LaneBook {
     pub(crate) name: &'static str,
     pub(crate) location: &'static Location<'static>,
     capacity: u64,
-    /// Why nothing is accepted any more.
-    closed: Option<Refused>,
     /// Nobody delivers any more.
     pub(crate) is_dead: bool,
     pub(crate) is_retired: bool,
     /// The refusal that begins an episode of "full" is announced.
     full_is_announced: bool,
-    accepted: u64,
-    pending: u64,
     refused: u64,
     endings: Endings,
     permits: Slots,
@@ -94,15 +176,12 @@ pub(crate) struct Left {
 impl LaneBook {
     pub(crate) fn new(name: &'static str, location: &'static Location<'static>, capacity: u32) -> Self {
         Self {
+            capacity: capacity.into(),
             name,
             location,
-            capacity: capacity.into(),
-            closed: None,
             is_dead: false,
             is_retired: false,
             full_is_announced: false,
-            accepted: 0,
-            pending: 0,
             refused: 0,
             endings: Endings::default(),
             permits: Slots::default(),
@@ -116,25 +195,10 @@ impl LaneBook {
         }
     }
 
-    /// Whether there is room, and the lane is open.
-    pub(crate) fn admit(&self) -> Result<(), Refused> {
-        match self.closed {
-            None if self.pending + self.reserved() < self.capacity => Ok(()),
-            None => Err(Refused::Full),
-            Some(refused) => Err(refused),
-        }
-    }
-
-    /// Counts an event that has been admitted, or has the room of a permit.
-    pub(crate) fn accept(&mut self) {
-        self.accepted += 1;
-        self.pending += 1;
-    }
-
     /// Counts a refusal, and tells whether somebody should say that the lane is full: once an episode.
     pub(crate) fn refuse(&mut self, refused: Refused) -> bool {
         self.refused += 1;
-        refused == Refused::Full && !std::mem::replace(&mut self.full_is_announced, true)
+        refused == Refused::Full && !mem::replace(&mut self.full_is_announced, true)
     }
 
     pub(crate) fn reserve(&mut self, location: &'static Location<'static>, since: Nanos) -> u32 {
@@ -142,23 +206,22 @@ impl LaneBook {
         self.permits.insert(Entry { kind: Kind::Permit, era: 0, location, since }, None)
     }
 
-    /// The permit becomes an event.
-    pub(crate) fn accept_reserved(&mut self, permit: u32) {
+    pub(crate) fn use_permit(&mut self, permit: u32) {
         self.permits.remove(permit);
-        self.accept();
     }
 
-    pub(crate) fn release(&mut self, permit: u32) -> Left {
+    pub(crate) fn release(&mut self, gate: &mut Gate, permit: u32) -> Left {
         self.permits.remove(permit);
-        self.left()
+        gate.give_room(1);
+        self.left(gate)
     }
 
     /// Ends the oldest events.
-    pub(crate) fn end(&mut self, count: u64, ending: Ending) -> Left {
-        self.pending -= count;
+    pub(crate) fn end(&mut self, gate: &mut Gate, count: u64, ending: Ending) -> Left {
+        gate.give_room(count);
         self.endings.count_many(ending, count);
         let ended = self.endings.total();
-        let mut left = self.left();
+        let mut left = self.left(gate);
         self.waits.retain(|&(target, id)| {
             let is_reached = target <= ended;
             left.reached.extend(is_reached.then_some(id));
@@ -167,51 +230,32 @@ impl LaneBook {
         left
     }
 
-    fn left(&mut self) -> Left {
-        let taken = self.pending + self.reserved();
+    fn left(&mut self, gate: &Gate) -> Left {
         // An episode ends when a quarter is free, so that a lane at the brim is one episode and not thousands.
-        let has_room_again = self.full_is_announced && taken <= self.capacity - self.capacity.div_ceil(4);
+        let has_room_again = self.full_is_announced && gate.room >= self.capacity.div_ceil(4);
         self.full_is_announced &= !has_room_again;
-        Left { reached: Vec::new(), is_empty: self.is_empty(), is_done: self.is_done(), has_room_again }
+        Left { reached: Vec::new(), is_empty: self.is_empty(gate), is_done: self.is_done(gate), has_room_again }
     }
 
-    pub(crate) fn close(&mut self, refused: Refused) {
-        self.closed.get_or_insert(refused);
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.is_some()
-    }
-
-    /// Nothing is here that a drain waits for.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.pending == 0 && self.permits.is_empty()
+    fn is_empty(&self, gate: &Gate) -> bool {
+        self.pending(gate) == 0 && self.permits.is_empty()
     }
 
     /// Nothing will be counted here any more, but refusals.
-    pub(crate) fn is_done(&self) -> bool {
-        self.is_dead && self.is_empty()
+    pub(crate) fn is_done(&self, gate: &Gate) -> bool {
+        self.is_dead && self.is_empty(gate)
+    }
+
+    fn pending(&self, gate: &Gate) -> u64 {
+        self.capacity - gate.room - gate.withheld - self.reserved()
     }
 
     pub(crate) fn kind(&self) -> Kind {
         Kind::Event { name: self.name, stage: Stage::Queued }
     }
 
-    /// Tells two looks whether anything came in between.
-    pub(crate) fn arrivals(&self) -> u64 {
-        self.accepted + self.permit_arrivals
-    }
-
     pub(crate) fn capacity(&self) -> u64 {
         self.capacity
-    }
-
-    pub(crate) fn accepted(&self) -> u64 {
-        self.accepted
-    }
-
-    pub(crate) fn pending(&self) -> u64 {
-        self.pending
     }
 
     pub(crate) fn reserved(&self) -> u64 {
@@ -245,12 +289,10 @@ impl LaneBook {
         self.flush_to > self.endings.total()
     }
 
-    /// Enters a wait until all that is here has ended. Gives the number of events that this takes.
-    pub(crate) fn wait(&mut self, id: u64) -> u64 {
-        self.waits.push((self.accepted, id));
-        self.flush_to = self.flush_to.max(self.accepted);
+    fn wait(&mut self, id: u64, target: u64) {
+        self.waits.push((target, id));
+        self.flush_to = self.flush_to.max(target);
         self.hurries += 1;
-        self.accepted
     }
 
     pub(crate) fn forget_wait(&mut self, id: u64) {
@@ -272,12 +314,12 @@ impl LaneBook {
         self.last_error.clone()
     }
 
-    pub(crate) fn snapshot(&self) -> SinkSnapshot {
+    fn snapshot(&self, gate: &Gate) -> SinkSnapshot {
         SinkSnapshot {
             name: self.name,
             reserved: self.reserved(),
-            pending: self.pending,
-            accepted: self.accepted,
+            pending: self.pending(gate),
+            accepted: gate.accepted,
             endings: self.endings,
             refused: self.refused,
             delivered_batches: self.delivered_batches,

@@ -50,7 +50,7 @@ use std::{
 use crate::{
     contain::contain,
     entry::{Entry, Era, Kind, Nanos, Slots, Stage},
-    lane::{Lane, LaneBook, Lanes, Left, LockedLane},
+    lane::{Lane, Lanes, Left, LockedLane},
     refused::Refused,
     snapshot::{Ending, Endings, SinkSnapshot, Snapshot},
 };
@@ -236,7 +236,7 @@ impl<C> Ledger<C> {
             if now.shards.iter().any(|state| !state.slots.is_empty()) {
                 return Look::Busy;
             }
-            if now.lanes.iter().any(|lane| !lane.book().is_empty()) {
+            if now.lanes.iter().any(|lane| !lane.is_empty()) {
                 return Look::Busy;
             }
             let arrivals = now.arrivals();
@@ -247,7 +247,7 @@ impl<C> Ledger<C> {
                 state.closed = true;
             }
             for lane in &mut now.lanes {
-                lane.book_mut().close(Refused::Drained);
+                lane.gate_mut().close(Refused::Drained);
             }
             closes = true;
             Look::Closed
@@ -348,7 +348,7 @@ impl<C> Ledger<C> {
     pub(crate) fn add_lane(&self, lane: Arc<dyn Lane>) {
         let state = self.shards[0].lock();
         if state.closed {
-            lane.lock().book_mut().close(Refused::Drained);
+            lane.lock().gate_mut().close(Refused::Drained);
         }
         lock(&self.lanes).open.push(lane);
     }
@@ -358,20 +358,20 @@ impl<C> Ledger<C> {
         let mut state = self.shards[0].lock();
         let mut lanes = lock(&self.lanes);
         let mut locked = lane.lock();
-        let book = locked.book_mut();
-        let Some(place) = lanes.position(lane).filter(|_| book.is_done()) else {
+        let Some(place) = lanes.position(lane).filter(|_| locked.book().is_done(locked.gate())) else {
             return;
         };
-        book.is_retired = true;
-        state.arrivals += book.arrivals();
-        state.accepted += book.accepted();
+        locked.book_mut().is_retired = true;
+        state.arrivals += locked.arrivals();
+        state.accepted += locked.gate().accepted();
+        let book = locked.book();
         state.refused += book.refused();
         state.endings += book.endings();
         if book.endings().wrong() > 0 {
             *state.wrong.entry(book.name).or_default() += book.endings().without_completed();
         }
-        let last = book.snapshot();
-        lanes.retired.entry(book.name).and_modify(|retired| retired.add(&last)).or_insert(last);
+        let last = locked.snapshot();
+        lanes.retired.entry(last.name).and_modify(|retired| retired.add(&last)).or_insert(last);
         drop(locked);
         lanes.open.swap_remove(place);
     }
@@ -433,24 +433,24 @@ impl Instant<'_> {
     fn count(&self) -> Snapshot {
         let Endings { completed, failed, panicked, timed_out, aborted } = self.endings();
         let in_shards = |count: fn(&State) -> u64| self.shards.iter().map(|state| count(state)).sum::<u64>();
-        let in_lanes = |count: fn(&LaneBook) -> u64| self.lanes.iter().map(|lane| count(lane.book())).sum::<u64>();
+        let in_lanes = |count: fn(&dyn LockedLane) -> u64| self.lanes.iter().map(|lane| count(&**lane)).sum::<u64>();
         Snapshot {
             open_requests: in_shards(|state| state.open_requests),
             open_guards: in_shards(|state| state.open_guards),
-            reserved: in_shards(|state| state.reserved) + in_lanes(LaneBook::reserved),
-            pending: in_shards(|state| state.pending) + in_lanes(LaneBook::pending),
-            accepted: in_shards(|state| state.accepted) + in_lanes(LaneBook::accepted),
+            reserved: in_shards(|state| state.reserved) + in_lanes(|lane| lane.book().reserved()),
+            pending: in_shards(|state| state.pending) + in_lanes(|lane| lane.pending()),
+            accepted: in_shards(|state| state.accepted) + in_lanes(|lane| lane.gate().accepted()),
             completed,
             failed,
             panicked,
             timed_out,
             aborted,
-            refused: in_shards(|state| state.refused) + in_lanes(LaneBook::refused),
+            refused: in_shards(|state| state.refused) + in_lanes(|lane| lane.book().refused()),
         }
     }
 
     fn arrivals(&self) -> u64 {
-        let in_lanes: u64 = self.lanes.iter().map(|lane| lane.book().arrivals()).sum();
+        let in_lanes: u64 = self.lanes.iter().map(|lane| lane.arrivals()).sum();
         self.shards.iter().map(|state| state.arrivals).sum::<u64>() + in_lanes
     }
 
@@ -483,9 +483,9 @@ impl Instant<'_> {
             for permit in book.permits() {
                 open.entry((permit.kind, permit.location)).or_insert(Group::EMPTY).add(permit);
             }
-            if book.pending() > 0 {
+            if lane.pending() > 0 {
                 let key = (book.kind(), book.location);
-                open.entry(key).or_insert(Group::EMPTY).add_many(book.pending(), lane.oldest());
+                open.entry(key).or_insert(Group::EMPTY).add_many(lane.pending(), lane.oldest());
             }
         }
         open.into_iter().collect()
@@ -493,9 +493,9 @@ impl Instant<'_> {
 
     fn sinks(&self) -> Vec<SinkSnapshot> {
         let mut by_name = self.list.retired.clone();
-        for book in self.lanes.iter().map(|lane| lane.book()) {
-            let snapshot = book.snapshot();
-            by_name.entry(book.name).and_modify(|sink| sink.add(&snapshot)).or_insert(snapshot);
+        for lane in &self.lanes {
+            let snapshot = lane.snapshot();
+            by_name.entry(snapshot.name).and_modify(|sink| sink.add(&snapshot)).or_insert(snapshot);
         }
         by_name.into_values().collect()
     }
@@ -1003,7 +1003,7 @@ impl<C> IdleWait<C> {
                 let mut waits = lock(&ledger.idle_waits);
                 let id = waits.next_id();
                 let lanes = now.lanes.iter_mut().zip(&now.list.open);
-                let lanes: Vec<_> = lanes.filter_map(|(locked, lane)| wait_for(lane, locked.book_mut(), id)).collect();
+                let lanes: Vec<_> = lanes.filter_map(|(locked, lane)| wait_for(lane, &mut **locked, id)).collect();
                 waits.begin(id, before, in_shards + lanes.len() as u64);
                 Self { ledger: Arc::clone(ledger), id, before, lanes }
             })
@@ -1015,7 +1015,7 @@ impl<C> IdleWait<C> {
         let mut locked = lane.lock();
         let mut waits = lock(&ledger.idle_waits);
         let id = waits.next_id();
-        let lanes: Vec<_> = wait_for(&lane, locked.book_mut(), id).into_iter().collect();
+        let lanes: Vec<_> = wait_for(&lane, &mut *locked, id).into_iter().collect();
         // No event of a shard is before the first era.
         waits.begin(id, 0, lanes.len() as u64);
         drop(waits);
@@ -1058,8 +1058,8 @@ impl<C> Drop for IdleWait<C> {
 }
 
 /// Enters a wait into a lane in which something is pending, under the lock of the lane.
-fn wait_for(lane: &Arc<dyn Lane>, book: &mut LaneBook, id: u64) -> Option<(Arc<dyn Lane>, u64)> {
-    (book.pending() > 0).then(|| (Arc::clone(lane), book.wait(id)))
+fn wait_for(lane: &Arc<dyn Lane>, locked: &mut dyn LockedLane, id: u64) -> Option<(Arc<dyn Lane>, u64)> {
+    (locked.pending() > 0).then(|| (Arc::clone(lane), locked.wait(id)))
 }
 
 /// Nothing that runs under these locks panics half-way through a change.

@@ -1,15 +1,18 @@
 //! [`EventQueue`]: the events that are sent to one sink, until they are delivered.
 //!
+//! It has two locks. Who sends takes that of the *intake*, and nobody holds it for longer than a few instructions. Who
+//! delivers works under that of the *outlet*. Where both are needed, the outlet is locked first.
+//!
 //! # Invariants, and why they hold
 //!
-//! 1. *What is pending is here.* Values and counts change together, under the lock of the queue. A batch that is being
-//!    delivered stays here until it is acknowledged: the attempt has a clone. So nothing that the sink does, or does not
-//!    do, can lose it.
+//! 1. *What is pending is here.* Values and counts change together: an event enters under the lock of the intake, moves
+//!    to the outlet under both, and ends under both. A batch that is being delivered stays here until it is acknowledged:
+//!    the attempt has a clone. So nothing that the sink does, or does not do, can lose it.
 //! 2. *Each event ends once.* Who ends events has taken them out of here, or out of `aside`, first. An attempt whose batch
 //!    was set aside meanwhile finds another generation, and ends nothing.
 //! 3. *Events end in order.* While something is set aside nothing is delivered.
-//! 4. *Whoever delivers does not sleep through an event.* It looks and sets `wake_at` under the lock; the send that
-//!    makes the queue so long notifies it, and a notification that nobody waits for is kept.
+//! 4. *Whoever delivers does not sleep through an event.* It looks at the intake and sets `wake_at` under its lock; the
+//!    send that makes the queue so long notifies it, and a notification that nobody waits for is kept.
 
 use std::{
     collections::VecDeque,
@@ -29,12 +32,13 @@ use crate::{
     entry::Nanos,
     house::Shard,
     inside,
-    lane::{Lane, LaneBook, Left, LockedLane},
+    lane::{Gate, Lane, LaneBook, Left, LockedLane},
     metrics,
     refused::Refused,
     snapshot::{Ending, SinkSnapshot},
 };
 
+/// Takes what is not delivered.
 pub(crate) type Taker<E> = Box<dyn Fn(Undelivered<E>) + Send + Sync>;
 
 pub(crate) struct EventQueue<E> {
@@ -45,23 +49,32 @@ pub(crate) struct EventQueue<E> {
     on_undelivered: Option<Taker<E>>,
     /// Notified when whoever delivers should look.
     changed: Notify,
-    state: Mutex<State<E>>,
+    outlet: Mutex<Outlet<E>>,
+    intake: OwnLines<E>,
 }
 
-struct State<E> {
+/// Cache lines that hold nothing but the intake: what stands before it is read by everybody.
+#[repr(align(128))]
+struct OwnLines<E>(Mutex<Intake<E>>);
+
+struct Intake<E> {
+    /// The newest events, as they are sent.
+    queue: Vec<E>,
+    /// The length of `queue` at which whoever delivers is to be notified.
+    wake_at: usize,
+    gate: Gate,
+    /// When the first in the queue came.
+    since: Nanos,
+}
+
+struct Outlet<E> {
     book: LaneBook,
     /// The oldest events: what is being delivered.
     first: Option<Batch<E>>,
-    /// Then come those that are left of a queue that was too long for one batch.
+    /// Then come those that are left of a queue that was too long for one batch. Then comes the queue of the intake.
     taken: vec::IntoIter<E>,
     /// When the oldest of these two came, or earlier.
     taken_since: Nanos,
-    /// Then come those that are sent.
-    queue: Vec<E>,
-    /// When the first of these came.
-    queue_since: Nanos,
-    /// The length of `queue` at which whoever delivers is to be notified.
-    wake_at: usize,
     aside: VecDeque<Aside<E>>,
     /// How many times something was set aside and has not ended.
     asides_open: usize,
@@ -69,10 +82,16 @@ struct State<E> {
     generation: u64,
     /// Nobody is left who could send.
     is_abandoned: bool,
-    /// Memory of a batch that was delivered, for the next.
+    /// Memory of a batch that was delivered, for a queue to come.
     spare: Vec<E>,
     /// Up to this event the metrics know.
     told: u64,
+}
+
+/// Both locks.
+struct Locked<'a, E> {
+    intake: MutexGuard<'a, Intake<E>>,
+    outlet: MutexGuard<'a, Outlet<E>>,
 }
 
 /// Events that are not delivered any more.
@@ -100,33 +119,34 @@ pub(crate) enum Next<E> {
 impl<E: Send + Sync + 'static> EventQueue<E> {
     pub(crate) fn new(
         shard: Arc<Shard>,
-        book: LaneBook,
+        (name, location): (&'static str, &'static Location<'static>),
+        capacity: u32,
         max_batch: usize,
         max_delay: Duration,
         on_undelivered: Option<Taker<E>>,
     ) -> Arc<Self> {
+        let intake = Intake { queue: Vec::new(), wake_at: 1, gate: Gate::new(capacity), since: 0 };
+        let outlet = Outlet {
+            book: LaneBook::new(name, location, capacity),
+            first: None,
+            taken: vec::IntoIter::default(),
+            taken_since: 0,
+            aside: VecDeque::new(),
+            asides_open: 0,
+            generation: 0,
+            is_abandoned: false,
+            spare: Vec::new(),
+            told: 0,
+        };
         let queue = Arc::new(Self {
-            name: book.name,
+            shard,
+            name,
             max_batch,
             max_delay,
             on_undelivered,
             changed: Notify::new(),
-            state: Mutex::new(State {
-                book,
-                first: None,
-                taken: Vec::new().into_iter(),
-                taken_since: 0,
-                queue: Vec::new(),
-                queue_since: 0,
-                wake_at: 1,
-                aside: VecDeque::new(),
-                asides_open: 0,
-                generation: 0,
-                is_abandoned: false,
-                spare: Vec::new(),
-                told: 0,
-            }),
-            shard,
+            outlet: Mutex::new(outlet),
+            intake: OwnLines(Mutex::new(intake)),
         });
         queue.shard.ledger.add_lane(queue.as_lane());
         queue
@@ -141,45 +161,53 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     }
 
     pub(crate) fn snapshot(&self) -> SinkSnapshot {
-        self.state().book.snapshot()
+        self.both().snapshot()
     }
 
     /// Accepts an event, or gives it back: the one decision.
+    #[inline]
     pub(crate) fn send(&self, event: E) -> Result<(), (E, Refused)> {
-        let mut state = self.state();
-        if let Err(refused) = state.book.admit() {
-            self.refuse(state, refused);
+        let mut intake = self.intake();
+        if let Err(refused) = intake.gate.accept() {
+            drop(intake);
+            self.count_refused(refused);
             return Err((event, refused));
         }
-        state.book.accept();
-        self.push(state, event);
+        self.push(intake, event);
         Ok(())
     }
 
-    fn push(&self, mut state: MutexGuard<'_, State<E>>, event: E) {
-        if state.queue.is_empty() {
-            state.queue_since = self.shard.house().now();
+    #[inline]
+    fn push(&self, mut intake: MutexGuard<'_, Intake<E>>, event: E) {
+        if intake.queue.is_empty() {
+            self.note_first(&mut intake);
         }
-        state.queue.push(event);
-        let should_notify = state.queue.len() == state.wake_at;
-        drop(state);
+        intake.queue.push(event);
+        let should_notify = intake.queue.len() == intake.wake_at;
+        drop(intake);
         if should_notify {
             self.changed.notify_one();
         }
     }
 
+    /// The clock is read for the first event of a queue only.
     #[cold]
-    fn refuse(&self, mut state: MutexGuard<'_, State<E>>, refused: Refused) {
-        if state.book.is_retired {
-            drop(state);
+    fn note_first(&self, intake: &mut Intake<E>) {
+        intake.since = self.shard.house().now();
+    }
+
+    #[cold]
+    fn count_refused(&self, refused: Refused) {
+        metrics::refused(self.name, refused);
+        let mut outlet = self.outlet();
+        if outlet.book.is_retired {
+            drop(outlet);
             self.shard.count_refused();
-            metrics::refused(self.name, refused);
             return;
         }
-        let should_announce = state.book.refuse(refused);
-        let capacity = state.book.capacity();
-        drop(state);
-        metrics::refused(self.name, refused);
+        let should_announce = outlet.book.refuse(refused);
+        let capacity = outlet.book.capacity();
+        drop(outlet);
         if should_announce {
             let sink = self.name;
             let _ = contain(|| {
@@ -194,73 +222,80 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
 
     pub(crate) fn reserve(&self, location: &'static Location<'static>) -> Result<u32, Refused> {
         let since = self.shard.house().now();
-        let mut state = self.state();
-        match state.book.admit() {
-            Ok(()) => Ok(state.book.reserve(location, since)),
-            Err(refused) => {
-                self.refuse(state, refused);
-                Err(refused)
-            }
-        }
+        let Locked { mut intake, mut outlet } = self.both();
+        let Err(refused) = intake.gate.take_room() else {
+            return Ok(outlet.book.reserve(location, since));
+        };
+        drop((intake, outlet));
+        self.count_refused(refused);
+        Err(refused)
     }
 
     /// The permit becomes an event, so neither room nor being open is in question.
     pub(crate) fn send_reserved(self: &Arc<Self>, permit: u32, event: E) {
-        let mut state = self.state();
-        state.book.accept_reserved(permit);
-        let is_dead = state.book.is_dead;
-        self.push(state, event);
+        let Locked { mut intake, mut outlet } = self.both();
+        outlet.book.use_permit(permit);
+        intake.gate.accept_reserved();
+        let is_dead = outlet.book.is_dead;
+        // From here on the event is in the way of a drain, as the permit was.
+        drop(outlet);
+        self.push(intake, event);
         if is_dead {
             self.give_up(Ending::Aborted);
         }
     }
 
     pub(crate) fn release(self: &Arc<Self>, permit: u32) {
-        let mut state = self.state();
-        let left = state.book.release(permit);
-        drop(state);
+        let Locked { mut intake, mut outlet } = self.both();
+        let left = outlet.book.release(&mut intake.gate, permit);
+        drop((intake, outlet));
         self.after(left, Vec::new());
     }
 
     /// Nobody is left who could send.
     pub(crate) fn abandon(&self) {
-        self.state().is_abandoned = true;
+        self.outlet().is_abandoned = true;
         self.changed.notify_one();
     }
 
     /// To be asked by whoever delivers, when it has nothing in hand.
     pub(crate) fn next(&self) -> Next<E> {
         let now = self.shard.house().now();
-        let mut state = self.state();
-        state.wake_at = usize::MAX;
-        if state.asides_open > 0 {
+        let mut news = 0;
+        let mut outlet = self.outlet();
+        if outlet.asides_open > 0 {
             return Next::Wait(None);
         }
-        if state.first.is_none() && state.taken.len() == 0 {
-            if state.queue.is_empty() {
-                if state.is_abandoned || state.book.is_closed() {
+        if outlet.first.is_none() && outlet.taken.len() == 0 {
+            let mut intake = self.intake();
+            if intake.queue.is_empty() {
+                if outlet.is_abandoned || intake.gate.is_closed() {
                     return Next::End;
                 }
-                state.wake_at = 1;
+                intake.wake_at = 1;
                 return Next::Wait(None);
             }
-            let age = Duration::from_nanos(now.saturating_sub(state.queue_since));
-            let is_due = state.queue.len() >= self.max_batch
+            let age = Duration::from_nanos(now.saturating_sub(intake.since));
+            let is_due = intake.queue.len() >= self.max_batch
                 || age >= self.max_delay
-                || state.is_abandoned
-                || state.book.is_flushing();
+                || outlet.is_abandoned
+                || outlet.book.is_flushing();
             if !is_due {
-                state.wake_at = self.max_batch;
+                intake.wake_at = self.max_batch;
                 return Next::Wait(Some(self.max_delay - age));
             }
-            state.take_queue();
+            intake.wake_at = usize::MAX;
+            let spare = mem::take(&mut outlet.spare);
+            outlet.taken = mem::replace(&mut intake.queue, spare).into_iter();
+            outlet.taken_since = intake.since;
+            news = outlet.news(intake.gate.accepted());
         }
-        let batch = state.first_batch(self.max_batch);
-        let generation = state.generation;
-        let told = state.untold();
-        drop(state);
-        metrics::queued(self.name, told);
-        Next::Deliver(Due { batch, generation })
+        // Without the lock of the intake, since this may copy a batch.
+        let batch = outlet.first_batch(self.max_batch);
+        let generation = outlet.generation;
+        drop(outlet);
+        metrics::queued(self.name, news);
+        batch.map_or(Next::Wait(None), |batch| Next::Deliver(Due { batch, generation }))
     }
 
     /// Waits until something may have changed.
@@ -270,82 +305,81 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
 
     /// Whether the batch is still to be delivered.
     pub(crate) fn is_due(&self, generation: u64) -> bool {
-        self.state().generation == generation
+        self.outlet().generation == generation
     }
 
     /// How often somebody has asked for delivery at once.
     pub(crate) fn hurries(&self) -> u64 {
-        self.state().book.hurries
+        self.outlet().book.hurries
     }
 
     /// The sink has taken the batch.
     pub(crate) fn delivered(self: &Arc<Self>, due: Due<E>) {
-        let mut state = self.state();
-        if state.generation != due.generation {
+        let mut outlet = self.outlet();
+        if outlet.generation != due.generation {
             return;
         }
-        let first = state.first.take();
-        drop(state);
+        let first = outlet.first.take();
+        outlet.book.attempt_succeeded();
+        drop(outlet);
         drop(first);
         let count = due.batch.len() as u64;
         // What the events own is dropped before they count as ended.
-        let buffer = due.batch.into_buffer();
-        let mut state = self.state();
-        state.book.attempt_succeeded();
-        let unused =
-            if state.spare.capacity() < buffer.capacity() { mem::replace(&mut state.spare, buffer) } else { buffer };
-        drop(state);
-        drop(unused);
+        let mut buffer = due.batch.into_buffer();
+        let mut outlet = self.outlet();
+        if outlet.spare.capacity() < buffer.capacity() {
+            mem::swap(&mut outlet.spare, &mut buffer);
+        }
+        drop(outlet);
         self.end(count, Ending::Completed);
     }
 
     /// The sink has not taken the batch.
     pub(crate) fn attempt_failed(&self, error: String) {
-        let mut state = self.state();
-        let replaced = state.book.attempt_failed(error);
-        drop(state);
+        let replaced = self.outlet().book.attempt_failed(error);
         drop(replaced);
     }
 
     /// The sink has not taken the batch, and is not asked again.
     pub(crate) fn reject(self: &Arc<Self>, due: Due<E>) {
-        let mut state = self.state();
-        if state.generation != due.generation {
+        let mut outlet = self.outlet();
+        if outlet.generation != due.generation {
             return;
         }
-        let first = state.first.take();
-        state.put_aside(first.into_iter().collect(), Ending::Failed);
-        drop(state);
+        let first = outlet.first.take();
+        outlet.put_aside(first.into_iter().collect(), Ending::Failed);
+        drop(outlet);
         drop(due);
-        Arc::clone(self).end_what_is_aside();
-    }
-
-    /// Takes what is pending away from the sink, and ends it.
-    pub(crate) fn give_up(self: &Arc<Self>, ending: Ending) {
-        self.state().set_aside(ending);
         Arc::clone(self).end_what_is_aside();
     }
 
     /// Nobody delivers any more.
     pub(crate) fn die(self: &Arc<Self>) {
-        let mut state = self.state();
-        state.book.close(Refused::NoRuntime);
-        state.book.is_dead = true;
-        drop(state);
+        let Locked { mut intake, mut outlet } = self.both();
+        intake.gate.close(Refused::NoRuntime);
+        outlet.book.is_dead = true;
+        drop((intake, outlet));
         self.give_up(Ending::Aborted);
         self.shard.ledger.retire_lane(&self.as_lane());
     }
 
+    /// Takes what is pending away from the sink, and ends it.
+    fn give_up(self: &Arc<Self>, ending: Ending) {
+        self.both().set_aside(ending);
+        Arc::clone(self).end_what_is_aside();
+    }
+
     fn end(self: &Arc<Self>, count: u64, ending: Ending) {
-        let mut state = self.state();
-        let left = state.book.end(count, ending);
-        let reached = self.shard.ledger.lane_reached(&left);
-        drop(state);
         metrics::ended_many(self.name, ending, count);
+        let Locked { mut intake, mut outlet } = self.both();
+        let left = outlet.book.end(&mut intake.gate, count, ending);
+        drop(intake);
+        let reached = self.shard.ledger.lane_reached(&left);
+        drop(outlet);
         self.after(left, reached);
     }
 
-    /// What follows when something has left the queue, without its lock.
+    /// What follows when something has left the queue, without its locks.
     fn after(self: &Arc<Self>, left: Left, reached: Vec<Waker>) {
         self.shard.ledger.lane_left(reached, left.is_empty);
         if left.has_room_again {
@@ -380,50 +414,44 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
             }
         };
         self.end(count, ending);
-        self.state().asides_open -= 1;
+        self.outlet().asides_open -= 1;
         self.changed.notify_one();
     }
 
-    fn state(&self) -> MutexGuard<'_, State<E>> {
-        // Nothing that runs under the lock is user code.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn both(&self) -> Locked<'_, E> {
+        let outlet = self.outlet();
+        Locked { intake: self.intake(), outlet }
+    }
+
+    #[inline]
+    fn intake(&self) -> MutexGuard<'_, Intake<E>> {
+        // Nothing that runs under the locks is user code.
+        self.intake.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn outlet(&self) -> MutexGuard<'_, Outlet<E>> {
+        self.outlet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<E> State<E> {
-    /// Takes what is queued, to be delivered. A copy under the lock would keep everybody from sending.
-    fn take_queue(&mut self) {
-        self.taken_since = self.queue_since;
-        let spare = mem::take(&mut self.spare);
-        self.taken = mem::replace(&mut self.queue, spare).into_iter();
-    }
-
+impl<E> Outlet<E> {
     /// The oldest events, as they are delivered together.
-    fn first_batch(&mut self, max_batch: usize) -> Batch<E> {
-        let taken = &mut self.taken;
-        let first = self.first.get_or_insert_with(|| {
-            let events = if taken.len() <= max_batch {
-                // In place: nothing has been taken of it.
-                mem::take(taken).collect()
+    fn first_batch(&mut self, max_batch: usize) -> Option<Batch<E>> {
+        if self.first.is_none() && self.taken.len() > 0 {
+            let events = if self.taken.len() <= max_batch {
+                // In place, if nothing was taken of it.
+                mem::take(&mut self.taken).collect()
             } else {
-                taken.take(max_batch).collect()
+                self.taken.by_ref().take(max_batch).collect()
             };
-            Batch::new(events)
-        });
-        first.clone()
+            self.first = Some(Batch::new(events));
+        }
+        self.first.clone()
     }
 
     /// How many events there are of which the metrics have not been told.
-    fn untold(&mut self) -> u64 {
-        let accepted = self.book.accepted();
+    fn news(&mut self, accepted: u64) -> u64 {
         accepted - mem::replace(&mut self.told, accepted)
-    }
-
-    fn set_aside(&mut self, ending: Ending) -> u64 {
-        let rest: Vec<_> = mem::take(&mut self.taken).chain(mem::take(&mut self.queue)).collect();
-        let rest = (!rest.is_empty()).then(|| Batch::new(rest));
-        let batches = self.first.take().into_iter().chain(rest).collect();
-        self.put_aside(batches, ending)
     }
 
     fn put_aside(&mut self, batches: Vec<Batch<E>>, ending: Ending) -> u64 {
@@ -439,7 +467,7 @@ impl<E> State<E> {
 
 impl<E: Send + Sync + 'static> Lane for EventQueue<E> {
     fn lock(&self) -> Box<dyn LockedLane + '_> {
-        Box::new(self.state())
+        Box::new(self.both())
     }
 
     fn nudge(&self) {
@@ -452,37 +480,49 @@ impl<E: Send + Sync + 'static> Lane for EventQueue<E> {
 
     fn end_what_is_aside(self: Arc<Self>) {
         loop {
-            let mut state = self.state();
-            let Some(aside) = state.aside.pop_front() else { return };
-            let last_error = state.book.last_error();
-            let told = state.untold();
-            drop(state);
-            metrics::queued(self.name, told);
+            let Locked { intake, mut outlet } = self.both();
+            let Some(aside) = outlet.aside.pop_front() else { return };
+            let news = outlet.news(intake.gate.accepted());
+            let last_error = outlet.book.last_error();
+            drop((intake, outlet));
+            metrics::queued(self.name, news);
             self.end_aside(aside, last_error);
         }
     }
 }
 
-impl<E> LockedLane for MutexGuard<'_, State<E>> {
+impl<E> LockedLane for Locked<'_, E> {
+    fn gate(&self) -> &Gate {
+        &self.intake.gate
+    }
+
+    fn gate_mut(&mut self) -> &mut Gate {
+        &mut self.intake.gate
+    }
+
     fn book(&self) -> &LaneBook {
-        &self.book
+        &self.outlet.book
     }
 
     fn book_mut(&mut self) -> &mut LaneBook {
-        &mut self.book
+        &mut self.outlet.book
     }
 
     fn oldest(&self) -> Nanos {
-        if self.first.is_some() || self.taken.len() > 0 {
-            self.taken_since
-        } else if !self.queue.is_empty() {
-            self.queue_since
+        if self.outlet.first.is_some() || self.outlet.taken.len() > 0 {
+            self.outlet.taken_since
+        } else if !self.intake.queue.is_empty() {
+            self.intake.since
         } else {
             Nanos::MAX
         }
     }
 
     fn set_aside(&mut self, ending: Ending) -> u64 {
-        State::set_aside(self, ending)
+        let taken = mem::take(&mut self.outlet.taken);
+        let rest: Vec<_> = taken.chain(mem::take(&mut self.intake.queue)).collect();
+        let rest = (!rest.is_empty()).then(|| Batch::new(rest));
+        let batches = self.outlet.first.take().into_iter().chain(rest).collect();
+        self.outlet.put_aside(batches, ending)
     }
 }

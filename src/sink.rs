@@ -8,7 +8,6 @@ use crate::{
     batch::{EventSink, Undelivered},
     deliver::{Attempts, Delivery},
     house::{Shard, Shards},
-    lane::LaneBook,
     limit::sleep,
     queue::{EventQueue, Taker},
     refused::Refused,
@@ -204,8 +203,7 @@ where
         if sleep(Duration::ZERO).is_err() {
             return Err(InvalidSetting::NoRuntime);
         }
-        let queue =
-            EventQueue::new(shard, LaneBook::new(name, location, capacity), max_batch, max_delay, on_undelivered);
+        let queue = EventQueue::new(shard, (name, location), capacity, max_batch, max_delay, on_undelivered);
         runtime.spawn(Delivery::new(Arc::clone(&queue), sink, attempts).run());
         Ok(EventSender { senders: Arc::new(Senders { queue }) })
     }
@@ -281,6 +279,7 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     /// # Examples
     ///
     /// See [`EventSender`].
+    #[inline]
     pub fn send(&self, event: E) -> Result<(), SendError<E>> {
         self.queue().send(event).map_err(|(event, refused)| SendError { event, refused })
     }

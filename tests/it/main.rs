@@ -17,6 +17,7 @@ mod outcome;
 mod overflow;
 mod polite;
 mod report;
+mod sink;
 mod stateful;
 mod stress;
 mod support;
