@@ -11,6 +11,7 @@ mod extractor;
 mod http2;
 mod idle;
 mod layer;
+mod observer;
 mod observing;
 mod operations;
 mod outcome;

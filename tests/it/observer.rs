@@ -1,0 +1,157 @@
+//! Observers of the layer: told how each exchange ended, in place and without a task.
+
+use std::{
+    future::pending,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use http::{Request, Response, StatusCode, request::Parts};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_track_events::{
+    Batch, DrainError, Exchange, Outcome, TrackEventsHandle, TrackEventsLayer, TrackEventsLayerBuilder,
+};
+
+use crate::support::{Answer, Counter, Script, Step, assert_conserved, drain, poll_once, unsettled};
+
+async fn ok(_: Request<()>) -> Answer {
+    Answer::Ok(Response::new(Script::new([Step::Data(b"hello"), Step::End])))
+}
+
+type Log = Arc<Mutex<Vec<(String, Outcome, Option<StatusCode>, u64)>>>;
+
+/// An observer that notes the path of the request, and how it ended.
+fn observing(builder: TrackEventsLayerBuilder, log: &Log) -> TrackEventsLayerBuilder {
+    let log = Arc::clone(log);
+    builder.observe(move |request: &Parts| {
+        let (path, log) = (request.uri.path().to_owned(), Arc::clone(&log));
+        move |exchange: &Exchange| {
+            log.lock().unwrap().push((path, exchange.outcome, exchange.status, exchange.body_bytes));
+        }
+    })
+}
+
+#[tokio::test]
+async fn it_is_told_once_of_each_exchange_when_that_is_over_and_before_its_events_start() {
+    let handle = unsettled();
+    let log = Log::default();
+    let at_start = Arc::new(Mutex::new(None));
+    let (seen, into) = (Arc::clone(&log), Arc::clone(&at_start));
+    let builder = TrackEventsLayer::builder(handle.clone()).track("event", move |_| {
+        let (seen, into) = (Arc::clone(&seen), Arc::clone(&into));
+        move |_| {
+            *into.lock().unwrap() = Some(seen.lock().unwrap().len());
+            async {}
+        }
+    });
+    let layer = observing(builder, &log).build();
+    let request = Request::builder().uri("/orders").body(()).unwrap();
+    let response = layer.layer(service_fn(ok)).oneshot(request).await.unwrap();
+    assert_eq!(log.lock().unwrap().len(), 0);
+    drop(response);
+    assert_eq!(*log.lock().unwrap(), [("/orders".to_owned(), Outcome::Aborted, Some(StatusCode::OK), 0)]);
+    let report = drain(&handle).await;
+    // The observer is no event, and takes no room.
+    assert_eq!((report.accepted, report.endings.completed), (1, 1));
+    assert_eq!(log.lock().unwrap().len(), 1);
+    assert_eq!(*at_start.lock().unwrap(), Some(1));
+}
+
+#[tokio::test]
+async fn it_is_told_also_where_there_is_no_response() {
+    let handle = unsettled();
+    let log = Log::default();
+    let layer = observing(TrackEventsLayer::builder(handle.clone()), &log).build();
+    let mut service = layer.layer(service_fn(|_: Request<()>| pending::<Answer>()));
+    let mut future = Box::pin(service.call(Request::new(())));
+    assert!(poll_once(future.as_mut()).is_pending());
+    drop(future);
+    assert_eq!(*log.lock().unwrap(), [("/".to_owned(), Outcome::NoResponse, None, 0)]);
+    drain(&handle).await;
+}
+
+#[tokio::test]
+async fn its_panics_are_counted_and_the_request_is_served() {
+    let handle = unsettled();
+    let after = Counter::default();
+    let last = after.clone();
+    let layer = TrackEventsLayer::builder(handle.clone())
+        .observe(|_: &Parts| -> fn(&Exchange) { panic!("in make") })
+        .observe(|_: &Parts| |_: &Exchange| panic!("in the observer"))
+        .observe(move |_: &Parts| {
+            let last = last.clone();
+            move |_: &Exchange| last.add()
+        })
+        .build();
+    let response = layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    drop(response);
+    assert_eq!(after.get(), 1);
+    assert_conserved(&handle.snapshot());
+    let report = drain(&handle).await;
+    assert_eq!((report.accepted, report.endings.panicked), (2, 2));
+    assert_eq!((report.wrong[0].name, report.wrong[0].endings.panicked), ("(observer)", 2));
+    assert!(!report.all_completed());
+}
+
+#[tokio::test]
+async fn layers_on_one_handle_share_the_exchange_and_each_observer_is_told_once() {
+    let handle = unsettled();
+    let (outer, inner) = (Log::default(), Log::default());
+    let outside = observing(TrackEventsLayer::builder(handle.clone()), &outer).build();
+    let inside = observing(TrackEventsLayer::builder(handle.clone()), &inner).build();
+    let service = outside.layer(outside.layer(inside.layer(service_fn(ok))));
+    drop(service.oneshot(Request::new(())).await.unwrap());
+    assert_eq!((outer.lock().unwrap().len(), inner.lock().unwrap().len()), (1, 1));
+    drain(&handle).await;
+}
+
+#[tokio::test]
+async fn what_it_sends_is_taken_as_long_as_the_exchange_is_open_and_a_drain_waits_for_it() {
+    let handle = unsettled();
+    let (stored, into) = (Counter::default(), Counter::default());
+    let (store, refused) = (stored.clone(), into.clone());
+    let log = handle
+        .sink("access.log", move |batch: Batch<u16>| {
+            batch.iter().for_each(|_| store.add());
+            async { Ok::<_, &str>(()) }
+        })
+        .max_delay(Duration::from_secs(3600))
+        .build()
+        .unwrap();
+    let layer = TrackEventsLayer::builder(handle.clone())
+        .observe(move |_: &Parts| {
+            let (log, refused) = (log.clone(), refused.clone());
+            move |exchange: &Exchange| {
+                if log.send(exchange.status.map_or(0, |status| status.as_u16())).is_err() {
+                    refused.add();
+                }
+            }
+        })
+        .build();
+    let response = layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap();
+    let drain = tokio::spawn(handle.drain(Duration::from_secs(60)));
+    tokio::task::yield_now().await;
+    assert_eq!(handle.snapshot().open_requests, 1);
+    drop(response);
+    assert!(drain.await.unwrap().unwrap().all_completed());
+    assert_eq!((stored.get(), into.get()), (1, 0));
+    // A request after the drain is served. Its line is refused, and counted.
+    drop(layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap());
+    assert_eq!((stored.get(), into.get(), handle.snapshot().refused), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn a_drain_that_it_polls_would_wait_for_itself() {
+    let handle = TrackEventsHandle::new();
+    let (inside, answer) = (handle.clone(), Arc::new(Mutex::new(None)));
+    let into = Arc::clone(&answer);
+    let layer = TrackEventsLayer::builder(handle.clone())
+        .observe(move |_: &Parts| {
+            let (inside, into) = (inside.clone(), Arc::clone(&into));
+            move |_: &Exchange| *into.lock().unwrap() = Some(poll_once(inside.drain(Duration::MAX)))
+        })
+        .build();
+    drop(layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap());
+    assert_eq!(*answer.lock().unwrap(), Some(std::task::Poll::Ready(Err(DrainError::InsideItself))));
+}
