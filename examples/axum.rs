@@ -1,15 +1,16 @@
-//! An orders API that answers at once, writes each order to SQLite after the response, and loses none when it stops.
+//! An orders API that answers at once, writes the orders to SQLite in batches, and loses none when it stops.
 //!
 //! ```text
 //! cargo run --example axum
 //! ```
 //!
 //! It prints what to try; Ctrl-C or SIGTERM stops it. When it exits with 0, every order that was answered with 201 is
-//! in the database. These variables change it:
+//! in the database. When it could not write them in time they are in a file beside it, one JSON object a line, whose name
+//! ends in `.undelivered.jsonl`. These variables change it:
 //!
 //! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
 //! - `EVENTS_DB`: the database, a file in the system's folder for temporary files unless set.
-//! - `EVENT_DELAY_MS`: how slow the store is, 1 unless set.
+//! - `EVENT_DELAY_MS`: how slow the store is with each batch, 1 unless set.
 //! - `DRAIN_LIMIT_MS`: the most that stopping may take, counted from the signal, 5000 unless set.
 //!
 //! Exit code: 0 when every order was written, 1 when not, 2 when it could not start.
@@ -17,15 +18,16 @@
 use std::{
     convert::Infallible,
     env,
+    error::Error,
     fmt::Display,
-    io::{self, Write},
+    fs::OpenOptions,
+    io::{self, BufWriter, Write},
     net::SocketAddr,
     num::NonZeroU32,
     path::{Path, PathBuf},
     process,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
-    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -45,18 +47,20 @@ use axum::{
 };
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use rusqlite::{Connection, OpenFlags, params};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{
     net::TcpListener,
     select,
     signal::unix::{SignalKind, signal},
     sync::oneshot,
-    task::JoinHandle,
-    time::{Instant, interval, timeout, timeout_at},
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, interval, sleep, timeout, timeout_at},
 };
 use tokio_stream::wrappers::{IntervalStream, SignalStream};
-use tower_track_events::{Events, Snapshot, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{
+    Batch, EventSender, EventSink, Events, Snapshot, TrackEventsHandle, TrackEventsLayer, Undelivered,
+};
 use tracing_subscriber::filter::LevelFilter;
 use uuid::Uuid;
 
@@ -68,8 +72,8 @@ async fn main() {
         say(io::stderr(), message);
         2
     });
-    // Returning would drop the runtime, which waits for blocking events beyond any limit, since nothing can stop them.
-    // What is pending by now has been reported; SQLite rolls back a write that is torn apart.
+    // Returning would drop the runtime, which waits for blocking threads beyond any limit, since nothing can stop them.
+    // What is not written by now has been reported; SQLite rolls back a write that is torn apart.
     process::exit(code)
 }
 
@@ -84,7 +88,16 @@ async fn run() -> Result<i32, String> {
     let mut signals = signals().map_err(|error| format!("no signals: {error}"))?;
 
     let handle = TrackEventsHandle::new();
-    let shop = Shop { db: Arc::new(Mutex::new(db)), delay: settings.event_delay, handle: handle.clone() };
+    let undelivered = settings.undelivered();
+    let orders = handle
+        .sink("order.created", OrderTable { db: Arc::new(Mutex::new(db)), delay: settings.event_delay })
+        .on_undelivered(move |orders| {
+            // A panic is the sink's way to say that these are lost: it is logged and counted.
+            append(&undelivered, &orders).unwrap_or_else(|error| panic!("{}: {error}", undelivered.display()));
+        })
+        .build()
+        .map_err(|error| error.to_string())?;
+    let shop = Shop { orders, handle: handle.clone() };
     let (stop_server, stopped) = oneshot::channel::<()>();
     let server = axum::serve(listener, router(shop)).with_graceful_shutdown(async { drop(stopped.await) });
     let server = tokio::spawn(server.into_future());
@@ -143,8 +156,7 @@ async fn shut_down(
 
 #[derive(Clone)]
 struct Shop {
-    db: Arc<Mutex<Connection>>,
-    delay: Duration,
+    orders: EventSender<OrderRow>,
     handle: TrackEventsHandle,
 }
 
@@ -160,30 +172,37 @@ fn router(shop: Shop) -> Router {
         .with_state(shop)
 }
 
+/// What is asked for.
 #[derive(Deserialize)]
 struct Order {
     item: String,
     quantity: NonZeroU32,
 }
 
+/// What is written.
+#[derive(Serialize)]
+struct OrderRow {
+    id: Uuid,
+    item: String,
+    quantity: NonZeroU32,
+    /// Milliseconds since 1970.
+    created_at: i64,
+}
+
 async fn create_order(
     State(shop): State<Shop>,
-    events: Events,
     order: Result<Json<Order>, JsonRejection>,
 ) -> axum::response::Result<impl IntoResponse> {
-    let Json(order) = order.map_err(|rejection| refuse(rejection.status(), rejection.body_text()))?;
-    if order.item.trim().is_empty() {
+    let Json(Order { item, quantity }) =
+        order.map_err(|rejection| refuse(rejection.status(), rejection.body_text()))?;
+    if item.trim().is_empty() {
         return Err(refuse(StatusCode::UNPROCESSABLE_ENTITY, "item: must not be empty"));
     }
-    let id = Uuid::new_v4().to_string();
-    let created_at = SystemTime::now();
-    let answer = Json(json!({ "id": id }));
-    // Starts when the response is over. If it is refused the client hears 503 instead of a promise that is not kept.
-    events.track_blocking("order.created", move || {
-        thread::sleep(shop.delay);
-        shop.insert(&id, &order, created_at)
-    })?;
-    Ok((StatusCode::CREATED, answer))
+    let id = Uuid::new_v4();
+    let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+    // Pending from here on. If it is refused the client hears 503 instead of a promise that is not kept.
+    shop.orders.send(OrderRow { id, item, quantity, created_at })?;
+    Ok((StatusCode::CREATED, Json(json!({ "id": id }))))
 }
 
 fn refuse(status: StatusCode, message: impl Display) -> ErrorResponse {
@@ -243,7 +262,7 @@ async fn say_goodbye(socket: &mut WebSocket) {
     let _ = timeout(Duration::from_secs(1), closing).await;
 }
 
-fn open(path: &Path) -> Result<Connection, Box<dyn std::error::Error>> {
+fn open(path: &Path) -> Result<Connection, Box<dyn Error>> {
     let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
     // Another process, such as the `sqlite3` shell, may hold the lock for a moment.
     db.busy_timeout(Duration::from_secs(1))?;
@@ -263,15 +282,43 @@ fn open(path: &Path) -> Result<Connection, Box<dyn std::error::Error>> {
     Ok(db)
 }
 
-impl Shop {
-    /// An `Err` is logged and counted by the crate, and shows in the report.
-    fn insert(&self, id: &str, order: &Order, created_at: SystemTime) -> rusqlite::Result<()> {
-        let created_at = created_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
-        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
-        db.prepare_cached("INSERT INTO orders (id, item, quantity, created_at) VALUES (?, ?, ?, ?)")?
-            .execute(params![id, order.item, order.quantity.get(), created_at])?;
+struct OrderTable {
+    db: Arc<Mutex<Connection>>,
+    delay: Duration,
+}
+
+/// One transaction for each batch. An `Err` is logged by the crate, and the batch is tried again.
+impl EventSink<OrderRow> for OrderTable {
+    type Error = Box<dyn Error + Send + Sync>;
+
+    async fn deliver(&mut self, orders: Batch<OrderRow>) -> Result<(), Self::Error> {
+        sleep(self.delay).await;
+        let db = Arc::clone(&self.db);
+        spawn_blocking(move || insert(&mut db.lock().unwrap_or_else(PoisonError::into_inner), &orders)).await??;
         Ok(())
     }
+}
+
+fn insert(db: &mut Connection, orders: &[OrderRow]) -> rusqlite::Result<()> {
+    let transaction = db.transaction()?;
+    {
+        // An attempt of which nobody heard the end may have written the order already.
+        let mut insert = transaction
+            .prepare_cached("INSERT OR IGNORE INTO orders (id, item, quantity, created_at) VALUES (?, ?, ?, ?)")?;
+        for OrderRow { id, item, quantity, created_at } in orders {
+            insert.execute(params![id.to_string(), item, quantity.get(), created_at])?;
+        }
+    }
+    transaction.commit()
+}
+
+fn append(path: &Path, orders: &Undelivered<OrderRow>) -> io::Result<()> {
+    let mut file = BufWriter::new(OpenOptions::new().create(true).append(true).open(path)?);
+    for order in orders.iter() {
+        serde_json::to_writer(&mut file, order)?;
+        file.write_all(b"\n")?;
+    }
+    file.into_inner()?.sync_all()
 }
 
 struct Settings {
@@ -282,6 +329,13 @@ struct Settings {
 }
 
 impl Settings {
+    /// Where orders go that could not be written in time.
+    fn undelivered(&self) -> PathBuf {
+        let mut path = self.db.clone().into_os_string();
+        path.push(".undelivered.jsonl");
+        path.into()
+    }
+
     fn from_env() -> Result<Self, String> {
         let db = env::var_os("EVENTS_DB").map(PathBuf::from);
         Ok(Self {

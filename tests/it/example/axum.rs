@@ -87,33 +87,59 @@ async fn no_order_is_lost_when_the_service_is_told_to_stop() {
 }
 
 #[tokio::test]
-async fn an_order_that_is_not_written_within_the_limit_is_named_and_fails_the_process() {
+async fn orders_that_are_not_written_within_the_limit_are_named_spilled_to_a_file_and_fail_the_process() {
     let shop = Shop::open(&[("EVENT_DELAY_MS", "10000"), ("DRAIN_LIMIT_MS", "200")]).await;
     let mut client = Client::connect(shop.addr).await;
-    assert_eq!(client.order("book").await.unwrap().0, StatusCode::CREATED);
+    let mut ids = Vec::new();
+    for item in ["book", "pen"] {
+        ids.push(order_id(&client.order(item).await.unwrap().1));
+    }
 
     shop.kill(Signal::TERM);
     let end = shop.end().await;
 
     assert_eq!(end.code, Some(1), "{end:?}");
-    assert!(end.stderr.contains("order.created x1 running"), "{end:?}");
-    assert!(end.took < Duration::from_secs(5), "it waited for a thread that nothing can stop: {end:?}");
+    assert!(end.stderr.contains("order.created x2 undelivered and handed over"), "{end:?}");
+    assert!(end.took < Duration::from_secs(5), "it waited for the store: {end:?}");
     assert!(end.rows().is_empty());
+    let spilled = end.spilled();
+    assert_eq!(spilled.iter().map(order_id).collect::<Vec<_>>(), ids);
+    assert_eq!((&spilled[1]["item"], &spilled[1]["quantity"]), (&json!("pen"), &json!(1)));
 }
 
 #[tokio::test]
-async fn an_order_that_cannot_be_written_fails_the_process() {
+async fn orders_that_cannot_be_written_are_spilled_to_a_file_and_fail_the_process() {
     let shop = Shop::open(&[("DRAIN_LIMIT_MS", "2000")]).await;
     shop.database().execute_batch("DROP TABLE orders").unwrap();
     let mut client = Client::connect(shop.addr).await;
-    assert_eq!(client.order("book").await.unwrap().0, StatusCode::CREATED);
+    let (_, answer) = client.order("book").await.unwrap();
 
     shop.kill(Signal::TERM);
     let end = shop.end().await;
 
     assert_eq!(end.code, Some(1), "{end:?}");
-    assert!(end.stdout.contains("(order.created: 1 failed)"), "{end:?}");
-    assert!(end.stderr.contains("no such table"), "{end:?}");
+    assert!(end.stderr.contains("(order.created: 1 failed)"), "{end:?}");
+    assert!(end.stderr.contains("last error: no such table: orders"), "{end:?}");
+    assert_eq!(end.spilled().iter().map(order_id).collect::<Vec<_>>(), [order_id(&answer)]);
+}
+
+#[tokio::test]
+async fn a_store_that_is_back_within_the_limit_gets_every_order() {
+    let mut shop = Shop::open(&[("DRAIN_LIMIT_MS", "20000")]).await;
+    shop.database().execute_batch("ALTER TABLE orders RENAME TO away").unwrap();
+    let mut client = Client::connect(shop.addr).await;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(order_id(&client.order("book").await.unwrap().1));
+    }
+    shop.has_complained("batch not delivered, and will be tried again").await;
+    shop.kill(Signal::TERM);
+    shop.has_begun_to_drain().await;
+    shop.database().execute_batch("ALTER TABLE away RENAME TO orders").unwrap();
+    let end = shop.end().await;
+
+    assert_eq!(end.code, Some(0), "{end:?}");
+    assert_eq!(end.rows(), ids);
 }
 
 #[tokio::test]
@@ -189,7 +215,7 @@ async fn a_second_signal_cuts_each_wait_short() {
 
         assert_eq!(end.code, Some(1), "{wait:?}: {end:?}");
         assert!(cut.elapsed() < Duration::from_secs(3), "{wait:?}: {end:?}");
-        assert!(end.stderr.contains("order.created x1 running"), "{wait:?}: {end:?}");
+        assert!(end.stderr.contains("order.created x1 undelivered"), "{wait:?}: {end:?}");
         if wait == Wait::Server {
             assert!(end.stderr.contains("the server was abandoned"), "{wait:?}: {end:?}");
         }
@@ -445,6 +471,12 @@ impl Closed {
     fn rows(&self) -> Vec<String> {
         rows(&database(self.folder.path()))
     }
+
+    /// The orders that could not be written.
+    fn spilled(&self) -> Vec<Value> {
+        let lines = fs::read_to_string(self.folder.path().join("orders.db.undelivered.jsonl")).unwrap();
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
 }
 
 impl Deref for Closed {
@@ -466,7 +498,7 @@ fn database(folder: &Path) -> Connection {
 }
 
 fn rows(database: &Connection) -> Vec<String> {
-    let mut select = database.prepare("SELECT id FROM orders").unwrap();
+    let mut select = database.prepare("SELECT id FROM orders ORDER BY rowid").unwrap();
     let rows = select.query_map([], |row| row.get(0)).unwrap();
     rows.collect::<Result<_, _>>().unwrap()
 }

@@ -103,6 +103,18 @@ impl Process {
         timeout(PATIENCE, reads).await.expect("it drains");
     }
 
+    /// Waits until what it says of its troubles contains `words`.
+    async fn has_complained(&mut self, words: &str) {
+        let stderr = self.stderr.as_mut().unwrap();
+        let reads = async {
+            let mut said = Vec::new();
+            while !String::from_utf8_lossy(&said).contains(words) {
+                assert_ne!(stderr.read_buf(&mut said).await.unwrap(), 0, "it ended instead");
+            }
+        };
+        timeout(PATIENCE, reads).await.expect("it complains");
+    }
+
     /// Waits until it has ended.
     async fn end(self) -> End {
         let Self { mut child, addr: _, stdout, stderr } = self;
