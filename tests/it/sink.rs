@@ -381,6 +381,27 @@ async fn without_a_taker_events_stay_pending_and_are_named() {
     assert_eq!(store.taken(), [vec![1, 2], vec![3]]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_and_delivered_while_the_house_settles_makes_it_settle_anew() {
+    let settle_time = Duration::from_millis(100);
+    let handle = TrackEventsHandle::builder().settle(settle_time).build().unwrap();
+    let store = Store::default();
+    let sender = sink(&handle, &store).build().unwrap();
+    let began = Instant::now();
+    let mut drain = task::spawn(handle.drain(LIMIT));
+    assert_pending!(drain.poll());
+    advance(settle_time / 2).await;
+    send(&sender, [1]);
+    settle().await;
+    assert_eq!(store.taken(), [[1]]);
+    assert_pending!(drain.poll());
+    advance(settle_time * 3 / 4).await;
+    assert_pending!(drain.poll());
+    let report = drain.await.unwrap();
+    assert!(began.elapsed() >= settle_time * 3 / 2, "{:?}", began.elapsed());
+    assert!(report.all_completed());
+}
+
 #[tokio::test]
 async fn a_drain_that_is_dropped_takes_nothing_away() {
     let handle = unsettled();
@@ -514,6 +535,22 @@ async fn a_flush_waits_for_what_was_sent_before_its_first_poll_and_for_this_sink
     // Nothing is left to wait for.
     let empty = handle.sink("empty", Store::default()).build().unwrap();
     assert_ready!(task::spawn(empty.flush(LIMIT)).poll()).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_and_a_wait_for_idleness_wake_whoever_waits_for_more() {
+    let handle = TrackEventsHandle::new();
+    let store = Store::default();
+    let sender = sink(&handle, &store).max_delay(HOUR).build().unwrap();
+    let began = Instant::now();
+    send(&sender, [1]);
+    settle().await;
+    sender.flush(LIMIT).await.unwrap();
+    send(&sender, [2]);
+    settle().await;
+    handle.wait_idle(LIMIT).await.unwrap();
+    assert_eq!(store.taken(), [[1], [2]]);
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]

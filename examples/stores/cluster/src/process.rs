@@ -1,0 +1,59 @@
+//! The instances of the examples, and the servers.
+
+use std::{env, net::SocketAddr, path::PathBuf, process::Stdio, time::Duration};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    time::timeout,
+};
+
+/// Far above what any process takes to start or to stop.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) struct Instance {
+    child: Child,
+    pub(crate) address: SocketAddr,
+}
+
+impl Instance {
+    /// Starts an example, which is built beside this program.
+    pub(crate) async fn start(name: &str) -> Self {
+        let this = env::current_exe().expect("this program has a path");
+        let mut child = Command::new(this.with_file_name(format!("stores-{name}")))
+            .env("ADDR", "127.0.0.1:0")
+            .env("DRAIN_LIMIT_MS", "10000")
+            .env("SPILL", env::temp_dir().join(format!("orders-{}.undelivered.jsonl", std::process::id())))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the examples are built: cargo build --manifest-path examples/stores/Cargo.toml");
+        let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+        let line = timeout(PATIENCE, lines.next_line()).await.expect("a line comes").expect("it can be read");
+        let line = line.unwrap_or_else(|| panic!("stores-{name} cannot start"));
+        let address = line.strip_prefix("listening on http://").expect("it says where it listens");
+        let address = address.parse().expect("an address");
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Self { child, address }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let id = self.child.id().expect("it has not been waited for");
+        let pid = Pid::from_raw(id as i32).expect("a process has an id above zero");
+        kill_process(pid, signal).expect("it runs");
+    }
+
+    /// Its exit code; none if a signal has ended it.
+    pub(crate) async fn end(mut self) -> Option<i32> {
+        timeout(PATIENCE, self.child.wait()).await.expect("it ends").expect("it can be waited for").code()
+    }
+}
+
+/// Starts or stops one of the servers.
+pub(crate) async fn servers(verb: &str, name: &str) {
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../.ci/servers");
+    let status = Command::new(script).args([verb, name]).status().await.expect("the script is there");
+    assert!(status.success(), "{verb} {name}");
+}

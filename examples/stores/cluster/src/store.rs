@@ -1,0 +1,62 @@
+//! What is in the stores, read by means of their own.
+
+use async_nats::jetstream::{self, consumer::pull, stream::Stream};
+use futures_util::StreamExt;
+use redis::streams::StreamRangeReply;
+use serde_json::Value;
+use tokio_postgres::NoTls;
+
+pub(crate) enum Store {
+    Postgres(String),
+    Nats(String),
+    Redis(String),
+}
+
+impl Store {
+    /// The ids of all orders; twice, if one is there twice.
+    pub(crate) async fn ids(&self) -> Vec<String> {
+        match self {
+            Self::Postgres(url) => {
+                let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("PostgreSQL is there");
+                tokio::spawn(async { drop(connection.await) });
+                let rows = client.query("SELECT id FROM orders", &[]).await.expect("the table is there");
+                rows.iter().map(|row| row.get(0)).collect()
+            }
+            Self::Nats(url) => {
+                let mut stream = stream(url).await;
+                let messages = stream.info().await.expect("the stream is there").state.messages as usize;
+                let config = pull::OrderedConfig::default();
+                let consumer = stream.create_consumer(config).await.expect("a consumer can be made");
+                let messages = consumer.messages().await.expect("it can be read").take(messages);
+                messages.map(|message| id(&message.expect("a message").payload)).collect().await
+            }
+            Self::Redis(url) => {
+                let client = redis::Client::open(url.as_str()).expect("a valid address");
+                let mut connection = client.get_multiplexed_async_connection().await.expect("Redis is there");
+                let range: StreamRangeReply = redis::cmd("XRANGE")
+                    .arg("orders")
+                    .arg("-")
+                    .arg("+")
+                    .query_async(&mut connection)
+                    .await
+                    .expect("a stream");
+                range.ids.iter().map(|entry| entry.get("id").expect("an entry has an id")).collect()
+            }
+        }
+    }
+
+    /// How many messages are in the stream.
+    pub(crate) async fn count(&self) -> usize {
+        self.ids().await.len()
+    }
+}
+
+async fn stream(url: &str) -> Stream {
+    let client = async_nats::connect(url).await.expect("NATS is there");
+    jetstream::new(client).get_stream("ORDERS").await.expect("the stream is there")
+}
+
+fn id(payload: &[u8]) -> String {
+    let order: Value = serde_json::from_slice(payload).expect("a message is JSON");
+    order["id"].as_str().expect("an order has an id").to_owned()
+}

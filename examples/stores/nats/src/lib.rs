@@ -1,0 +1,59 @@
+//! A stream of orders in NATS JetStream.
+
+use std::time::Duration;
+
+use async_nats::{
+    ConnectOptions, Error,
+    jetstream::{self, Context, message::PublishMessage, stream},
+};
+use stores_shop::Order;
+use tower_track_events::{Batch, EventSink};
+
+pub const STREAM: &str = "ORDERS";
+const SUBJECT: &str = "orders.created";
+
+/// Publishes orders, and hears from the broker that it has them.
+#[derive(Clone)]
+pub struct OrderStream {
+    context: Context,
+}
+
+impl OrderStream {
+    /// Connects, and makes the stream if there is none. The broker drops what comes twice within two minutes.
+    pub async fn connect(url: &str) -> Result<Self, Error> {
+        let client = ConnectOptions::new().connection_timeout(Duration::from_secs(2)).connect(url).await?;
+        let mut context = jetstream::new(client);
+        // An acknowledgement that has not come by then is one that a broken connection has swallowed.
+        context.set_timeout(Duration::from_secs(2));
+        context
+            .get_or_create_stream(stream::Config {
+                name: STREAM.to_owned(),
+                subjects: vec![SUBJECT.to_owned()],
+                duplicate_window: Duration::from_secs(120),
+                ..Default::default()
+            })
+            .await?;
+        Ok(Self { context })
+    }
+
+    /// Publishes all, then waits for the acknowledgement of each.
+    pub async fn publish(&self, orders: &[Order]) -> Result<(), Error> {
+        let mut acknowledgements = Vec::with_capacity(orders.len());
+        for order in orders {
+            let message = PublishMessage::build().message_id(&order.id).payload(serde_json::to_vec(order)?.into());
+            acknowledgements.push(self.context.send_publish(SUBJECT, message).await?);
+        }
+        for acknowledgement in acknowledgements {
+            acknowledgement.await?;
+        }
+        Ok(())
+    }
+}
+
+impl EventSink<Order> for OrderStream {
+    type Error = Error;
+
+    async fn deliver(&mut self, orders: Batch<Order>) -> Result<(), Error> {
+        self.publish(&orders).await
+    }
+}

@@ -1,0 +1,26 @@
+//! Orders into NATS JetStream: a batch is published, and then the broker's acknowledgements are awaited.
+//!
+//! ```text
+//! NATS_URL=nats://127.0.0.1:4222 cargo run --manifest-path examples/stores/Cargo.toml -p stores-nats
+//! curl http://127.0.0.1:3000/orders -H content-type:application/json -d '{"item":"book","quantity":1}'
+//! ```
+//!
+//! An order has completed when the broker has stored it. Each message has the id of its order, so that the broker drops
+//! it when a batch is tried again. The stream is made at the start. The other variables are those of `stores_shop`.
+
+use std::process::ExitCode;
+
+use stores_nats::OrderStream;
+use stores_shop::{orders, run, serve, spill, variable};
+use tower_track_events::TrackEventsHandle;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    run(async {
+        let handle = TrackEventsHandle::new();
+        let stream = OrderStream::connect(&variable("NATS_URL", "nats://127.0.0.1:4222")).await?;
+        let sender = handle.sink("order.created", stream).on_undelivered(spill).build()?;
+        serve(handle, orders(sender)).await
+    })
+    .await
+}

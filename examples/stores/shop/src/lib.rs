@@ -1,0 +1,178 @@
+//! An orders API: what the stores have in common.
+//!
+//! Each example makes a [`TrackEventsHandle`] and the routes for its store, and gives both to [`serve`]. These variables
+//! change what it does:
+//!
+//! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
+//! - `DRAIN_LIMIT_MS`: the most that stopping may take, counted from the signal, 5000 unless set.
+//! - `SPILL`: the file for orders that could not be stored in time, in the system's folder for temporary files unless set.
+
+use std::{
+    env,
+    error::Error,
+    fmt::Display,
+    fs::OpenOptions,
+    io::{self, BufWriter, Write},
+    num::NonZeroU32,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    select,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
+use tower_track_events::{EventSender, TrackEventsHandle, TrackEventsLayer, Undelivered};
+use uuid::Uuid;
+
+/// What is asked for.
+#[derive(Deserialize)]
+pub struct NewOrder {
+    item: String,
+    quantity: NonZeroU32,
+}
+
+/// What is stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// Made here, so that a store can tell an order that it is given twice.
+    pub id: String,
+    pub item: String,
+    pub quantity: i64,
+    /// Milliseconds since 1970.
+    pub created_at: i64,
+}
+
+impl From<NewOrder> for Order {
+    fn from(NewOrder { item, quantity }: NewOrder) -> Self {
+        let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+        Self { id: Uuid::new_v4().to_string(), item, quantity: i64::from(quantity.get()), created_at }
+    }
+}
+
+impl Order {
+    /// The answer to whoever has ordered.
+    pub fn created(&self) -> Response {
+        (StatusCode::CREATED, Json(json!({ "id": self.id }))).into_response()
+    }
+}
+
+/// `POST /orders`, which answers as soon as the order is on its way to the store.
+pub fn orders(sender: EventSender<Order>) -> Router {
+    Router::new().route("/orders", post(create_order)).with_state(sender)
+}
+
+async fn create_order(State(orders): State<EventSender<Order>>, Json(order): Json<NewOrder>) -> Response {
+    let order = Order::from(order);
+    let answer = order.created();
+    // If it is refused the client hears 503 instead of a promise that is not kept.
+    orders.send(order).map_or_else(IntoResponse::into_response, |()| answer)
+}
+
+/// Takes orders that could not be stored in time, and appends them to a file, a JSON object a line.
+///
+/// # Panics
+///
+/// If the file cannot be written, so that the orders count as lost.
+pub fn spill(orders: Undelivered<Order>) {
+    let path = env::var_os("SPILL").map_or_else(|| env::temp_dir().join("orders.undelivered.jsonl"), PathBuf::from);
+    let append = || -> io::Result<()> {
+        let mut file = BufWriter::new(OpenOptions::new().create(true).append(true).open(&path)?);
+        for order in orders.iter() {
+            serde_json::to_writer(&mut file, order)?;
+            file.write_all(b"\n")?;
+        }
+        file.into_inner()?.sync_all()
+    };
+    append().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}
+
+/// The value of a variable, or what it is unless set.
+pub fn variable(name: &str, unless_set: &str) -> String {
+    env::var(name).unwrap_or_else(|_| unless_set.to_owned())
+}
+
+/// Logs what goes wrong, and turns a failure to start into a message and an exit code of 2.
+pub async fn run(service: impl Future<Output = Result<ExitCode, Box<dyn Error + Send + Sync>>>) -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_writer(io::stderr)
+        .init();
+    service.await.unwrap_or_else(|error| {
+        say(io::stderr(), error);
+        ExitCode::from(2)
+    })
+}
+
+/// Serves until Ctrl-C or SIGTERM, then drains. The exit code is 0 when every event has completed.
+pub async fn serve(handle: TrackEventsHandle, routes: Router) -> Result<ExitCode, Box<dyn Error + Send + Sync>> {
+    let limit = Duration::from_millis(variable("DRAIN_LIMIT_MS", "5000").parse()?);
+    let listener = TcpListener::bind(variable("ADDR", "127.0.0.1:3000")).await?;
+    let [mut terminate, mut interrupt] = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+    let app = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/stats", get(stats))
+        .with_state(handle.clone())
+        .merge(routes)
+        .layer(TrackEventsLayer::new(handle.clone()));
+    say(io::stdout(), format_args!("listening on http://{}", listener.local_addr()?));
+    let (stop_server, stopped) = oneshot::channel::<()>();
+    let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
+    let server = tokio::spawn(server.into_future());
+
+    next_signal(&mut terminate, &mut interrupt).await;
+    let signalled = Instant::now();
+    handle.begin_drain();
+    say(io::stdout(), "draining");
+    let mut give_up =
+        Box::pin(async { drop(timeout_at(signalled + limit, next_signal(&mut terminate, &mut interrupt)).await) });
+    drop(stop_server);
+    select! {
+        biased;
+        _ = timeout_at(signalled + limit / 2, server) => {}
+        () = &mut give_up => {}
+    }
+    match handle.drain_until(give_up).await {
+        Ok(report) => {
+            say(io::stdout(), &report);
+            Ok(if report.all_completed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Err(error) => {
+            say(io::stderr(), error);
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+async fn next_signal(terminate: &mut Signal, interrupt: &mut Signal) {
+    select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+async fn healthz(State(handle): State<TrackEventsHandle>) -> (StatusCode, &'static str) {
+    if handle.is_draining() { (StatusCode::SERVICE_UNAVAILABLE, "draining") } else { (StatusCode::OK, "ok") }
+}
+
+async fn stats(State(handle): State<TrackEventsHandle>) -> Json<Value> {
+    Json(json!({ "now": handle.snapshot(), "sinks": handle.sinks() }))
+}
+
+/// Writes a line. Where `println!` panics, because nobody reads any more, the drain goes on.
+fn say(mut to: impl Write, line: impl Display) {
+    let _ = writeln!(to, "{line}").and_then(|()| to.flush());
+}
