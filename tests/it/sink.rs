@@ -20,7 +20,7 @@ use tower_track_events::{
     Undelivered, WaitIdleError,
 };
 
-use crate::support::{OnDrop, assert_conserved, drain, settle, unsettled};
+use crate::support::{Counter, OnDrop, assert_conserved, drain, settle, unsettled};
 
 const LIMIT: Duration = Duration::from_secs(5);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -223,6 +223,27 @@ async fn the_time_between_attempts_doubles_up_to_the_longest_and_at_most_doubles
         assert!((least..=2.0 * least + 0.002).contains(wait), "{waits:?}");
     }
     assert!(waits.iter().any(|wait| wait.fract() > 0.01), "no jitter: {waits:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_makes_the_time_between_attempts_begin_anew() {
+    let handle = TrackEventsHandle::new();
+    let store = Store::new([Act::Fail; 8]);
+    let (first, longest) = (Duration::from_secs(1), Duration::from_secs(1024));
+    let sender = sink(&handle, &store).backoff(first, longest).build().unwrap();
+    send(&sender, [1]);
+    while store.attempts().len() < 6 {
+        advance(first).await;
+        settle().await;
+    }
+    // The next would come in 32 seconds at the least.
+    let mut flush = task::spawn(sender.flush(Duration::MAX));
+    assert_pending!(flush.poll());
+    settle().await;
+    assert_eq!(store.attempts().len(), 7);
+    advance(2 * first + Duration::from_millis(2)).await;
+    settle().await;
+    assert_eq!(store.attempts().len(), 8);
 }
 
 #[tokio::test(start_paused = true)]
@@ -553,6 +574,23 @@ async fn a_flush_and_a_wait_for_idleness_wake_whoever_waits_for_more() {
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
+#[tokio::test]
+async fn a_flush_waits_for_the_last_of_several_batches() {
+    let handle = TrackEventsHandle::new();
+    let store = Store::new([Act::Take, Act::Hang]);
+    let sender = sink(&handle, &store).max_batch(2).build().unwrap();
+    send(&sender, [1, 2, 3]);
+    let mut flush = task::spawn(sender.flush(Duration::MAX));
+    assert_pending!(flush.poll());
+    settle().await;
+    assert_eq!(store.taken(), [[1, 2]]);
+    assert!(!flush.is_woken());
+    assert_pending!(flush.poll());
+    store.release.notify_one();
+    settle().await;
+    assert_ready!(flush.poll()).unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_flush_that_is_not_done_in_time_says_what_is_pending() {
     let handle = TrackEventsHandle::new();
@@ -616,6 +654,122 @@ async fn an_abort_takes_everything_from_the_sink_and_counts_it_as_aborted() {
     assert_eq!(store.taken(), [[4]]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_aborted_between_two_attempts_is_not_attempted_again_and_the_next_is() {
+    let handle = unsettled();
+    let store = Store::new([Act::Fail]);
+    let sender = sink(&handle, &store).backoff(HOUR, HOUR).build().unwrap();
+    send(&sender, [1]);
+    advance(Duration::from_millis(10)).await;
+    settle().await;
+    assert_eq!(store.attempts(), [[1]]);
+    handle.abort();
+    send(&sender, [2]);
+    settle().await;
+    advance(Duration::from_millis(10)).await;
+    settle().await;
+    assert_eq!(store.attempts(), [[1], [2]]);
+    assert_eq!(handle.snapshot().aborted, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_under_way_is_dropped_by_an_abort_and_the_next_events_are_delivered() {
+    let handle = unsettled();
+    let store = Store::new([Act::Hang]);
+    let sender = sink(&handle, &store).max_delay(Duration::ZERO).build().unwrap();
+    send(&sender, [1]);
+    settle().await;
+    handle.abort();
+    send(&sender, [2]);
+    settle().await;
+    assert_eq!(store.taken(), [[2]]);
+}
+
+#[test]
+fn nothing_is_delivered_while_somebody_takes_what_came_before() {
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let handle = unsettled();
+    let (delivered, is_delivered) = std::sync::mpsc::channel();
+    let is_delivered = Mutex::new(is_delivered);
+    let overtaken = Arc::new(Mutex::new(None));
+    let into = Arc::clone(&overtaken);
+    let sender_inside = Arc::new(Mutex::new(None::<EventSender<u32>>));
+    let sender = {
+        let _entered = runtime.enter();
+        let sender = Arc::clone(&sender_inside);
+        handle
+            .sink("row", move |batch: Batch<u32>| {
+                let delivered = delivered.clone();
+                async move {
+                    if *batch == [1] {
+                        pending::<()>().await;
+                    }
+                    delivered.send(batch.to_vec()).unwrap();
+                    Ok::<_, &str>(())
+                }
+            })
+            .max_delay(Duration::ZERO)
+            .on_undelivered(move |_| {
+                sender.lock().unwrap().take().unwrap().send(2).unwrap();
+                // Not a synchronisation: what must not come is given time to come.
+                let overtakes = is_delivered.lock().unwrap().recv_timeout(Duration::from_millis(100));
+                *into.lock().unwrap() = Some(overtakes.is_ok());
+            })
+            .build()
+            .unwrap()
+    };
+    *sender_inside.lock().unwrap() = Some(sender.clone());
+    send(&sender, [1]);
+    runtime.block_on(handle.drain(Duration::ZERO)).unwrap_err();
+    assert_eq!(*overtaken.lock().unwrap(), Some(false));
+    let report = runtime.block_on(drain(&handle));
+    assert_eq!((report.endings.failed, report.endings.completed), (1, 1));
+}
+
+#[tokio::test]
+async fn a_queue_is_gone_when_its_last_sender_is() {
+    let handle = unsettled();
+    let gone = Counter::default();
+    let counter = gone.clone();
+    let on_drop = OnDrop::new(move || counter.add());
+    let sender = sink(&handle, &Store::default())
+        .on_undelivered(move |_| {
+            let _ = &on_drop;
+        })
+        .build()
+        .unwrap();
+    let permit = sender.reserve().unwrap();
+    drop(sender);
+    settle().await;
+    assert_eq!(gone.get(), 0);
+    drop(permit);
+    settle().await;
+    assert_eq!(gone.get(), 1);
+    drain(&handle).await;
+}
+
+/// Notes in its destructor how many events are pending.
+struct Witness(TrackEventsHandle, Arc<Mutex<Vec<u64>>>);
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        let pending = self.0.snapshot().pending;
+        self.1.lock().unwrap().push(pending);
+    }
+}
+
+#[tokio::test]
+async fn events_end_after_their_destructors() {
+    let handle = unsettled();
+    let seen = Arc::default();
+    let sender = handle.sink("witness", |_: Batch<Witness>| async { Ok::<_, &str>(()) }).build().unwrap();
+    for _ in 0..3 {
+        assert!(sender.send(Witness(handle.clone(), Arc::clone(&seen))).is_ok());
+    }
+    drain(&handle).await;
+    assert_eq!(*seen.lock().unwrap(), [3, 3, 3]);
+}
+
 #[test]
 fn a_runtime_that_shuts_down_hands_its_events_over_and_refuses_more() {
     let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -647,13 +801,16 @@ fn a_runtime_that_shuts_down_hands_its_events_over_and_refuses_more() {
 async fn when_the_last_sender_is_dropped_the_rest_is_delivered_and_the_account_is_kept() {
     let handle = unsettled();
     let store = Store::new([Act::Take, Act::Fail]);
-    let sender = sink(&handle, &store).max_delay(HOUR).max_batch(2).build().unwrap();
-    send(&sender, [1, 2, 3]);
+    let sender = sink(&handle, &store).max_delay(HOUR).max_batch(2).backoff(Duration::ZERO, HOUR).build().unwrap();
+    send(&sender, [1, 2]);
+    settle().await;
+    send(&sender, [3]);
     drop(sender.clone());
     settle().await;
     assert_eq!(store.taken(), [[1, 2]]);
     drop(sender);
-    handle.wait_idle(LIMIT).await.unwrap();
+    settle().await;
+    advance(Duration::from_millis(1)).await;
     settle().await;
     assert_eq!(store.taken(), [vec![1, 2], vec![3]]);
     // Only the sink had another.
@@ -853,4 +1010,43 @@ fn nothing_is_lost_and_order_is_kept_when_threads_send_while_the_store_fails_and
             }
         }
     }
+}
+
+#[test]
+fn answers_that_come_as_their_batch_is_taken_away_count_once() {
+    const EVENTS: u32 = 20_000;
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let handle = unsettled();
+    let spilled = Counter::default();
+    let spill = spilled.clone();
+    let sender = {
+        let _entered = runtime.enter();
+        handle
+            .sink("row", |_: Batch<u32>| async {
+                tokio::task::yield_now().await;
+                Ok::<_, &str>(())
+            })
+            .max_batch(8)
+            .max_delay(Duration::ZERO)
+            .on_undelivered(move |events| events.iter().for_each(|_| spill.add()))
+            .build()
+            .unwrap()
+    };
+    // With it no drain comes to its end: each takes away what it finds.
+    let guard = handle.guard().unwrap();
+    let senders = thread::spawn({
+        let sender = sender.clone();
+        move || send(&sender, 0..EVENTS)
+    });
+    while !senders.is_finished() {
+        runtime.block_on(handle.drain(Duration::ZERO)).unwrap_err();
+        assert_conserved(&handle.snapshot());
+    }
+    senders.join().unwrap();
+    drop(guard);
+    let report = runtime.block_on(drain(&handle));
+    assert_eq!(report.accepted, u64::from(EVENTS));
+    assert_eq!(report.endings.failed as usize, spilled.get());
+    assert_eq!(report.endings.completed + report.endings.failed, report.accepted);
+    assert!(report.endings.completed > 0 && report.endings.failed > 0, "{report}");
 }
