@@ -1,0 +1,328 @@
+//! What batches are worth: rows a second into SQLite and PostgreSQL, and what a client of an API waits.
+//!
+//! ```text
+//! eval "$(.ci/servers env)"
+//! cargo run --release --manifest-path examples/stores/Cargo.toml -p stores-figures
+//! ```
+//!
+//! The rival of a sink is one event task with one INSERT for each row, through the same client. Each figure is the median
+//! of runs in turn, and the bar is on the ratio. Without `PG_URL` the rows into PostgreSQL are left out. Ends with an
+//! error if a bar is missed.
+
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{Request, StatusCode},
+    routing::post,
+    serve::ListenerExt,
+};
+use http_body_util::BodyExt;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rusqlite::Connection;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
+use tokio_postgres::{Client, NoTls};
+use tower_track_events::{Batch, EventSender, TrackEventsHandle, TrackEventsLayer};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+const RUNS: usize = 5;
+/// Rows of one run by the sink, and by tasks.
+const BY_SINK: u64 = 50_000;
+const BY_TASKS: u64 = 1_000;
+const ALL_ROWS: i64 = RUNS as i64 * (BY_SINK + BY_TASKS) as i64;
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> Result<ExitCode, Failure> {
+    let mut missed = 0;
+    println!("{:<44} {:>10} {:>10} {:>8}", "", "sink", "rival", "ratio");
+    let mut row = |name: &str, sink: f64, rival: f64, bar: &str, holds: fn(f64) -> bool| {
+        let ratio = sink / rival;
+        let verdict = if holds(ratio) { "ok" } else { "MISSED" };
+        missed += usize::from(!holds(ratio));
+        println!("{name:<44} {sink:>10.1} {rival:>10.1} {ratio:>8.2}   {bar} {verdict}");
+    };
+
+    let sqlite = Sqlite::open()?;
+    let (sink, tasks) = in_turn(async || sqlite.by_sink().await, async || sqlite.by_tasks().await).await?;
+    row("rows a second into SQLite, thousands", sink, tasks, ">= 20", |ratio| ratio >= 20.0);
+    sqlite.check()?;
+    drop(sqlite);
+
+    match env::var("PG_URL") {
+        Ok(url) => {
+            let postgres = Postgres::connect(&url).await?;
+            let (sink, tasks) = in_turn(async || postgres.by_sink().await, async || postgres.by_tasks().await).await?;
+            row("rows a second into PostgreSQL, thousands", sink, tasks, ">= 20", |ratio| ratio >= 20.0);
+            postgres.check().await?;
+        }
+        Err(_) => println!("rows into PostgreSQL: left out, since PG_URL is not set"),
+    }
+
+    let [without, sink, waiting] = latencies().await?;
+    for (name, at) in [("p50", 0), ("p99", 1)] {
+        let name = format!("{name} of the API, µs: 20 ms store / no events");
+        row(&name, sink[at], without[at], "<= 1.05", |ratio| ratio <= 1.05);
+    }
+    println!("{:<44} {:>10.1} {:>10.1}", "  p50 and p99 if the handler waits, µs", waiting[0], waiting[1]);
+    println!("{missed} bars missed");
+    Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The medians of two measures, each run in turn with the other.
+async fn in_turn(
+    one: impl AsyncFn() -> Result<f64, Failure>,
+    other: impl AsyncFn() -> Result<f64, Failure>,
+) -> Result<(f64, f64), Failure> {
+    let (mut ones, mut others) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        ones.push(one().await?);
+        others.push(other().await?);
+    }
+    Ok((median(ones), median(others)))
+}
+
+fn handle() -> Result<TrackEventsHandle, Failure> {
+    Ok(TrackEventsHandle::builder().settle(Duration::ZERO).capacity(1 << 20).build()?)
+}
+
+/// Drains, and gives thousands of rows a second.
+async fn rate(handle: &TrackEventsHandle, rows: u64, began: Instant) -> Result<f64, Failure> {
+    let report = handle.drain(Duration::from_secs(60)).await?;
+    assert_eq!(report.endings.completed, rows, "{report}");
+    Ok(rows as f64 / began.elapsed().as_secs_f64() / 1e3)
+}
+
+/// A database of the kind that an audit log wants: each commit is on the disk before it is acknowledged.
+struct Sqlite {
+    path: PathBuf,
+    db: Arc<Mutex<Connection>>,
+}
+
+impl Sqlite {
+    fn open() -> Result<Self, Failure> {
+        let path = env::temp_dir().join(format!("figures-{}.db", std::process::id()));
+        let db = Connection::open(&path)?;
+        db.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+             CREATE TABLE rows (number INTEGER NOT NULL, text TEXT NOT NULL)",
+        )?;
+        Ok(Self { path, db: Arc::new(Mutex::new(db)) })
+    }
+
+    /// A figure for rows that are not there would be worth nothing.
+    fn check(&self) -> Result<(), Failure> {
+        let rows: i64 =
+            self.db.lock().expect("nobody panics").query_row("SELECT count(*) FROM rows", (), |row| row.get(0))?;
+        assert_eq!(rows, ALL_ROWS);
+        Ok(())
+    }
+
+    async fn by_sink(&self) -> Result<f64, Failure> {
+        let (handle, db) = (handle()?, Arc::clone(&self.db));
+        let insert = move |batch: Batch<u64>| {
+            let db = Arc::clone(&db);
+            async move {
+                spawn_blocking(move || -> rusqlite::Result<()> {
+                    let mut db = db.lock().expect("nobody panics");
+                    let transaction = db.transaction()?;
+                    for number in batch.iter() {
+                        insert(&transaction, *number)?;
+                    }
+                    transaction.commit()
+                })
+                .await??;
+                Ok::<_, Failure>(())
+            }
+        };
+        let sender = handle.sink("row", insert).build()?;
+        let began = Instant::now();
+        for number in 0..BY_SINK {
+            sender.send(number)?;
+        }
+        rate(&handle, BY_SINK, began).await
+    }
+
+    async fn by_tasks(&self) -> Result<f64, Failure> {
+        let handle = handle()?;
+        let began = Instant::now();
+        for number in 0..BY_TASKS {
+            let db = Arc::clone(&self.db);
+            handle.track_blocking("row", move || insert(&db.lock().expect("nobody panics"), number))?;
+        }
+        rate(&handle, BY_TASKS, began).await
+    }
+}
+
+fn insert(db: &Connection, number: u64) -> rusqlite::Result<()> {
+    db.prepare_cached("INSERT INTO rows (number, text) VALUES (?, ?)")?.execute((number as i64, "GET /orders"))?;
+    Ok(())
+}
+
+impl Drop for Sqlite {
+    fn drop(&mut self) {
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = fs::remove_file(format!("{}{suffix}", self.path.display()));
+        }
+    }
+}
+
+struct Postgres {
+    client: Arc<Client>,
+}
+
+impl Postgres {
+    async fn connect(url: &str) -> Result<Self, Failure> {
+        let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+        tokio::spawn(async { drop(connection.await) });
+        let table = "SET client_min_messages = warning;
+             DROP TABLE IF EXISTS figures;
+             CREATE TABLE figures (number bigint NOT NULL, text text NOT NULL)";
+        client.batch_execute(table).await?;
+        Ok(Self { client: Arc::new(client) })
+    }
+
+    async fn check(&self) -> Result<(), Failure> {
+        let rows: i64 = self.client.query_one("SELECT count(*) FROM figures", &[]).await?.get(0);
+        assert_eq!(rows, ALL_ROWS);
+        self.client.batch_execute("DROP TABLE figures").await?;
+        Ok(())
+    }
+
+    async fn by_sink(&self) -> Result<f64, Failure> {
+        let (handle, client) = (handle()?, Arc::clone(&self.client));
+        let insert =
+            client.prepare("INSERT INTO figures (number, text) SELECT * FROM UNNEST($1::bigint[], $2::text[])").await?;
+        let insert = move |batch: Batch<u64>| {
+            let (client, insert) = (Arc::clone(&client), insert.clone());
+            async move {
+                let numbers: Vec<_> = batch.iter().map(|number| *number as i64).collect();
+                let texts = vec!["GET /orders"; batch.len()];
+                client.execute(&insert, &[&numbers, &texts]).await.map(drop)
+            }
+        };
+        let sender = handle.sink("row", insert).build()?;
+        let began = Instant::now();
+        for number in 0..BY_SINK {
+            sender.send(number)?;
+        }
+        rate(&handle, BY_SINK, began).await
+    }
+
+    async fn by_tasks(&self) -> Result<f64, Failure> {
+        let handle = handle()?;
+        let insert = self.client.prepare("INSERT INTO figures (number, text) VALUES ($1, $2)").await?;
+        let began = Instant::now();
+        for number in 0..BY_TASKS {
+            let (client, insert) = (Arc::clone(&self.client), insert.clone());
+            handle.track("row", async move {
+                client.execute(&insert, &[&(number as i64), &"GET /orders"]).await.map(drop)
+            })?;
+        }
+        rate(&handle, BY_TASKS, began).await
+    }
+}
+
+/// What becomes of an order.
+#[derive(Clone)]
+enum Fate {
+    Forgotten,
+    Sent(EventSender<u64>),
+    /// The client waits for the store.
+    Stored,
+}
+
+/// A store that takes 20 ms.
+async fn store() {
+    sleep(Duration::from_millis(20)).await;
+}
+
+async fn create_order(State(fate): State<Fate>, body: String) -> (StatusCode, String) {
+    match fate {
+        Fate::Forgotten => {}
+        Fate::Sent(sender) => {
+            if sender.send(body.len() as u64).is_err() {
+                return (StatusCode::SERVICE_UNAVAILABLE, body);
+            }
+        }
+        Fate::Stored => store().await,
+    }
+    (StatusCode::CREATED, body)
+}
+
+/// The p50 and p99 of each variant in microseconds, as medians of rounds in turn: requests over one connection of the
+/// loopback, one after the other.
+async fn latencies() -> Result<[[f64; 2]; 3], Failure> {
+    const ROUNDS: usize = 31;
+    let handle = handle()?;
+    let sink = |_: Batch<u64>| async {
+        store().await;
+        Ok::<_, Failure>(())
+    };
+    let sender = handle.sink("order.created", sink).build()?;
+    let mut variants = Vec::new();
+    for (fate, requests) in [(Fate::Forgotten, 1_000), (Fate::Sent(sender), 1_000), (Fate::Stored, 5)] {
+        let router = Router::new().route("/orders", post(create_order)).with_state(fate);
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let socket = TcpStream::connect(listener.local_addr()?).await?;
+        socket.set_nodelay(true)?;
+        tokio::spawn(
+            axum::serve(
+                listener.tap_io(|socket| drop(socket.set_nodelay(true))),
+                router.layer(TrackEventsLayer::new(handle.clone())),
+            )
+            .into_future(),
+        );
+        let (client, connection) = http1::handshake(TokioIo::new(socket)).await?;
+        tokio::spawn(async { drop(connection.await) });
+        variants.push((client, requests));
+    }
+    let mut rounds: [[Vec<f64>; 2]; 3] = Default::default();
+    for _ in 0..ROUNDS {
+        for ((client, requests), rounds) in variants.iter_mut().zip(&mut rounds) {
+            let [p50, p99] = round(client, *requests).await?;
+            rounds[0].push(p50);
+            rounds[1].push(p99);
+        }
+    }
+    drop(variants);
+    handle.drain(Duration::from_secs(60)).await?;
+    Ok(rounds.map(|round| round.map(median)))
+}
+
+async fn round(client: &mut SendRequest<String>, requests: usize) -> Result<[f64; 2], Failure> {
+    let mut times = Vec::with_capacity(requests);
+    // The first few pay for what ran before them.
+    for _ in 0..requests + requests / 4 {
+        let request =
+            Request::post("/orders").header("host", "shop").body(r#"{"item":"book","quantity":1}"#.to_owned())?;
+        let began = Instant::now();
+        client.ready().await?;
+        let response = client.send_request(request).await?;
+        assert_eq!(response.status(), StatusCode::CREATED);
+        response.into_body().collect().await?;
+        times.push(began.elapsed().as_secs_f64() * 1e6);
+    }
+    times.drain(..requests / 4);
+    times.sort_by(f64::total_cmp);
+    Ok([times[times.len() / 2], times[times.len() * 99 / 100]])
+}
