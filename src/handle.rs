@@ -498,7 +498,8 @@ impl TrackEventsHandleBuilder {
     /// Bounds the number of events that are pending or reserved at one time. Default: 65,536.
     ///
     /// From 1 to 4,294,967,295. What comes beyond is refused; nothing is dropped after it was accepted. A pending event
-    /// takes some hundred bytes and what it has captured.
+    /// takes some hundred bytes and what it has captured. What is sent to a [sink](TrackEventsHandle::sink) is bounded by
+    /// [its own capacity](SinkBuilder::capacity) and not by this one.
     pub fn capacity(mut self, capacity: usize) -> Self {
         self.capacity = capacity;
         self

@@ -47,6 +47,7 @@
 //!   response, or at once through the handle.
 //! - An event is *accepted* or *refused* when it is recorded, and never dropped in between. An accepted one has exactly
 //!   one [ending](Endings); a refused one is an `Err` in the caller's hand, and a count.
+//! - A *sink* is given typed events in batches, instead of a task for each: see [`guide::sinks`].
 //! - To *drain* is to wait, within a limit, until no exchange is open and no event pending, and then to refuse
 //!   everything.
 //!
@@ -84,6 +85,7 @@
 //! 4. *At most once, accounted for always.*
 //! 5. *Bounded.* `pending + reserved` never exceeds the [capacity](TrackEventsHandleBuilder::capacity), and
 //!    [`Refused::Full`] is said only when that many are taken. The requests of a layer may [wait](Overflow) for room.
+//!    What is sent to a sink counts against the [capacity of that sink](SinkBuilder::capacity) instead.
 //! 6. *Polite.* The panic of an event is its own. No code of yours runs under a lock of ours.
 //! 7. *Transparent.* A client sees the same bytes with and without the layer.
 //!
@@ -97,7 +99,7 @@
 //!
 //! None is on by default, and none changes behaviour.
 //!
-//! - `axum`: [`Events`] as an extractor, [`Refused`] as a 503 response.
+//! - `axum`: [`Events`] as an extractor, [`Refused`] and [`SendError`] as 503 responses.
 //! - `metrics`: counters, gauges and histograms for the [`metrics`](https://docs.rs/metrics) facade, see
 //!   [`guide::observing`].
 //! - `hyper`: `TrackEventsHandle::executor`, for servers built directly on hyper.

@@ -10,15 +10,15 @@ use std::{fmt, ops};
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Endings {
-    /// Returned `()` or `Ok`.
+    /// Returned `()` or `Ok`, or was acknowledged by its sink.
     pub completed: u64,
-    /// Returned an `Err`, at whatever depth.
+    /// Returned an `Err`, at whatever depth, or was given up because its sink had not taken it.
     pub failed: u64,
     /// Panicked, or the closure that makes the event did.
     pub panicked: u64,
     /// Ran longer than the [`event_timeout`](crate::TrackEventsHandleBuilder::event_timeout).
     pub timed_out: u64,
-    /// Dropped before it returned: its runtime went down.
+    /// Dropped before it returned: by [`abort`](crate::TrackEventsHandle::abort), or because its runtime went down.
     pub aborted: u64,
 }
 
@@ -142,13 +142,14 @@ pub struct Snapshot {
     pub open_guards: u64,
     /// [Permits](crate::Permit) that are held and not used yet.
     pub reserved: u64,
-    /// Accepted events that have not ended, started or not.
+    /// Accepted events that have not ended, started or not, those that wait for a [sink](crate::TrackEventsHandle::sink)
+    /// included.
     pub pending: u64,
     /// Events that were accepted.
     pub accepted: u64,
-    /// Events that returned `()` or `Ok`.
+    /// Events that returned `()` or `Ok`, or were acknowledged by their sink.
     pub completed: u64,
-    /// Events that returned an `Err`.
+    /// Events that returned an `Err`, or were given up because their sink had not taken them.
     pub failed: u64,
     /// Events that panicked.
     pub panicked: u64,
