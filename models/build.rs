@@ -44,6 +44,41 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
         &[("now.shards.iter().any(|state| !state.slots.is_empty())", "now.shards.iter().any(|_| false)")],
     ),
     (
+        "close_does_not_look_at_lanes",
+        &[("now.lanes.iter().any(|lane| !lane.is_empty())", "now.lanes.iter().any(|_| false)")],
+    ),
+    (
+        "close_leaves_a_lane_open",
+        &[(
+            "                lane.gate_mut().close(Refused::Drained);\n            }\n            closes",
+            "                \
+             let _ = lane;\n            }\n            closes",
+        )],
+    ),
+    (
+        "empty_lane_wakes_nobody",
+        &[(
+            "    pub(crate) fn lane_left(&self, reached: Vec<Waker>, is_empty: bool) {\n        if is_empty {\n",
+            "    pub(crate) fn lane_left(&self, reached: Vec<Waker>, is_empty: bool) {\n        if is_empty && false {\n",
+        )],
+    ),
+    (
+        "lanes_are_counted_before_the_shards",
+        &[(
+            "    pub(crate) fn snapshot(&self) -> Snapshot {\n        self.at_one_instant(|now| now.count())\n",
+            "    pub(crate) fn snapshot(&self) -> Snapshot {\n        let pending: u64 = lock(&self.lanes).open.iter()\
+                 .map(|lane| lane.lock().pending()).sum();\n        self.at_one_instant(|now| { let mut count = now.count(); \
+                 count.pending = now.shards.iter().map(|state| state.pending).sum::<u64>() + pending; count })\n",
+        )],
+    ),
+    (
+        "lane_reaches_no_wait",
+        &[(
+            "        left.reached.iter().filter_map(|id| waits.get_mut(*id)?.reach()).collect()\n",
+            "        let _ = &mut waits;\n        Vec::new()\n",
+        )],
+    ),
+    (
         "close_looks_at_one_shard_after_the_other",
         &[
             (
@@ -56,7 +91,10 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     ),
     (
         "close_leaves_a_shard_open",
-        &[("            for state in &mut now.shards {\n", "            for state in now.shards.iter_mut().take(1) {\n")],
+        &[(
+            "            for state in &mut now.shards {\n",
+            "            for state in now.shards.iter_mut().take(1) {\n",
+        )],
     ),
     (
         "close_wakes_nobody",

@@ -54,6 +54,11 @@ pub mod seeded {
         leave_wakes_nobody
         leave_asks_for_waiters_before_it_locks
         close_does_not_look_for_entries
+        close_does_not_look_at_lanes
+        close_leaves_a_lane_open
+        empty_lane_wakes_nobody
+        lanes_are_counted_before_the_shards
+        lane_reaches_no_wait
         close_looks_at_one_shard_after_the_other
         close_leaves_a_shard_open
         close_wakes_nobody

@@ -8,7 +8,7 @@ use std::{
 
 use loom::{
     sync::{
-        Mutex,
+        Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -17,8 +17,9 @@ use loom::{
 use super::ledger::{EventTicket, IdleWait, Ledger, Look, NewEvent, PermitTicket, Room, RoomWait, ShardRef, Waiter};
 use crate::{
     Depth, Order,
-    entry::Stage,
+    entry::{Nanos, Stage},
     explore,
+    lane::{Gate, Lane, LaneBook, LockedLane},
     refused::Refused,
     snapshot::{Ending, Snapshot},
 };
@@ -889,5 +890,199 @@ pub fn queue_against_drain() {
         }
         drain.finish();
         world.check_drained();
+    });
+}
+
+/// A lane whose values are only counted. What it does under its lock is what `src/queue.rs` does.
+struct Counted {
+    ledger: Arc<Ledger<()>>,
+    state: Mutex<(Gate, LaneBook)>,
+}
+
+impl Counted {
+    fn new(world: &World) -> Arc<Self> {
+        let state = Mutex::new((Gate::new(4), LaneBook::new("lane", Location::caller(), 4)));
+        let lane = Arc::new(Self { ledger: Arc::clone(&world.ledger), state });
+        world.ledger.add_lane(lane.clone());
+        lane
+    }
+
+    /// Sends, if the house is not drained.
+    fn send(&self, world: &World) -> bool {
+        let was_drained = world.is_drained();
+        let is_accepted = self.state.lock().unwrap().0.accept().is_ok();
+        world.expect(!(is_accepted && was_drained), "an event was accepted after the drain");
+        if is_accepted {
+            world.accepted.fetch_add(1, SEEN);
+            world.expect(!world.is_drained(), "the drain was over while an event was pending");
+        }
+        is_accepted
+    }
+
+    fn end(&self, world: &World) {
+        world.expect(!world.is_drained(), "the drain was over while an event was pending");
+        let mut state = self.state.lock().unwrap();
+        let (gate, book) = &mut *state;
+        let left = book.end(gate, 1, Ending::Completed);
+        let reached = self.ledger.lane_reached(&left);
+        drop(state);
+        self.ledger.lane_left(reached, left.is_empty);
+    }
+}
+
+impl Counted {
+    /// Nobody delivers any more: the ledger takes over what was counted, and nothing keeps the lane.
+    fn retire(self: Arc<Self>, world: &World) {
+        let before = world.ledger.snapshot();
+        self.state.lock().unwrap().1.is_dead = true;
+        let lane: Arc<dyn Lane> = self;
+        world.ledger.retire_lane(&lane);
+        assert_eq!(world.ledger.snapshot(), before, "a count is lost with its lane");
+        assert_eq!(Arc::strong_count(&lane), 1, "a lane is kept");
+    }
+}
+
+impl Lane for Counted {
+    fn lock(&self) -> Box<dyn LockedLane + '_> {
+        Box::new(Locked(self.state.lock().unwrap()))
+    }
+
+    fn nudge(&self) {}
+
+    fn has_taker(&self) -> bool {
+        false
+    }
+
+    fn end_what_is_aside(self: Arc<Self>) {}
+}
+
+struct Locked<'a>(MutexGuard<'a, (Gate, LaneBook)>);
+
+impl LockedLane for Locked<'_> {
+    fn gate(&self) -> &Gate {
+        &self.0.0
+    }
+
+    fn gate_mut(&mut self) -> &mut Gate {
+        &mut self.0.0
+    }
+
+    fn book(&self) -> &LaneBook {
+        &self.0.1
+    }
+
+    fn book_mut(&mut self) -> &mut LaneBook {
+        &mut self.0.1
+    }
+
+    fn oldest(&self) -> Nanos {
+        0
+    }
+
+    fn set_aside(&mut self, _: Ending) -> u64 {
+        0
+    }
+}
+
+/// A value that is sent, and an event that sends one, against a drain.
+pub fn sends_against_drain() {
+    explore("sends against drain", Depth::Preemptions(3), || {
+        let world = World::new(4);
+        let lane = Counted::new(&world);
+        let notes = Notes::default();
+        let event = world.must_accept(1);
+        let revival = thread::spawn({
+            let (world, notes, lane) = (world.clone(), notes.clone(), Arc::clone(&lane));
+            move || {
+                notes.write(0);
+                let is_sent = lane.send(&world);
+                world.expect(is_sent, "an event was refused while another was pending");
+                event.into_iter().for_each(|ticket| world.end(ticket));
+                if is_sent {
+                    notes.write(1);
+                    lane.end(&world);
+                }
+            }
+        });
+        let sender = thread::spawn({
+            let (world, notes, lane) = (world.clone(), notes.clone(), Arc::clone(&lane));
+            move || {
+                if lane.send(&world) {
+                    notes.write(2);
+                    lane.end(&world);
+                }
+            }
+        });
+        let mut drain = Drain::new(&world, Settle::None);
+        drain.poll_twice();
+        if drain.is_over {
+            notes.check(&world);
+        }
+        revival.join().unwrap();
+        sender.join().unwrap();
+        drain.finish();
+        world.check_drained();
+        assert!(!lane.send(&world), "a lane is open after the drain");
+        lane.retire(&world);
+    });
+}
+
+/// The counts of one instant, while values and events come and go.
+pub fn counts_of_a_lane() {
+    explore("counts of a lane", Depth::Preemptions(3), || {
+        let world = World::new(4);
+        let lane = Counted::new(&world);
+        let sender = thread::spawn({
+            let (world, lane) = (world.clone(), Arc::clone(&lane));
+            move || {
+                assert!(lane.send(&world));
+                lane.end(&world);
+            }
+        });
+        let other = thread::spawn({
+            let world = world.clone();
+            move || world.accept(1, None).into_iter().for_each(|ticket| world.end(ticket))
+        });
+        world.look_at_the_counts(4);
+        sender.join().unwrap();
+        other.join().unwrap();
+        let now = world.look_at_the_counts(4);
+        assert_eq!((now.accepted, now.completed, now.pending), (2, 2, 0), "an event was not counted");
+        lane.retire(&world);
+        world.check();
+    });
+}
+
+/// A wait for what is in a lane, and in the house, against the ends of it.
+pub fn wait_against_lane() {
+    explore("wait against lane", Depth::Preemptions(3), || {
+        let world = World::new(4);
+        let lane = Counted::new(&world);
+        assert!(lane.send(&world));
+        let sender = thread::spawn({
+            let (world, lane) = (world.clone(), Arc::clone(&lane));
+            move || {
+                lane.end(&world);
+                assert!(lane.send(&world));
+            }
+        });
+        let mut task = Task::default();
+        let all = IdleWait::begin(&world.ledger);
+        let pending = world.ledger.pending_of(&all).values().map(|group| group.count).sum::<u64>();
+        let is_over = all.poll(&task.waker()).is_ready();
+        world.expect(!is_over || world.ledger.pending_of(&all).is_empty(), "a wait was over before its events");
+        world.expect(pending <= 1, "a wait is for more than was there");
+        sender.join().unwrap();
+        world.check();
+        // The later one may have been there when the wait began.
+        if !is_over && world.ledger.pending_of(&all).is_empty() {
+            assert!(task.is_woken(), "nobody woke the wait");
+            assert!(all.poll(&task.waker()).is_ready(), "a wait is not over after its events");
+        }
+        lane.end(&world);
+        assert!(all.poll(&task.waker()).is_ready(), "a wait is not over after its events");
+        drop(all);
+        lane.retire(&world);
+        world.check();
     });
 }

@@ -58,3 +58,10 @@ fn room_that_is_waited_for_goes_to_the_first_in_the_queue_once() {
     models::first_in_first_out();
     models::queue_against_drain();
 }
+
+#[test]
+fn what_is_sent_to_a_sink_is_an_event_like_any_other() {
+    models::sends_against_drain();
+    models::counts_of_a_lane();
+    models::wait_against_lane();
+}

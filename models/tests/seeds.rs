@@ -127,3 +127,33 @@ fn a_grant_that_is_lost_untaken_is_found() {
 fn a_poll_that_keeps_the_first_waker_is_found() {
     seeded::poll_forgets_who_polls_again::models::grant_against_poll();
 }
+
+#[test]
+#[should_panic(expected = "the drain was over before an event's write")]
+fn a_close_that_does_not_look_at_lanes_is_found() {
+    seeded::close_does_not_look_at_lanes::models::sends_against_drain();
+}
+
+#[test]
+#[should_panic(expected = "a lane is open after the drain")]
+fn a_close_that_leaves_a_lane_open_is_found() {
+    seeded::close_leaves_a_lane_open::models::sends_against_drain();
+}
+
+#[test]
+#[should_panic(expected = "nobody woke the drain")]
+fn a_lane_that_runs_empty_and_wakes_nobody_is_found() {
+    seeded::empty_lane_wakes_nobody::models::sends_against_drain();
+}
+
+#[test]
+#[should_panic(expected = "an event is neither pending nor ended")]
+fn a_count_of_the_lanes_before_the_shards_is_found() {
+    seeded::lanes_are_counted_before_the_shards::models::counts_of_a_lane();
+}
+
+#[test]
+#[should_panic(expected = "nobody woke the wait")]
+fn a_lane_that_reaches_no_wait_is_found() {
+    seeded::lane_reaches_no_wait::models::wait_against_lane();
+}

@@ -1014,7 +1014,6 @@ fn nothing_is_lost_and_order_is_kept_when_threads_send_while_the_store_fails_and
 
 #[test]
 fn answers_that_come_as_their_batch_is_taken_away_count_once() {
-    const EVENTS: u32 = 20_000;
     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let handle = unsettled();
     let spilled = Counter::default();
@@ -1022,31 +1021,30 @@ fn answers_that_come_as_their_batch_is_taken_away_count_once() {
     let sender = {
         let _entered = runtime.enter();
         handle
-            .sink("row", |_: Batch<u32>| async {
-                tokio::task::yield_now().await;
-                Ok::<_, &str>(())
-            })
-            .max_batch(8)
+            .sink("row", |_: Batch<u32>| async { Ok::<_, &str>(()) })
             .max_delay(Duration::ZERO)
             .on_undelivered(move |events| events.iter().for_each(|_| spill.add()))
             .build()
             .unwrap()
     };
-    // With it no drain comes to its end: each takes away what it finds.
+    // With it no drain comes to its end: each takes away what it finds, sooner or later after the send.
     let guard = handle.guard().unwrap();
-    let senders = thread::spawn({
-        let sender = sender.clone();
-        move || send(&sender, 0..EVENTS)
-    });
-    while !senders.is_finished() {
+    let mut sent = 0;
+    for round in 0..20_000 {
+        send(&sender, 0..3);
+        sent += 3;
+        (0..round % 200 * 20).for_each(|_| std::hint::spin_loop());
         runtime.block_on(handle.drain(Duration::ZERO)).unwrap_err();
-        assert_conserved(&handle.snapshot());
+        let now = handle.snapshot();
+        assert_conserved(&now);
+        if round >= 2_000 && now.completed >= 300 && now.failed >= 300 {
+            break;
+        }
     }
-    senders.join().unwrap();
     drop(guard);
     let report = runtime.block_on(drain(&handle));
-    assert_eq!(report.accepted, u64::from(EVENTS));
+    assert_eq!(report.accepted, sent);
     assert_eq!(report.endings.failed as usize, spilled.get());
-    assert_eq!(report.endings.completed + report.endings.failed, report.accepted);
+    assert_eq!(report.endings.completed + report.endings.failed, sent);
     assert!(report.endings.completed > 0 && report.endings.failed > 0, "{report}");
 }
