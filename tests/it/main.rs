@@ -20,5 +20,6 @@ mod polite;
 mod report;
 mod sink;
 mod stateful;
+mod stateful_sink;
 mod stress;
 mod support;
