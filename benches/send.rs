@@ -8,6 +8,8 @@
 //! runs the spawned future. Wall time for each value, as medians of runs in turn, so that whatever else the machine does
 //! hits all of them. Ends with an error if a bar is missed: a tenth of a spawn, and one and a half times the channel.
 
+#![expect(clippy::print_stdout, reason = "its table is for whoever runs it")]
+
 use std::{
     env,
     future::Future,
