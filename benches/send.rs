@@ -122,7 +122,9 @@ impl Setting {
         self.time(|| async move {
             self.send_all(|| {
                 let value: Value = black_box([7; 64]);
-                tokio::spawn(async move { drop(black_box(value)) });
+                tokio::spawn(async move {
+                    black_box(value);
+                });
             })
             .await;
         })

@@ -59,7 +59,7 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
         "empty_lane_wakes_nobody",
         &[(
             "    pub(crate) fn lane_left(&self, reached: Vec<Waker>, is_empty: bool) {\n        if is_empty {\n",
-            "    pub(crate) fn lane_left(&self, reached: Vec<Waker>, is_empty: bool) {\n        if is_empty && false {\n",
+            "    pub(crate) fn lane_left(&self, reached: Vec<Waker>, is_empty: bool) {\n        if false {\n            let _ = is_empty;\n",
         )],
     ),
     (

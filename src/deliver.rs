@@ -9,7 +9,10 @@ use std::{
 };
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::{
+    task::yield_now,
+    time::{Instant, timeout, timeout_at},
+};
 use tracing::Span;
 
 use crate::{
@@ -17,7 +20,7 @@ use crate::{
     contain::contain,
     inside,
     limit::Limit,
-    queue::{Due, EventQueue, Next},
+    queue::{Answer, Due, EventQueue, Next},
 };
 
 /// How a batch is attempted.
@@ -78,7 +81,12 @@ where
         let queue = Arc::clone(&self.ending.0);
         loop {
             match queue.next() {
-                Next::Deliver(due) => self.deliver(&queue, due).await,
+                Next::Deliver(due) => {
+                    let answer = self.deliver(&queue, &due).await;
+                    queue.answered(due, answer);
+                    // A sink that never waits and senders that never stop would keep a thread to themselves.
+                    yield_now().await;
+                }
                 Next::Wait(None) => queue.changed().await,
                 // The time that is over is seen by the next look.
                 Next::Wait(Some(delay)) => drop(timeout(delay, queue.changed()).await),
@@ -91,23 +99,23 @@ where
     }
 
     /// Attempts to deliver until the batch is delivered, rejected, or somebody else's.
-    async fn deliver(&mut self, queue: &Arc<EventQueue<E>>, due: Due<E>) {
+    async fn deliver(&mut self, queue: &EventQueue<E>, due: &Due<E>) -> Answer {
         let (sink, events) = (queue.name(), due.batch.len());
         let span =
             contain(|| tracing::info_span!(parent: None, "deliver", sink, events)).unwrap_or_else(|_| Span::none());
         let mut waits = self.attempts.waits();
         let mut hurries = queue.hurries();
         for attempt in 1.. {
-            let Some(outcome) = self.attempt(queue, &due, &span).await else { return };
+            let Some(outcome) = self.attempt(queue, due, &span).await else { return Answer::NotAsked };
             let Err(error) = outcome else {
                 if attempt > 1 {
                     let _ = contain(|| tracing::info!(parent: &span, sink, events, attempt, "batch delivered"));
                 }
-                return queue.delivered(due);
+                return Answer::Delivered;
             };
             if self.attempts.max.is_some_and(|max| attempt >= max) {
                 queue.attempt_failed(error);
-                return queue.reject(due);
+                return Answer::Rejected;
             }
             let wait = waits.next().unwrap_or(self.attempts.longest_wait);
             let _ = contain(|| {
@@ -118,12 +126,13 @@ where
                 );
             });
             queue.attempt_failed(error);
-            match pause(queue, &due, wait, &mut hurries).await {
+            match pause(queue, due, wait, &mut hurries).await {
                 Pause::Over => {}
                 Pause::Hurried => waits = self.attempts.waits(),
-                Pause::GivenUp => return,
+                Pause::GivenUp => break,
             }
         }
+        Answer::NotAsked
     }
 
     /// Gives none if the batch has been taken away meanwhile.
@@ -182,6 +191,8 @@ async fn pause<E: Send + Sync + 'static>(
     hurries: &mut u64,
 ) -> Pause {
     let deadline = Instant::now() + wait;
+    // The time may be none at all.
+    yield_now().await;
     loop {
         if !queue.is_due(due.generation) {
             return Pause::GivenUp;

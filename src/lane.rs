@@ -70,6 +70,8 @@ pub(crate) trait LockedLane {
 #[derive(Default)]
 pub(crate) struct Lanes {
     pub(crate) open: Vec<Arc<dyn Lane>>,
+    /// A drain waits, or has waited: nothing waits for others that it could be delivered with, in no lane.
+    pub(crate) is_flushing: bool,
     /// What those had counted that are gone, by name.
     pub(crate) retired: BTreeMap<&'static str, SinkSnapshot>,
 }

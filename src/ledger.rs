@@ -347,10 +347,16 @@ impl<C> Ledger<C> {
 
     pub(crate) fn add_lane(&self, lane: Arc<dyn Lane>) {
         let state = self.shards[0].lock();
+        let mut lanes = lock(&self.lanes);
+        let mut locked = lane.lock();
         if state.closed {
-            lane.lock().gate_mut().close(Refused::Drained);
+            locked.gate_mut().close(Refused::Drained);
         }
-        lock(&self.lanes).open.push(lane);
+        if lanes.is_flushing {
+            locked.book_mut().flush_from_now_on();
+        }
+        drop(locked);
+        lanes.open.push(lane);
     }
 
     /// Takes over what a lane has counted, if nothing will happen in it any more.
@@ -378,7 +384,12 @@ impl<C> Ledger<C> {
 
     /// Lets what is in the lanes be delivered at once, and what comes.
     pub(crate) fn flush_lanes(&self) {
-        for lane in self.open_lanes() {
+        let lanes = {
+            let mut lanes = lock(&self.lanes);
+            lanes.is_flushing = true;
+            lanes.open.clone()
+        };
+        for lane in lanes {
             lane.lock().book_mut().flush_from_now_on();
             lane.nudge();
         }

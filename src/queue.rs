@@ -107,6 +107,15 @@ pub(crate) struct Due<E> {
     pub(crate) generation: u64,
 }
 
+/// What has become of a batch that was due.
+pub(crate) enum Answer {
+    Delivered,
+    /// It is not to be attempted again.
+    Rejected,
+    /// It was taken away meanwhile.
+    NotAsked,
+}
+
 /// What to do next.
 pub(crate) enum Next<E> {
     Deliver(Due<E>),
@@ -313,19 +322,34 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         self.outlet().book.hurries
     }
 
-    /// The sink has taken the batch.
-    pub(crate) fn delivered(self: &Arc<Self>, due: Due<E>) {
+    /// Ends the batch as it was answered, unless it was taken away.
+    pub(crate) fn answered(self: &Arc<Self>, due: Due<E>, answer: Answer) {
+        let Due { batch, generation } = due;
         let mut outlet = self.outlet();
-        if outlet.generation != due.generation {
-            return;
+        if outlet.generation == generation {
+            match answer {
+                Answer::Delivered => return self.delivered(outlet, batch),
+                Answer::Rejected => {
+                    let first = outlet.first.take();
+                    outlet.put_aside(first.into_iter().collect(), Ending::Failed);
+                }
+                Answer::NotAsked => {}
+            }
         }
+        drop(outlet);
+        // It may be the last clone of one that was taken away: its events are dropped here.
+        let _ = contain(|| drop(batch));
+        Arc::clone(self).end_what_is_aside();
+    }
+
+    fn delivered(self: &Arc<Self>, mut outlet: MutexGuard<'_, Outlet<E>>, batch: Batch<E>) {
         let first = outlet.first.take();
         outlet.book.attempt_succeeded();
         drop(outlet);
         drop(first);
-        let count = due.batch.len() as u64;
+        let count = batch.len() as u64;
         // What the events own is dropped before they count as ended.
-        let mut buffer = due.batch.into_buffer();
+        let mut buffer = batch.into_buffer();
         let mut outlet = self.outlet();
         if outlet.spare.capacity() < buffer.capacity() {
             mem::swap(&mut outlet.spare, &mut buffer);
@@ -338,19 +362,6 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     pub(crate) fn attempt_failed(&self, error: String) {
         let replaced = self.outlet().book.attempt_failed(error);
         drop(replaced);
-    }
-
-    /// The sink has not taken the batch, and is not asked again.
-    pub(crate) fn reject(self: &Arc<Self>, due: Due<E>) {
-        let mut outlet = self.outlet();
-        if outlet.generation != due.generation {
-            return;
-        }
-        let first = outlet.first.take();
-        outlet.put_aside(first.into_iter().collect(), Ending::Failed);
-        drop(outlet);
-        drop(due);
-        Arc::clone(self).end_what_is_aside();
     }
 
     /// Nobody delivers any more.

@@ -159,7 +159,8 @@ where
     /// - and with one batch, when it has been [attempted](Self::max_attempts) for the last time: its events count as
     ///   failed.
     ///
-    /// An attempt that is under way is dropped, so the store may have taken some of the events nevertheless.
+    /// An attempt that is under way is dropped, so the store may have taken some of the events nevertheless. The closure
+    /// lives as long as the queue: with a sender of the same sink in it neither would ever go.
     ///
     /// # Panics
     ///

@@ -906,6 +906,94 @@ async fn no_code_of_the_user_runs_under_a_lock_and_its_panics_lose_nothing() {
     assert_eq!((now.panicked, now.pending), (1, 0));
 }
 
+/// Panics in its destructor.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(thread::panicking(), "a destructor that panics");
+    }
+}
+
+#[tokio::test]
+async fn a_sink_outlives_the_destructors_of_events_that_were_taken_from_an_attempt() {
+    let handle = unsettled();
+    let mut hangs = true;
+    let sender = handle
+        .sink("bomb", move |batch: Batch<Option<Bomb>>| {
+            let hangs = std::mem::take(&mut hangs);
+            async move {
+                if hangs {
+                    // Without the batch: the queue has the last clone.
+                    drop(batch);
+                    pending::<()>().await;
+                }
+                Ok::<_, &str>(())
+            }
+        })
+        .max_delay(Duration::ZERO)
+        .build()
+        .unwrap();
+    assert!(sender.send(Some(Bomb)).is_ok());
+    settle().await;
+    handle.abort();
+    settle().await;
+    assert!(sender.send(None).is_ok());
+    sender.flush(LIMIT).await.unwrap();
+    let now = handle.snapshot();
+    assert_conserved(&now);
+    assert_eq!((now.completed, now.pending), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_never_waits_leaves_the_thread_to_others() {
+    let handle = TrackEventsHandle::new();
+    let failing = handle
+        .sink("failing", |_: Batch<u32>| async { Err("down") })
+        .max_delay(Duration::ZERO)
+        .backoff(Duration::ZERO, Duration::ZERO)
+        .build()
+        .unwrap();
+    let taking: Arc<Mutex<Option<EventSender<u32>>>> = Arc::default();
+    let again = Arc::clone(&taking);
+    let endless = handle
+        .sink("endless", move |_: Batch<u32>| {
+            // There is always one more.
+            let sent = again.lock().unwrap().as_ref().map(|sender| sender.send(0).is_ok());
+            async move { sent.map(|_| ()).ok_or("the test is over") }
+        })
+        .max_delay(Duration::ZERO)
+        .build()
+        .unwrap();
+    *taking.lock().unwrap() = Some(endless.clone());
+    send(&failing, [1]);
+    send(&endless, [0]);
+    for _ in 0..3 {
+        // The clock of tokio counts milliseconds.
+        advance(Duration::from_millis(2)).await;
+        settle().await;
+    }
+    assert!(failing.snapshot().failed_attempts > 1);
+    assert!(endless.snapshot().delivered_batches > 1);
+    taking.lock().unwrap().take();
+    handle.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_is_made_while_the_house_drains_does_not_wait_for_more_either() {
+    let handle = unsettled();
+    let guard = handle.guard().unwrap();
+    let mut drain = task::spawn(handle.drain(LIMIT));
+    assert_pending!(drain.poll());
+    let store = Store::default();
+    let sender = sink(&handle, &store).max_delay(HOUR).build().unwrap();
+    send(&sender, [1]);
+    settle().await;
+    assert_eq!(store.taken(), [[1]]);
+    drop(guard);
+    assert_ready!(drain.poll()).unwrap();
+}
+
 #[tokio::test]
 async fn settings_out_of_range_are_errors() {
     let handle = TrackEventsHandle::new();
