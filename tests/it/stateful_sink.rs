@@ -159,7 +159,10 @@ impl Game {
                 self.poll_drains();
             }
             Operation::DropDrain => drop(self.drains.pop()),
-            Operation::Abort => self.handle.abort(),
+            Operation::Abort => {
+                self.handle.abort();
+                assert_eq!(self.handle.snapshot().pending, 0);
+            }
         }
         self.poll_drains();
         self.check();
