@@ -14,7 +14,7 @@ use metrics_util::{
     debugging::{DebugValue, DebuggingRecorder},
 };
 use tower::{Layer, ServiceExt, service_fn};
-use tower_track_events::{Events, Refused, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{Batch, Events, Exchange, Refused, TrackEventsHandle, TrackEventsLayer};
 use tracing::{
     Instrument, Subscriber,
     field::{Field, Visit},
@@ -151,6 +151,54 @@ async fn each_bad_ending_has_a_line_with_the_name_of_its_event() {
     assert!(has("WARN", &["event aborted", "event=\"is aborted\""]), "{lines:#?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_sink_says_what_it_has_not_delivered_and_what_became_of_it() {
+    let (lines, _guard) = Lines::capture();
+    let handle = TrackEventsHandle::builder().settle(Duration::ZERO).progress(Duration::ZERO).build().unwrap();
+    let mut attempts = 0;
+    let sink = move |_: Batch<u8>| {
+        attempts += 1;
+        let result = if attempts == 2 { Ok(()) } else { Err("disk full") };
+        async move { result }
+    };
+    let sender = handle.sink("row", sink).capacity(4).build().unwrap();
+    (0..4).for_each(|event| sender.send(event).unwrap());
+    for _ in 0..3 {
+        assert!(sender.send(4).is_err());
+    }
+    sender.flush(Duration::MAX).await.unwrap();
+    sender.send(5).unwrap();
+    handle.drain(Duration::from_millis(50)).await.unwrap_err();
+    handle.abort();
+
+    let lines = lines.take();
+    let expected: [(&str, &[&str]); 6] = [
+        (
+            "WARN events are refused: as many wait for their sink as its capacity allows",
+            &["sink=\"row\"", "capacity=4"],
+        ),
+        (
+            "WARN",
+            &[
+                "batch not delivered, and will be tried again",
+                "sink=\"row\"",
+                "events=4",
+                "attempt=1",
+                "error=\"disk full\"",
+                "again_in=",
+            ],
+        ),
+        ("INFO", &["batch delivered", "sink=\"row\"", "events=4", "attempt=2"]),
+        ("INFO events are accepted again: the sink has room", &["sink=\"row\""]),
+        ("WARN", &["batch not delivered, and will be tried again", "events=1", "attempt=1"]),
+        ("ERROR events were not delivered, and are dropped", &["sink=\"row\"", "events=1", "error=\"disk full\""]),
+    ];
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+    for (line, (start, words)) in lines.iter().zip(expected) {
+        assert!(line.starts_with(start) && words.iter().all(|word| line.contains(word)), "{line} {start} {words:?}");
+    }
+}
+
 /// The spans of events that were made on this thread: their fields, their parent, and what they follow from.
 #[derive(Clone, Default)]
 struct Spans(Arc<Mutex<Vec<SeenSpan>>>);
@@ -269,6 +317,42 @@ fn metrics_count_by_name_and_ending_and_return_to_zero() {
         ("tower_track_events_pending_events", &[], 0.0),
         ("tower_track_events_event_duration_seconds", &["fine"], 2.0),
         ("tower_track_events_drain_duration_seconds", &["drained"], 1.0),
+    ] {
+        assert_eq!(value(&all, name, labels), Some(expected), "{name} {labels:?}");
+    }
+}
+
+#[test]
+fn metrics_count_what_is_sent_to_a_sink_and_what_panics_in_place() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let handle = TrackEventsHandle::builder().settle(Duration::ZERO).build().unwrap();
+            let sender = handle.sink("row", |_: Batch<u8>| async { Ok::<_, &str>(()) }).capacity(3).build().unwrap();
+            (0..3).for_each(|event| sender.send(event).unwrap());
+            assert!(sender.send(3).is_err());
+            sender.flush(Duration::MAX).await.unwrap();
+            sender.send(4).unwrap();
+            handle.abort();
+            let layer = TrackEventsLayer::builder(handle.clone()).observe(|_| |_: &Exchange| panic!("no ink")).build();
+            let service = layer.layer(service_fn(|_: Request<()>| async {
+                Ok::<_, std::convert::Infallible>(Response::new(Empty::<bytes::Bytes>::new()))
+            }));
+            drop(service.oneshot(Request::new(())).await.unwrap());
+            drain(&handle).await;
+        });
+    });
+    let all = snapshot(&snapshotter);
+    for (name, labels, expected) in [
+        ("tower_track_events_accepted_total", &["row"][..], 4.0),
+        ("tower_track_events_ended_total", &["row", "completed"], 3.0),
+        ("tower_track_events_ended_total", &["row", "aborted"], 1.0),
+        ("tower_track_events_refused_total", &["row", "full"], 1.0),
+        ("tower_track_events_accepted_total", &["(observer)"], 1.0),
+        ("tower_track_events_ended_total", &["(observer)", "panicked"], 1.0),
+        ("tower_track_events_pending_events", &[], 0.0),
     ] {
         assert_eq!(value(&all, name, labels), Some(expected), "{name} {labels:?}");
     }
