@@ -445,6 +445,14 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     }
 }
 
+/// Whoever lets the queue go last, a drain perhaps, is not to pay for what the closure owns.
+impl<E> Drop for EventQueue<E> {
+    fn drop(&mut self) {
+        let on_undelivered = self.on_undelivered.take();
+        let _ = contain(|| drop(on_undelivered));
+    }
+}
+
 impl<E> Outlet<E> {
     /// The oldest events, as they are delivered together.
     fn first_batch(&mut self, max_batch: usize) -> Option<Batch<E>> {

@@ -159,8 +159,9 @@ where
     /// - and with one batch, when it has been [attempted](Self::max_attempts) for the last time: its events count as
     ///   failed.
     ///
-    /// An attempt that is under way is dropped, so the store may have taken some of the events nevertheless. The closure
-    /// lives as long as the queue: with a sender of the same sink in it neither would ever go.
+    /// It is called in place, by the poll of the drain or by the call of `abort`: what takes long there takes longer than
+    /// the limit. An attempt that is under way is dropped, so the store may have taken some of the events nevertheless.
+    /// The closure lives as long as the queue: with a sender of the same sink in it neither would ever go.
     ///
     /// # Panics
     ///

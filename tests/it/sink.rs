@@ -916,6 +916,23 @@ impl Drop for Bomb {
 }
 
 #[tokio::test]
+async fn what_a_taker_owns_may_panic_when_it_is_dropped() {
+    let handle = unsettled();
+    let bomb = Bomb;
+    let sender = sink(&handle, &Store::default())
+        .on_undelivered(move |_| {
+            let _ = &bomb;
+        })
+        .build()
+        .unwrap();
+    // The task is gone first, so that the last owner is here.
+    drain(&handle).await;
+    settle().await;
+    drop(sender);
+    assert_conserved(&handle.snapshot());
+}
+
+#[tokio::test]
 async fn a_sink_outlives_the_destructors_of_events_that_were_taken_from_an_attempt() {
     let handle = unsettled();
     let mut hangs = true;
