@@ -108,10 +108,14 @@ async fn one_of_two_is_stopped(table: &mut Table, store: &Store) {
     let found = store.ids().await;
     let lost = lost(&answered, &found).count();
     let unique = found.iter().collect::<HashSet<_>>().len();
+    let again = &found[found.len().saturating_sub(100)..];
+    let dropped = store.publish_again(again).await;
+    let grown = store.count().await - found.len();
     table.head("nats: one of two instances is stopped");
     table.row("answered with 201", answered.len(), "> 0", !answered.is_empty());
     table.row("lost", lost, "0", lost == 0);
     table.row("in the stream more than once", found.len() - unique, "0", found.len() == unique);
+    table.row("of 100 published again, dropped", dropped, "100", dropped == 100 && grown == 0);
     table.row(
         "exit codes",
         format!("{first_code:?} {second_code:?}"),

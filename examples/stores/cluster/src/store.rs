@@ -1,6 +1,6 @@
 //! What is in the stores, read by means of their own.
 
-use async_nats::jetstream::{self, consumer::pull, stream::Stream};
+use async_nats::jetstream::{self, consumer::pull, message::PublishMessage, stream::Stream};
 use futures_util::StreamExt;
 use redis::streams::StreamRangeReply;
 use serde_json::Value;
@@ -43,6 +43,20 @@ impl Store {
                 range.ids.iter().map(|entry| entry.get("id").expect("an entry has an id")).collect()
             }
         }
+    }
+
+    /// Publishes orders once more, as an instance does that has not heard of their acknowledgement. Gives how many of them
+    /// the broker says it has dropped.
+    pub(crate) async fn publish_again(&self, ids: &[String]) -> usize {
+        let Self::Nats(url) = self else { panic!("only JetStream drops what comes twice") };
+        let context = jetstream::new(async_nats::connect(url).await.expect("NATS is there"));
+        let mut dropped = 0;
+        for id in ids {
+            let message = PublishMessage::build().message_id(id).payload("again".into());
+            let sent = context.send_publish("orders.created", message).await.expect("it can be sent");
+            dropped += usize::from(sent.await.expect("the broker answers").duplicate);
+        }
+        dropped
     }
 
     /// How many messages are in the stream.
