@@ -177,9 +177,9 @@ impl Progress {
         headers: &HeaderMap,
         exact_size: Option<u64>,
         ended: bool,
-        time_to_head: Duration,
+        time_to_head: Option<Duration>,
     ) {
-        self.time_to_head = Some(time_to_head);
+        self.time_to_head = time_to_head;
         self.stage = Stage::Body;
         self.status = Some(status);
         self.declared = content_length(headers).or(exact_size);

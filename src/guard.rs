@@ -53,8 +53,8 @@ impl ExchangeGuard {
 
     /// Notes the head of the response. That a body is empty may be known now, but the end of it is its drop.
     pub(crate) fn see_head(&mut self, status: StatusCode, headers: &HeaderMap, exact_size: Option<u64>, is_end: bool) {
-        let began = self.record.began;
-        let to_head = self.record.shard.house().age(began);
+        // The clock is not read where nobody is left who could ask.
+        let to_head = (!self.record.is_unheard()).then(|| self.record.shard.house().age(self.record.began));
         self.progress.head(status, headers, exact_size, is_end, to_head);
     }
 

@@ -161,16 +161,23 @@ impl Record {
         Joined::New
     }
 
+    /// Whether nobody is left who could ask how the exchange ends: nothing is recorded, and nobody can record any more.
+    pub(crate) fn is_unheard(self: &mut Arc<Self>) -> bool {
+        self.unheard().is_some()
+    }
+
+    fn unheard(self: &mut Arc<Self>) -> Option<&mut Book> {
+        let book = Arc::get_mut(self)?.book.get_mut().unwrap_or_else(PoisonError::into_inner);
+        (book.recorded.is_empty() && book.observers.is_empty()).then_some(book)
+    }
+
     /// Ends the exchange: starts what was recorded, and lets what is recorded from now on start at once.
     pub(crate) fn close(self: &mut Arc<Self>, end: impl FnOnce(Duration) -> Exchange) {
-        if let Some(record) = Arc::get_mut(self) {
-            let book = record.book.get_mut().unwrap_or_else(PoisonError::into_inner);
-            if book.recorded.is_empty() && book.observers.is_empty() {
-                // Nobody is left who could ask how it ended: the clock need not be read.
-                let span = book.span.take();
-                let _ = contain(|| drop(span));
-                return;
-            }
+        if let Some(book) = self.unheard() {
+            // The clock need not be read.
+            let span = book.span.take();
+            let _ = contain(|| drop(span));
+            return;
         }
         let now = self.shard.house().now();
         let exchange = end(Duration::from_nanos(now.saturating_sub(self.began)));
