@@ -251,11 +251,15 @@ impl TrackEventsHandle {
     /// The limit counts from the first poll. [`Duration::ZERO`] looks once, without settling; [`Duration::MAX`] waits
     /// for as long as it takes. When the limit comes, it looks a last time, without settling.
     ///
+    /// What was sent to [sinks](Self::sink) is delivered at once, without waiting for more, and tried again until the
+    /// limit. What they have not taken by then is handed to [`on_undelivered`](crate::SinkBuilder::on_undelivered).
+    ///
     /// [A page of the guide](crate::guide::shutdown) has the steps around it, and what to do for each server.
     ///
     /// # Errors
     ///
-    /// [`CutShort`](crate::DrainError::CutShort) when the limit came first: it cancels nothing and closes nothing.
+    /// [`CutShort`](crate::DrainError::CutShort) when the limit came first: it cancels nothing and closes nothing, but
+    /// takes from sinks what is handed over.
     /// [`InsideItself`](crate::DrainError::InsideItself) when polled from inside an event, a handler or a body of this
     /// handle. This is not seen through a task that such code spawns and awaits, nor when the caller holds a guard or a
     /// permit himself. [`NoTimer`](crate::DrainError::NoTimer) outside of a tokio runtime with timers.
@@ -316,7 +320,8 @@ impl TrackEventsHandle {
     ///
     /// Events that are accepted later are not waited for, even if the earlier ones record them; nor are requests, guards
     /// and permits. So it comes to its end while others go on to track events. It closes nothing. What is recorded in an
-    /// exchange ends only after that exchange: drop the response first.
+    /// exchange ends only after that exchange: drop the response first. What was sent to a sink is delivered without
+    /// waiting for more.
     ///
     /// The limit counts from the first poll. [`Duration::ZERO`] looks once; [`Duration::MAX`] waits for as long as it
     /// takes.
@@ -396,7 +401,8 @@ impl TrackEventsHandle {
     /// Ends the events that are pending now, whether they have started or not.
     ///
     /// An event that waits for the end of its exchange ends here, in this call. One that runs is woken, and ends as soon
-    /// as its runtime polls it. Each is dropped with its destructors, counted as aborted, and logged. Exchanges, guards
+    /// as its runtime polls it. Each is dropped with its destructors, counted as aborted, and logged; what was sent to a
+    /// [sink](Self::sink) is handed to [`on_undelivered`](crate::SinkBuilder::on_undelivered) instead. Exchanges, guards
     /// and permits stay, nothing is closed, and events that are recorded from now on are accepted as before: a later
     /// drain may still wait for all of these, and be cut short by them.
     ///

@@ -137,7 +137,8 @@ impl DrainReport {
 #[non_exhaustive]
 pub enum DrainError {
     /// The limit came before the end. Nothing was cancelled: what is unfinished goes on for as long as the process
-    /// does, events are still accepted, and another drain may follow.
+    /// does, events are still accepted, and another drain may follow. Only what sinks had not taken is theirs no more, if
+    /// [somebody else takes it](crate::SinkBuilder::on_undelivered).
     CutShort(Box<Unfinished>),
     /// The drain was polled from inside an event, a handler or a body of its own handle, and would wait for itself.
     InsideItself,
