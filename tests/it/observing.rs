@@ -3,7 +3,7 @@
 use std::{
     future::pending,
     io,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Once, OnceLock},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use metrics_util::{
 use tower::{Layer, ServiceExt, service_fn};
 use tower_track_events::{Batch, Events, Exchange, Refused, TrackEventsHandle, TrackEventsLayer};
 use tracing::{
-    Instrument, Subscriber,
+    Dispatch, Instrument, Subscriber,
     field::{Field, Visit},
     span::{self, Attributes},
     subscriber::DefaultGuard,
@@ -33,8 +33,51 @@ use crate::support::{drain, settle};
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
+/// Lets each line be known before somebody listens.
+///
+/// Whether anybody listens to a line is remembered with it, and asked when it is first written. While there is one
+/// subscriber only, that of the current thread is asked: so a line that another test writes first, on a thread without
+/// one, would be off for ever. Here there are always two, and each line has been written once.
+fn write_each_line_once() {
+    static ONCE: Once = Once::new();
+    static OTHER: OnceLock<Dispatch> = OnceLock::new();
+    let write = async || {
+        tokio::time::pause();
+        let every = Duration::from_millis(10);
+        let builder = TrackEventsHandle::builder().capacity(8).settle(Duration::ZERO).progress(every);
+        let handle = builder.event_timeout(2 * every).build().unwrap();
+        handle.track("late", pending::<()>()).unwrap();
+        handle.wait_idle(Duration::MAX).await.unwrap();
+        handle.track("fails", async { Err::<(), _>("as it must") }).unwrap();
+        handle.track("panics", async { std::panic::resume_unwind(Box::new("as it must")) }).unwrap();
+        (0..6).for_each(|_| handle.track("aborted", pending::<()>()).unwrap());
+        handle.track("refused", async {}).unwrap_err();
+        handle.drain(every).await.unwrap_err();
+        handle.abort();
+        settle().await;
+        let mut attempts = 0;
+        let sink = move |_: Batch<u8>| {
+            attempts += 1;
+            let result = if attempts == 2 { Ok(()) } else { Err("as it must") };
+            async move { result }
+        };
+        let sender = handle.sink("sink", sink).capacity(1).build().unwrap();
+        sender.send(0).unwrap();
+        sender.send(1).unwrap_err();
+        sender.flush(Duration::MAX).await.unwrap();
+        sender.send(2).unwrap();
+        handle.abort();
+    };
+    ONCE.call_once(|| {
+        OTHER.get_or_init(|| Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        std::thread::spawn(move || runtime.block_on(write())).join().unwrap();
+    });
+}
+
 impl Lines {
     fn capture() -> (Self, DefaultGuard) {
+        write_each_line_once();
         let lines = Self::default();
         let writer = lines.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -236,6 +279,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> tracing_subscriber::Layer<S> for Sp
 
 #[tokio::test]
 async fn the_span_of_an_event_has_its_name_no_parent_and_follows_from_the_request() {
+    write_each_line_once();
     let spans = Spans::default();
     let _guard = tracing::subscriber::set_default(Registry::default().with(spans.clone()));
     let handle = TrackEventsHandle::new();
