@@ -14,6 +14,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::{
+    io::AsyncWriteExt,
     net::TcpStream,
     sync::Notify,
     time::{Instant, sleep},
@@ -94,6 +95,14 @@ async fn connect(address: SocketAddr) -> Option<http1::SendRequest<Full<Bytes>>>
     // The error of a connection that is cut shows at its requests.
     tokio::spawn(async { drop(connection.await) });
     Some(requests)
+}
+
+/// A client who has sent half a request: a server that stops in an orderly way waits for the rest.
+pub(crate) async fn half_a_request(address: SocketAddr) -> TcpStream {
+    let mut socket = TcpStream::connect(address).await.expect("the instance listens");
+    let head = b"POST /orders HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\ncontent-length: 28\r\n\r\n{";
+    socket.write_all(head).await.expect("the instance reads");
+    socket
 }
 
 /// The id of the order, if it was answered with 201.

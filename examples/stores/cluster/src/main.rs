@@ -14,7 +14,8 @@ mod table;
 
 use std::{
     collections::HashSet,
-    env,
+    env, fs,
+    path::Path,
     process::ExitCode,
     sync::{
         Arc,
@@ -30,9 +31,9 @@ use tokio::{
 };
 
 use crate::{
-    client::{Answered, Load},
+    client::{Answered, Load, half_a_request},
     process::{Instance, servers},
-    store::Store,
+    store::{Store, order_id},
     table::Table,
 };
 
@@ -63,9 +64,10 @@ async fn main() -> ExitCode {
             let store = Store::Nats(url.clone());
             one_of_two_is_stopped(&mut table, &store).await;
             broker_is_away(&mut table, &store).await;
+            second_signal(&mut table, &store).await;
             killed(&mut table, "nats", &store).await;
         }
-        None => table.left_out("nats: two instances, an outage, SIGKILL"),
+        None => table.left_out("nats: two instances, an outage, a second signal, SIGKILL"),
     }
     match (&postgres, &nats) {
         (Some(_), Some(url)) => killed(&mut table, "outbox", &Store::Nats(url.clone())).await,
@@ -158,7 +160,47 @@ async fn broker_is_away(table: &mut Table, store: &Store) {
     table.row("p50 meanwhile, ms", format!("{:.2}", during.p50), "< 5", during.p50 < 5.0);
     table.row("p99 before, ms", format!("{:.2}", usual.p99), "", true);
     table.row("p99 meanwhile, ms", format!("{:.2}", during.p99), "< 50", during.p99 < 50.0);
+    table.row("slowest before, ms", format!("{:.2}", usual.slowest), "", true);
+    table.row("slowest meanwhile, ms", format!("{:.2}", during.slowest), "< 500", during.slowest < 500.0);
     table.row("exit code", code.unwrap_or(-1), "0", code == Some(0));
+}
+
+/// The broker is away and a client has sent half a request, so that neither the events nor the server can end. A second
+/// signal stops the process at once, and what could not be stored is in the file.
+async fn second_signal(table: &mut Table, store: &Store) {
+    let mut instance = Instance::start("nats").await;
+    let addresses = [instance.address];
+    servers("stop", "nats").await;
+    let answered = Load::new(ORDERS / 10).run(&addresses).await;
+    let half = half_a_request(instance.address).await;
+    instance.signal(Signal::TERM);
+    let draining = instance.line().await;
+    let signalled = Instant::now();
+    instance.signal(Signal::TERM);
+    let report = instance.line().await;
+    let spill = instance.spill.clone();
+    let code = instance.end().await;
+    let took = signalled.elapsed();
+    drop(half);
+    servers("start", "nats").await;
+    let spilled = spilled(&spill);
+    let found: Vec<_> = store.ids().await.into_iter().chain(spilled.iter().cloned()).collect();
+    let lost = lost(&answered, &found).count();
+    table.head("nats: the broker is away, a second signal");
+    table.row("answered with 201", answered.len(), "> 0", !answered.is_empty());
+    table.row("in the file", spilled.len(), "> 0", !spilled.is_empty());
+    table.row("lost", lost, "0", lost == 0);
+    table.row("says that it drains", draining.is_some(), "true", draining.as_deref() == Some("draining"));
+    table.row("says nothing of success", report.is_none(), "true", report.is_none());
+    table.row("from the second signal to the end, ms", took.as_millis(), "< 1000", took < Duration::from_secs(1));
+    table.row("exit code", code.unwrap_or(-1), "1", code == Some(1));
+}
+
+/// The ids in the file of what could not be stored, which is removed.
+fn spilled(path: &Path) -> Vec<String> {
+    let Ok(text) = fs::read_to_string(path) else { return Vec::new() };
+    fs::remove_file(path).expect("it can be removed");
+    text.lines().map(|line| order_id(line.as_bytes())).collect()
 }
 
 /// SIGKILL in the midst of load. Then the process is started again, and stopped in an orderly way.
@@ -205,11 +247,12 @@ struct Percentiles {
     count: usize,
     p50: f64,
     p99: f64,
+    slowest: f64,
 }
 
 fn percentiles(answered: &[&Answered]) -> Percentiles {
     let mut times: Vec<_> = answered.iter().map(|answered| answered.took.as_secs_f64() * 1e3).collect();
     times.sort_by(f64::total_cmp);
     let at = |share: f64| times.get((times.len() as f64 * share) as usize).or(times.last()).copied().unwrap_or(0.0);
-    Percentiles { count: times.len(), p50: at(0.5), p99: at(0.99) }
+    Percentiles { count: times.len(), p50: at(0.5), p99: at(0.99), slowest: at(1.0) }
 }

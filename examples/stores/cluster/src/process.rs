@@ -1,11 +1,18 @@
 //! The instances of the examples, and the servers.
 
-use std::{env, net::SocketAddr, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    env,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::{self, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
     time::timeout,
 };
 
@@ -15,28 +22,38 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Instance {
     child: Child,
     pub(crate) address: SocketAddr,
+    /// Where it writes what it could not store in time.
+    pub(crate) spill: PathBuf,
+    lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Instance {
     /// Starts an example, which is built beside this program.
     pub(crate) async fn start(name: &str) -> Self {
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
         let this = env::current_exe().expect("this program has a path");
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let spill = env::temp_dir().join(format!("orders-{}-{number}.undelivered.jsonl", process::id()));
         let mut child = Command::new(this.with_file_name(format!("stores-{name}")))
             .env("ADDR", "127.0.0.1:0")
             .env("DRAIN_LIMIT_MS", "10000")
-            .env("SPILL", env::temp_dir().join(format!("orders-{}.undelivered.jsonl", std::process::id())))
+            .env("SPILL", &spill)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
             .expect("the examples are built: cargo build --manifest-path examples/stores/Cargo.toml");
-        let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
-        let line = timeout(PATIENCE, lines.next_line()).await.expect("a line comes").expect("it can be read");
-        let line = line.unwrap_or_else(|| panic!("stores-{name} cannot start"));
+        let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+        let mut this = Self { child, address: (Ipv4Addr::UNSPECIFIED, 0).into(), spill, lines };
+        let line = this.line().await.unwrap_or_else(|| panic!("stores-{name} cannot start"));
         let address = line.strip_prefix("listening on http://").expect("it says where it listens");
-        let address = address.parse().expect("an address");
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Self { child, address }
+        this.address = address.parse().expect("an address");
+        this
+    }
+
+    /// What it says next; none when it has nothing more to say. It says too little to ever fill the pipe.
+    pub(crate) async fn line(&mut self) -> Option<String> {
+        timeout(PATIENCE, self.lines.next_line()).await.expect("a line comes").expect("it can be read")
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -47,7 +64,8 @@ impl Instance {
 
     /// Its exit code; none if a signal has ended it.
     pub(crate) async fn end(mut self) -> Option<i32> {
-        timeout(PATIENCE, self.child.wait()).await.expect("it ends").expect("it can be waited for").code()
+        let status = timeout(PATIENCE, self.child.wait()).await.expect("it ends").expect("it can be waited for");
+        status.code()
     }
 }
 

@@ -28,7 +28,7 @@ impl Store {
                 let config = pull::OrderedConfig::default();
                 let consumer = stream.create_consumer(config).await.expect("a consumer can be made");
                 let messages = consumer.messages().await.expect("it can be read").take(messages);
-                messages.map(|message| id(&message.expect("a message").payload)).collect().await
+                messages.map(|message| order_id(&message.expect("a message").payload)).collect().await
             }
             Self::Redis(url) => {
                 let client = redis::Client::open(url.as_str()).expect("a valid address");
@@ -70,7 +70,8 @@ async fn stream(url: &str) -> Stream {
     jetstream::new(client).get_stream("ORDERS").await.expect("the stream is there")
 }
 
-fn id(payload: &[u8]) -> String {
-    let order: Value = serde_json::from_slice(payload).expect("a message is JSON");
+/// The id in an order as it is stored.
+pub(crate) fn order_id(payload: &[u8]) -> String {
+    let order: Value = serde_json::from_slice(payload).expect("an order is JSON");
     order["id"].as_str().expect("an order has an id").to_owned()
 }

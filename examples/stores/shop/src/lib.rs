@@ -26,6 +26,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{
@@ -119,8 +120,10 @@ pub async fn run(service: impl Future<Output = Result<ExitCode, Box<dyn Error + 
 
 /// Serves until Ctrl-C or SIGTERM, then drains. The exit code is 0 when every event has completed.
 pub async fn serve(handle: TrackEventsHandle, routes: Router) -> Result<ExitCode, Box<dyn Error + Send + Sync>> {
-    let limit = Duration::from_millis(variable("DRAIN_LIMIT_MS", "5000").parse()?);
-    let listener = TcpListener::bind(variable("ADDR", "127.0.0.1:3000")).await?;
+    let limit = variable("DRAIN_LIMIT_MS", "5000").parse().map_err(|error| format!("DRAIN_LIMIT_MS: {error}"))?;
+    let limit = Duration::from_millis(limit);
+    let address = variable("ADDR", "127.0.0.1:3000");
+    let listener = TcpListener::bind(&address).await.map_err(|error| format!("ADDR: {address}: {error}"))?;
     let [mut terminate, mut interrupt] = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     let app = Router::new()
         .route("/healthz", get(healthz))
@@ -137,13 +140,15 @@ pub async fn serve(handle: TrackEventsHandle, routes: Router) -> Result<ExitCode
     let signalled = Instant::now();
     handle.begin_drain();
     say(io::stdout(), "draining");
-    let mut give_up =
-        Box::pin(async { drop(timeout_at(signalled + limit, next_signal(&mut terminate, &mut interrupt)).await) });
+    // Asked again after it has come true: by the drain, when the second signal came while the server was stopping.
+    let give_up = async { drop(timeout_at(signalled + limit, next_signal(&mut terminate, &mut interrupt)).await) }
+        .boxed()
+        .shared();
     drop(stop_server);
     select! {
         biased;
-        _ = timeout_at(signalled + limit / 2, server) => {}
-        () = &mut give_up => {}
+        _ = server => {}
+        _ = timeout_at(signalled + limit / 2, give_up.clone()) => {}
     }
     match handle.drain_until(give_up).await {
         Ok(report) => {
