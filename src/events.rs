@@ -9,8 +9,9 @@ use crate::{
     handle::TrackEventsHandle,
     output::EventOutput,
     permit::Permit,
-    record::{Record, Start},
+    record::Record,
     refused::Refused,
+    task::{RecordedEvent, recorded, recorded_blocking, recorded_with},
 };
 
 /// Records events of one exchange, from inside its handler.
@@ -85,11 +86,7 @@ impl Events {
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        self.add(
-            name,
-            Location::caller(),
-            Box::new(|launch, runtime, cause, _exchange| launch.spawn(runtime, cause, future)),
-        )
+        self.add(name, Location::caller(), recorded(future))
     }
 
     /// Tracks `work` under `name`; it starts on the runtime's blocking threads when this exchange is over.
@@ -115,11 +112,7 @@ impl Events {
         F: FnOnce() -> T + Send + 'static,
         T: EventOutput,
     {
-        self.add(
-            name,
-            Location::caller(),
-            Box::new(|launch, runtime, cause, _exchange| launch.spawn_blocking(runtime, cause, work)),
-        )
+        self.add(name, Location::caller(), recorded_blocking(work))
     }
 
     /// Tracks the future that `make` returns, under `name`; `make` is called when this exchange is over, and told how.
@@ -149,7 +142,7 @@ impl Events {
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        self.add(name, Location::caller(), start_with(make))
+        self.add(name, Location::caller(), recorded_with(make))
     }
 
     /// Reserves room for one event of this exchange, so that tracking it cannot be refused any more.
@@ -172,7 +165,7 @@ impl Events {
     /// ```
     #[track_caller]
     pub fn reserve(&self) -> Result<Permit, Refused> {
-        Permit::reserve(&self.record.shard, Some(Arc::clone(&self.record)), Location::caller())
+        Permit::reserve_in(&self.record, Location::caller())
     }
 
     /// Gives the handle of the layer, for events that should start at once and for guards.
@@ -194,24 +187,16 @@ impl Events {
         TrackEventsHandle::of(&self.record.shard)
     }
 
-    fn add(&self, name: &'static str, location: &'static Location<'static>, start: Start) -> Result<(), Refused> {
-        let (launch, runtime) = self.record.accept(name, location)?;
-        self.record.add(launch, runtime, start);
+    fn add(
+        &self,
+        name: &'static str,
+        location: &'static Location<'static>,
+        event: RecordedEvent,
+    ) -> Result<(), Refused> {
+        let launch = self.record.accept(name, location)?;
+        self.record.add(launch, event);
         Ok(())
     }
-}
-
-/// The start of an event that is told how its exchange ended.
-pub(crate) fn start_with<M, F>(make: M) -> Start
-where
-    M: FnOnce(Exchange) -> F + Send + 'static,
-    F: Future + Send + 'static,
-    F::Output: EventOutput,
-{
-    Box::new(|launch, runtime, cause, exchange| {
-        let exchange = exchange.clone();
-        launch.spawn(runtime, cause, async move { make(exchange).await });
-    })
 }
 
 impl fmt::Debug for Events {

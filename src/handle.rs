@@ -3,12 +3,10 @@
 use std::{fmt, panic::Location, sync::Arc, time::Duration};
 
 use tokio::runtime;
-use tracing::Span;
 
 use crate::{
     batch::EventSink,
     drain::Drain,
-    entry::Stage,
     house::{House, Settings, Shard, Shards},
     ledger::Ticket,
     metrics,
@@ -18,7 +16,7 @@ use crate::{
     setting::InvalidSetting,
     sink::SinkBuilder,
     snapshot::{SinkSnapshot, Snapshot},
-    task::Launch,
+    task::{Launch, current_span},
     wait_idle::WaitIdle,
 };
 
@@ -105,8 +103,8 @@ impl TrackEventsHandle {
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        let (launch, runtime) = Launch::accept(self.shard(), name, Stage::Started, Location::caller(), None)?;
-        launch.spawn(&runtime, &Span::current(), future);
+        let (launch, runtime) = Launch::now(self.shard(), name, Location::caller())?;
+        launch.spawn(&runtime, &current_span(), future);
         Ok(())
     }
 
@@ -136,8 +134,8 @@ impl TrackEventsHandle {
         F: FnOnce() -> T + Send + 'static,
         T: EventOutput,
     {
-        let (launch, runtime) = Launch::accept(self.shard(), name, Stage::Started, Location::caller(), None)?;
-        launch.spawn_blocking(&runtime, &Span::current(), work);
+        let (launch, runtime) = Launch::now(self.shard(), name, Location::caller())?;
+        launch.spawn_blocking(&runtime, &current_span(), work);
         Ok(())
     }
 
@@ -182,7 +180,7 @@ impl TrackEventsHandle {
     /// See [`Permit`].
     #[track_caller]
     pub fn reserve(&self) -> Result<Permit, Refused> {
-        Permit::reserve(self.shard(), None, Location::caller())
+        Permit::reserve(self.shard(), Location::caller())
     }
 
     /// Raises the drain signal: readiness turns red, endless streams end themselves. It refuses nothing yet.

@@ -16,11 +16,12 @@ use crate::{
     ledger::Room,
     overflow::{self, Overflow, Waiting, WaitingEvent},
     permit::fill,
-    record::{HookListId, Observe, Record, Start},
+    record::{HookListId, Observe, Record},
+    task::RecordedEvent,
 };
 
 type Filter = Box<dyn Fn(&Parts) -> bool + Send + Sync>;
-type Make = Box<dyn Fn(&Parts) -> Start + Send + Sync>;
+type Make = Box<dyn Fn(&Parts) -> RecordedEvent + Send + Sync>;
 
 /// One event for every exchange that its filter lets pass.
 pub(crate) struct Hook {
@@ -79,11 +80,11 @@ impl Hook {
         if matches!(applies, Ok(false)) {
             return;
         }
-        let Ok((launch, runtime)) = record.accept(self.name, self.location) else {
+        let Ok(launch) = record.accept(self.name, self.location) else {
             return;
         };
-        match self.start(applies, request) {
-            Ok(start) => record.add(launch, runtime, start),
+        match self.event(applies, request) {
+            Ok(event) => record.add(launch, event),
             Err(panic) => launch.panicked(panic),
         }
     }
@@ -94,18 +95,18 @@ impl Hook {
             return None;
         }
         let Self { name, location, .. } = *self;
-        let (runtime, room) = overflow::room_for(record, name, location).ok()?;
-        let start = self.start(applies, request);
-        match (room, start) {
-            (Room::Granted(permit), Ok(start)) => {
-                record.add(fill(permit, name, Some(record), location), runtime, start);
+        let room = overflow::room_for(record, name, location).ok()?;
+        let event = self.event(applies, request);
+        match (room, event) {
+            (Room::Granted(permit), Ok(event)) => {
+                record.add(fill(permit, name, Some(record), location), event);
                 None
             }
             (Room::Granted(permit), Err(panic)) => {
                 fill(permit, name, Some(record), location).panicked(panic);
                 None
             }
-            (Room::Queued(room), start) => Some(WaitingEvent { name, location, runtime, start, room }),
+            (Room::Queued(room), event) => Some(WaitingEvent { name, location, event, room }),
         }
     }
 
@@ -113,8 +114,8 @@ impl Hook {
         contain(|| self.filter.as_ref().is_none_or(|filter| filter(request)))
     }
 
-    /// What starts the event, or the panic of the hook. The request is served, whatever the hook does.
-    fn start(&self, applies: Result<bool, String>, request: &Parts) -> Result<Start, String> {
+    /// The event, or the panic of the hook. The request is served, whatever the hook does.
+    fn event(&self, applies: Result<bool, String>, request: &Parts) -> Result<RecordedEvent, String> {
         applies.and_then(|_| contain(|| (self.make)(request)))
     }
 }

@@ -6,14 +6,13 @@ use http::request::Parts;
 use tower_layer::Layer;
 
 use crate::{
-    events::start_with,
     exchange::Exchange,
     handle::TrackEventsHandle,
     hook::{Hook, HookList, Observer},
     output::EventOutput,
     overflow::Overflow,
-    record::Start,
     service::TrackEvents,
+    task::{RecordedEvent, recorded_with},
 };
 
 /// A layer that tracks the requests of a service and starts their events once the responses are over.
@@ -222,14 +221,14 @@ impl TrackEventsLayerBuilder {
     }
 }
 
-fn boxed<M, W, F>(make: M) -> Box<dyn Fn(&Parts) -> Start + Send + Sync>
+fn boxed<M, W, F>(make: M) -> Box<dyn Fn(&Parts) -> RecordedEvent + Send + Sync>
 where
     M: Fn(&Parts) -> W + Send + Sync + 'static,
     W: FnOnce(Exchange) -> F + Send + 'static,
     F: Future + Send + 'static,
     F::Output: EventOutput,
 {
-    Box::new(move |request| start_with(make(request)))
+    Box::new(move |request| recorded_with(make(request)))
 }
 
 impl fmt::Debug for TrackEventsLayerBuilder {

@@ -7,17 +7,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::runtime;
-
 use crate::{
     contain::contain,
     house::House,
     ledger::{PermitTicket, Room, RoomWait},
     limit::Limit,
-    metrics,
     permit::fill,
-    record::{Record, Start},
+    record::Record,
     refused::Refused,
+    task::RecordedEvent,
 };
 
 /// What a layer does with an event of its own when the house is full, set by
@@ -66,9 +64,8 @@ pub(crate) struct Waiting {
 pub(crate) struct WaitingEvent {
     pub(crate) name: &'static str,
     pub(crate) location: &'static Location<'static>,
-    pub(crate) runtime: runtime::Handle,
-    /// What starts it, or the panic of the hook that was to make that.
-    pub(crate) start: Result<Start, String>,
+    /// The event, or the panic of the hook that was to make it.
+    pub(crate) event: Result<RecordedEvent, String>,
     pub(crate) room: RoomWait<House>,
 }
 
@@ -98,8 +95,8 @@ impl Waiting {
     }
 
     fn shed(&mut self) {
-        for WaitingEvent { name, start, room, .. } in self.events.drain(..) {
-            let _ = contain(|| drop(start));
+        for WaitingEvent { name, event, room, .. } in self.events.drain(..) {
+            let _ = contain(|| drop(event));
             drop(room);
             self.record.shard.shed(name);
         }
@@ -108,11 +105,11 @@ impl Waiting {
 
 impl WaitingEvent {
     fn accept(self, record: &Arc<Record>, permit: PermitTicket<House>) {
-        let Self { name, location, runtime, start, room } = self;
+        let Self { name, location, event, room } = self;
         drop(room);
         let launch = fill(permit, name, Some(record), location);
-        match start {
-            Ok(start) => record.add(launch, runtime, start),
+        match event {
+            Ok(event) => record.add(launch, event),
             Err(panic) => launch.panicked(panic),
         }
     }
@@ -130,7 +127,7 @@ pub(crate) fn room_for(
     record: &Record,
     name: &'static str,
     location: &'static Location<'static>,
-) -> Result<(runtime::Handle, Room<House>), Refused> {
-    let runtime = record.shard.runtime().inspect_err(|refused| metrics::refused(name, *refused))?;
-    Ok((runtime, record.shard.room(name, location)?))
+) -> Result<Room<House>, Refused> {
+    record.find_runtime(name)?;
+    record.shard.room(name, location)
 }

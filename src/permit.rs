@@ -3,7 +3,6 @@
 use std::{fmt, panic::Location, sync::Arc};
 
 use tokio::runtime;
-use tracing::Span;
 
 use crate::{
     entry::Stage,
@@ -13,8 +12,11 @@ use crate::{
     output::EventOutput,
     record::Record,
     refused::Refused,
-    task::Launch,
+    task::{Launch, current_span, recorded, recorded_blocking},
 };
+
+/// What stands for the name of the event, which is not known yet, when a permit is refused.
+const PERMIT: &str = "(permit)";
 
 /// Room for one event, from [`TrackEventsHandle::reserve`](crate::TrackEventsHandle::reserve) or
 /// [`Events::reserve`](crate::Events::reserve).
@@ -37,20 +39,27 @@ use crate::{
 #[must_use = "a permit that is dropped gives its room back"]
 pub struct Permit {
     ticket: PermitTicket<House>,
-    runtime: runtime::Handle,
-    /// The exchange whose end the event waits for; without one it starts at once.
-    record: Option<Arc<Record>>,
+    start: Start,
+}
+
+/// When the event starts.
+enum Start {
+    Now(runtime::Handle),
+    /// When the exchange is over.
+    After(Arc<Record>),
 }
 
 impl Permit {
-    pub(crate) fn reserve(
-        shard: &Arc<Shard>,
-        record: Option<Arc<Record>>,
-        location: &'static Location<'static>,
-    ) -> Result<Self, Refused> {
-        let runtime = shard.runtime().inspect_err(|refused| metrics::refused("(permit)", *refused))?;
+    pub(crate) fn reserve(shard: &Arc<Shard>, location: &'static Location<'static>) -> Result<Self, Refused> {
+        let runtime = shard.runtime().inspect_err(|refused| metrics::refused(PERMIT, *refused))?;
         let ticket = shard.reserve_event(location)?;
-        Ok(Self { ticket, runtime, record })
+        Ok(Self { ticket, start: Start::Now(runtime) })
+    }
+
+    pub(crate) fn reserve_in(record: &Arc<Record>, location: &'static Location<'static>) -> Result<Self, Refused> {
+        record.find_runtime(PERMIT)?;
+        let ticket = record.shard.reserve_event(location)?;
+        Ok(Self { ticket, start: Start::After(Arc::clone(record)) })
     }
 
     /// Tracks `future` under `name`, in the room that this permit holds.
@@ -62,14 +71,14 @@ impl Permit {
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        let (launch, runtime, record) = self.accept(name, Location::caller());
-        match record {
-            None => launch.spawn(&runtime, &Span::current(), future),
-            Some(record) => record.add(
-                launch,
-                runtime,
-                Box::new(|launch, runtime, cause, _exchange| launch.spawn(runtime, cause, future)),
-            ),
+        let Self { ticket, start } = self;
+        match start {
+            Start::Now(runtime) => {
+                fill(ticket, name, None, Location::caller()).spawn(&runtime, &current_span(), future);
+            }
+            Start::After(record) => {
+                record.add(fill(ticket, name, Some(&record), Location::caller()), recorded(future));
+            }
         }
     }
 
@@ -83,24 +92,15 @@ impl Permit {
         F: FnOnce() -> T + Send + 'static,
         T: EventOutput,
     {
-        let (launch, runtime, record) = self.accept(name, Location::caller());
-        match record {
-            None => launch.spawn_blocking(&runtime, &Span::current(), work),
-            Some(record) => record.add(
-                launch,
-                runtime,
-                Box::new(|launch, runtime, cause, _exchange| launch.spawn_blocking(runtime, cause, work)),
-            ),
+        let Self { ticket, start } = self;
+        match start {
+            Start::Now(runtime) => {
+                fill(ticket, name, None, Location::caller()).spawn_blocking(&runtime, &current_span(), work);
+            }
+            Start::After(record) => {
+                record.add(fill(ticket, name, Some(&record), Location::caller()), recorded_blocking(work));
+            }
         }
-    }
-
-    fn accept(
-        self,
-        name: &'static str,
-        location: &'static Location<'static>,
-    ) -> (Launch, runtime::Handle, Option<Arc<Record>>) {
-        let Self { ticket, runtime, record } = self;
-        (fill(ticket, name, record.as_ref(), location), runtime, record)
     }
 }
 
@@ -122,7 +122,7 @@ pub(crate) fn fill(
 
 impl fmt::Debug for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ticket: _, runtime: _, record } = self;
-        f.debug_struct("Permit").field("of_exchange", &record.is_some()).finish_non_exhaustive()
+        let Self { ticket: _, start } = self;
+        f.debug_struct("Permit").field("of_exchange", &matches!(start, Start::After(_))).finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     fmt, mem,
     panic::Location,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Wake, Waker},
     time::Duration,
 };
@@ -18,11 +18,8 @@ use crate::{
     house::Shard,
     inside, metrics,
     refused::Refused,
-    task::Launch,
+    task::{Launch, RecordedEvent, current_span, spawn_all},
 };
-
-/// Starts one event, told how its exchange ended.
-pub(crate) type Start = Box<dyn FnOnce(Launch, &runtime::Handle, &Span, &Exchange) + Send>;
 
 /// Is told how the exchange ended, when it has.
 pub(crate) type Observe = Box<dyn FnOnce(&Exchange) + Send>;
@@ -38,6 +35,8 @@ pub(crate) struct Record {
     opened_by: HookListId,
     /// The open exchange of another handle in which this one was opened.
     outer: Option<Arc<Record>>,
+    /// Where its events run: where the first of them was recorded.
+    runtime: OnceLock<runtime::Handle>,
     book: Mutex<Book>,
 }
 
@@ -48,27 +47,12 @@ pub(crate) type HookListId = u64;
 struct Book {
     /// Set when the exchange is over; from then on nothing is recorded, and what comes starts at once.
     over: Option<Exchange>,
-    recorded: Vec<Recorded>,
+    recorded: Vec<RecordedEvent>,
     observers: Vec<Observe>,
     /// The hook lists of inner layers that this exchange has met, so that none fires twice.
     joined: Vec<HookListId>,
     /// Released when the exchange is over: a `WebSocket` task may keep the record for hours.
     span: Option<Span>,
-}
-
-struct Recorded {
-    start: Start,
-    launch: Launch,
-    runtime: runtime::Handle,
-}
-
-impl Recorded {
-    /// Starts the event. A panic on the way (of a subscriber, or of a runtime that cannot start a thread) is its own.
-    fn begin(self, now: Nanos, span: &Span, exchange: &Exchange) {
-        let Self { start, launch, runtime } = self;
-        launch.ticket.start(now);
-        let _ = contain(|| start(launch, &runtime, span, exchange));
-    }
 }
 
 impl Record {
@@ -78,8 +62,15 @@ impl Record {
         opened_by: HookListId,
         outer: Option<Arc<Record>>,
     ) -> Arc<Self> {
-        let book = Book { span: Some(Span::current()), ..Book::default() };
-        Arc::new(Self { shard: Arc::clone(shard), began, opened_by, outer, book: Mutex::new(book) })
+        let book = Book { span: Some(current_span()), ..Book::default() };
+        Arc::new(Self {
+            shard: Arc::clone(shard),
+            began,
+            opened_by,
+            outer,
+            runtime: OnceLock::new(),
+            book: Mutex::new(book),
+        })
     }
 
     /// Accepts an event of this exchange, or refuses it. Then comes [`add`](Self::add).
@@ -87,8 +78,19 @@ impl Record {
         self: &Arc<Self>,
         name: &'static str,
         location: &'static Location<'static>,
-    ) -> Result<(Launch, runtime::Handle), Refused> {
+    ) -> Result<Launch, Refused> {
+        self.find_runtime(name)?;
         Launch::accept(&self.shard, name, Stage::Recorded, location, Some(self.holder()))
+    }
+
+    /// Sees to it that there is a runtime for the event. A refusal is counted.
+    pub(crate) fn find_runtime(&self, name: &'static str) -> Result<(), Refused> {
+        if self.runtime.get().is_none() {
+            let runtime = self.shard.runtime().inspect_err(|refused| metrics::refused(name, *refused))?;
+            // Another thread may have been first, which is as good.
+            let _ = self.runtime.set(runtime);
+        }
+        Ok(())
     }
 
     /// Is woken when an event that is recorded here is to be aborted.
@@ -97,21 +99,28 @@ impl Record {
     }
 
     /// Keeps the event until the exchange is over. If it is over already the event starts now.
-    pub(crate) fn add(&self, launch: Launch, runtime: runtime::Handle, start: Start) {
-        let event = Recorded { start, launch, runtime };
+    pub(crate) fn add(&self, launch: Launch, mut event: RecordedEvent) {
+        event.as_mut().accepted(launch);
         let mut book = self.lock();
         let Some(exchange) = book.over.clone() else {
             // Asked under the lock that an abort takes: one that has come before did not find the event.
-            if event.launch.ticket.is_aborted() {
+            if event.is_aborted() {
                 drop(book);
-                event.launch.abort(event.start);
+                event.as_mut().abort();
             } else {
                 book.recorded.push(event);
             }
             return;
         };
         drop(book);
-        event.begin(self.shard.house().now(), &Span::none(), &exchange);
+        self.start(vec![event], self.shard.house().now(), &Span::none(), &exchange);
+    }
+
+    fn start(&self, mut events: Vec<RecordedEvent>, now: Nanos, span: &Span, exchange: &Exchange) {
+        if let Some(runtime) = self.runtime.get() {
+            events.retain_mut(|event| event.as_mut().begin(now, runtime, span, exchange));
+            spawn_all(runtime, events);
+        }
     }
 
     /// Keeps an observer until the exchange is over.
@@ -190,9 +199,7 @@ impl Record {
         for observe in observers {
             self.tell(observe, &span, &exchange);
         }
-        for event in recorded {
-            event.begin(now, &span, &exchange);
-        }
+        self.start(recorded, now, &span, &exchange);
         let _ = contain(|| drop(span));
     }
 
@@ -207,11 +214,11 @@ impl Wake for Record {
     fn wake(self: Arc<Self>) {
         let mut book = self.lock();
         let (aborted, kept): (Vec<_>, _) =
-            mem::take(&mut book.recorded).into_iter().partition(|event| event.launch.ticket.is_aborted());
+            mem::take(&mut book.recorded).into_iter().partition(|event| event.is_aborted());
         book.recorded = kept;
         drop(book);
-        for Recorded { start, launch, runtime: _ } in aborted {
-            launch.abort(start);
+        for mut event in aborted {
+            event.as_mut().abort();
         }
     }
 }
@@ -228,7 +235,7 @@ pub(crate) enum Joined {
 
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { shard: _, began: _, opened_by: _, outer: _, book: _ } = self;
+        let Self { shard: _, began: _, opened_by: _, outer: _, runtime: _, book: _ } = self;
         let book = self.lock();
         let (over, recorded) = (book.over.clone(), book.recorded.len());
         drop(book);

@@ -11,11 +11,12 @@ use std::{
 
 use pin_project_lite::pin_project;
 use tokio::runtime;
-use tracing::Span;
+use tracing::{Span, level_filters::LevelFilter};
 
 use crate::{
     contain::contain,
-    entry::Stage,
+    entry::{Nanos, Stage},
+    exchange::Exchange,
     house::{House, Shard},
     inside,
     ledger::EventTicket,
@@ -26,25 +27,34 @@ use crate::{
     snapshot::Ending,
 };
 
-/// An accepted event that is about to start.
+/// An accepted event that is about to be recorded, or to start.
 pub(crate) struct Launch {
     pub(crate) name: &'static str,
     pub(crate) ticket: EventTicket<House>,
 }
 
 impl Launch {
-    /// Accepts an event for the runtime of here and now, or refuses it: the one decision.
+    /// Accepts an event, or refuses it: the one decision.
     pub(crate) fn accept(
         shard: &Arc<Shard>,
         name: &'static str,
         stage: Stage,
         location: &'static Location<'static>,
         holder: Option<Waker>,
-    ) -> Result<(Self, runtime::Handle), Refused> {
-        let runtime = shard.runtime().inspect_err(|refused| metrics::refused(name, *refused))?;
+    ) -> Result<Self, Refused> {
         let ticket = shard.accept_event(name, stage, location, holder)?;
         metrics::accepted(name);
-        Ok((Self { name, ticket }, runtime))
+        Ok(Self { name, ticket })
+    }
+
+    /// Accepts an event that starts at once, on the runtime of here and now.
+    pub(crate) fn now(
+        shard: &Arc<Shard>,
+        name: &'static str,
+        location: &'static Location<'static>,
+    ) -> Result<(Self, runtime::Handle), Refused> {
+        let runtime = shard.runtime().inspect_err(|refused| metrics::refused(name, *refused))?;
+        Ok((Self::accept(shard, name, Stage::Started, location, None)?, runtime))
     }
 
     /// Runs the event as a task. If the runtime is going down the event is dropped instead, and counted as aborted.
@@ -53,9 +63,10 @@ impl Launch {
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        let limit = self.ticket.shard().house().settings.event_timeout.map_or(Limit::Never, Limit::after);
-        let running = self.begin(cause);
-        runtime.spawn(Tracked { future: Some(future), limit, is_held: false, running: Some(running) });
+        let mut tracked = Tracked::<fn(&Exchange) -> F, F>::new(Work::Running { future });
+        tracked.limit = self.limit();
+        tracked.running = Some(self.begin(cause));
+        runtime.spawn(tracked);
     }
 
     /// Runs the event on a blocking thread. If the runtime is going down it is dropped instead, and counted as aborted.
@@ -65,24 +76,22 @@ impl Launch {
         F: FnOnce() -> T + Send + 'static,
         T: EventOutput,
     {
-        let running = self.begin(cause);
-        let blocking = Blocking(Queued::new(work, running));
-        runtime.spawn_blocking(move || blocking.run());
-    }
-
-    fn begin(self, cause: &Span) -> Running {
-        let Self { name, ticket } = self;
-        Running { name, span: event_span(name, cause), ticket, began: Some(Began::now()) }
-    }
-
-    /// Ends the event as aborted before it could start.
-    pub(crate) fn abort(self, work: impl Send) {
-        self.never_begun().abort(work);
+        spawn_blocking(runtime, work, self.begin(cause));
     }
 
     /// Ends the event as panicked before it could start, because the code that makes it did.
     pub(crate) fn panicked(self, message: String) {
         self.never_begun().end(Verdict::Panicked(message));
+    }
+
+    fn limit(&self) -> Limit {
+        self.ticket.shard().house().settings.event_timeout.map_or(Limit::Never, Limit::after)
+    }
+
+    fn begin(self, cause: &Span) -> Running {
+        let mut running = self.never_begun();
+        running.begin(cause);
+        running
     }
 
     fn never_begun(self) -> Running {
@@ -91,8 +100,16 @@ impl Launch {
     }
 }
 
+/// The span in which an event is tracked. Asked for only if somebody listens.
+pub(crate) fn current_span() -> Span {
+    if LevelFilter::current() == LevelFilter::OFF { Span::none() } else { Span::current() }
+}
+
 /// The span has no parent, since a child would keep the span of its request open.
 fn event_span(name: &'static str, cause: &Span) -> Span {
+    if LevelFilter::current() < LevelFilter::INFO {
+        return Span::none();
+    }
     contain(|| {
         let span = tracing::info_span!(parent: None, "event", name);
         span.follows_from(cause);
@@ -119,6 +136,11 @@ enum Verdict {
 }
 
 impl Running {
+    fn begin(&mut self, cause: &Span) {
+        self.span = event_span(self.name, cause);
+        self.began = Some(Began::now());
+    }
+
     fn enter<T>(&self, run: impl FnOnce() -> T) -> Result<T, String> {
         inside::enter(self.ticket.shard().ledger_id(), || contain(|| self.span.in_scope(run)))
     }
@@ -130,17 +152,19 @@ impl Running {
         });
     }
 
-    fn abort<T>(self, work: T) {
-        let verdict = self.enter(|| drop(work)).map_or_else(Verdict::Panicked, |()| Verdict::Aborted);
+    fn abort(self, drop_work: impl FnOnce()) {
+        let verdict = self.enter(drop_work).map_or_else(Verdict::Panicked, |()| Verdict::Aborted);
         self.end(verdict);
     }
 
     /// To be called when all that the event owned is dropped: with the ticket, the drain may go on.
     fn end(self, verdict: Verdict) {
         let Self { name, span, ticket, began } = self;
-        // A subscriber that panics costs its line, not the count.
-        let _ = contain(|| verdict.log(name, &span));
-        let _ = contain(|| drop(span));
+        if !verdict.is_silent() || !span.is_none() {
+            // A subscriber that panics costs its line, not the count.
+            let _ = contain(|| verdict.log(name, &span));
+            let _ = contain(|| drop(span));
+        }
         let ending = verdict.ending();
         metrics::ended(name, ending, began.as_ref());
         ticket.end(ending);
@@ -158,6 +182,10 @@ impl Verdict {
         }
     }
 
+    fn is_silent(&self) -> bool {
+        matches!(self, Self::Returned(Ok(())))
+    }
+
     fn log(&self, event: &'static str, span: &Span) {
         match self {
             Self::Returned(Ok(())) => {}
@@ -172,29 +200,134 @@ impl Verdict {
     }
 }
 
+/// An event that waits for the end of its exchange, and is its future from then on.
+pub(crate) trait Recorded: Future<Output = ()> + Send {
+    /// Comes before all else: the event has been accepted.
+    fn accepted(self: Pin<&mut Self>, launch: Launch);
+
+    fn is_aborted(&self) -> bool;
+
+    /// Ends the event as aborted before it could start.
+    fn abort(self: Pin<&mut Self>);
+
+    /// The exchange is over. False if the event needs no task, because it has been given a thread.
+    fn begin(self: Pin<&mut Self>, now: Nanos, runtime: &runtime::Handle, cause: &Span, exchange: &Exchange) -> bool;
+
+    /// From now on another task polls the event.
+    fn moves_to_another_task(self: Pin<&mut Self>);
+}
+
+pub(crate) type RecordedEvent = Pin<Box<dyn Recorded>>;
+
+/// An event whose future is there already.
+pub(crate) fn recorded<F>(future: F) -> RecordedEvent
+where
+    F: Future + Send + 'static,
+    F::Output: EventOutput,
+{
+    Box::pin(Tracked::<fn(&Exchange) -> F, F>::new(Work::Running { future }))
+}
+
+/// An event whose future is made when it is known how the exchange ended.
+pub(crate) fn recorded_with<M, F>(make: M) -> RecordedEvent
+where
+    M: FnOnce(Exchange) -> F + Send + 'static,
+    F: Future + Send + 'static,
+    F::Output: EventOutput,
+{
+    // What is called here is ours: the user's function runs inside the event.
+    let make = |exchange: &Exchange| {
+        let exchange = exchange.clone();
+        async move { make(exchange).await }
+    };
+    Box::pin(Tracked::new(Work::Unmade { make: Some(make) }))
+}
+
+/// An event that occupies a blocking thread.
+pub(crate) fn recorded_blocking<F, T>(work: F) -> RecordedEvent
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: EventOutput,
+{
+    Box::pin(RecordedBlocking { work: Some(work), running: None })
+}
+
+/// Runs the events of one exchange.
+pub(crate) fn spawn_all(runtime: &runtime::Handle, mut events: Vec<RecordedEvent>) {
+    if events.len() == 1 {
+        events.pop().map(|event| runtime.spawn(event));
+    } else if !events.is_empty() {
+        events.reverse();
+        runtime.spawn(FirstPolls { events });
+    }
+}
+
+/// Polls each of a few events once. One that is not ready then gets a task of its own, so that none waits for another
+/// after that; the last one stays. Most events of one exchange that are short cost one task together.
+struct FirstPolls {
+    /// The next one last.
+    events: Vec<RecordedEvent>,
+}
+
+impl Future for FirstPolls {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        while let Some(event) = self.events.last_mut() {
+            let is_pending = event.as_mut().poll(cx).is_pending();
+            if is_pending && self.events.len() == 1 {
+                return Poll::Pending;
+            }
+            let event = self.events.pop().filter(|_| is_pending);
+            if let Some(mut event) = event {
+                event.as_mut().moves_to_another_task();
+                tokio::spawn(event);
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
 pin_project! {
-    /// The future of an event with its ticket.
-    struct Tracked<F> {
+    /// What an event does.
+    #[project = WorkProjection]
+    enum Work<M, F> {
+        Unmade { make: Option<M> },
+        Running { #[pin] future: F },
+        Over,
+    }
+}
+
+pin_project! {
+    /// An event with its ticket.
+    struct Tracked<M, F> {
         #[pin]
-        future: Option<F>,
+        work: Work<M, F>,
         limit: Limit,
         // Whether an abort wakes the task. Set when it is first pending: most events are not.
         is_held: bool,
+        // None before it is accepted, and after its end.
         running: Option<Running>,
     }
 
-    impl<F> PinnedDrop for Tracked<F> {
+    impl<M, F> PinnedDrop for Tracked<M, F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             if let Some(running) = this.running.take() {
-                let _ = running.enter(|| this.future.set(None));
+                let _ = running.enter(|| this.work.set(Work::Over));
                 running.end(Verdict::Dropped);
             }
         }
     }
 }
 
-impl<F> Future for Tracked<F>
+impl<M, F> Tracked<M, F> {
+    fn new(work: Work<M, F>) -> Self {
+        Self { work, limit: Limit::Never, is_held: false, running: None }
+    }
+}
+
+impl<M, F> Future for Tracked<M, F>
 where
     F: Future,
     F::Output: EventOutput,
@@ -211,10 +344,13 @@ where
             Some(Verdict::Aborted)
         } else {
             let returned = running.enter(|| {
-                let Some(future) = this.future.as_mut().as_pin_mut() else {
+                let WorkProjection::Running { future } = this.work.as_mut().project() else {
                     return Poll::Pending;
                 };
-                Poll::Ready(ready!(future.poll(cx)).judge())
+                let result = ready!(future.poll(cx)).judge();
+                // What the event owns is dropped before its ending counts.
+                this.work.set(Work::Over);
+                Poll::Ready(result)
             });
             match returned {
                 Ok(Poll::Ready(result)) => Some(Verdict::Returned(result)),
@@ -238,15 +374,138 @@ where
         let Some(mut verdict) = verdict else {
             return Poll::Pending;
         };
-        // What the event owns is dropped before its ending counts.
-        if let Err(panic) = running.enter(|| this.future.set(None)) {
-            verdict = Verdict::Panicked(panic);
+        if !matches!(*this.work, Work::Over) {
+            // It did not return.
+            if let Err(panic) = running.enter(|| this.work.set(Work::Over)) {
+                verdict = Verdict::Panicked(panic);
+            }
         }
         if let Some(running) = this.running.take() {
             running.end(verdict);
         }
         Poll::Ready(())
     }
+}
+
+impl<M, F> Recorded for Tracked<M, F>
+where
+    M: FnOnce(&Exchange) -> F + Send,
+    F: Future + Send,
+    F::Output: EventOutput,
+{
+    fn accepted(self: Pin<&mut Self>, launch: Launch) {
+        let this = self.project();
+        *this.limit = launch.limit();
+        *this.running = Some(launch.never_begun());
+    }
+
+    fn is_aborted(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.ticket.is_aborted())
+    }
+
+    fn abort(self: Pin<&mut Self>) {
+        let mut this = self.project();
+        if let Some(running) = this.running.take() {
+            running.abort(|| this.work.set(Work::Over));
+        }
+    }
+
+    fn begin(self: Pin<&mut Self>, now: Nanos, _runtime: &runtime::Handle, cause: &Span, exchange: &Exchange) -> bool {
+        let mut this = self.project();
+        let Some(running) = this.running else {
+            return false;
+        };
+        running.ticket.start(now);
+        running.begin(cause);
+        let make = match this.work.as_mut().project() {
+            WorkProjection::Unmade { make } => make.take(),
+            WorkProjection::Running { .. } | WorkProjection::Over => None,
+        };
+        if let Some(make) = make {
+            this.work.set(Work::Running { future: make(exchange) });
+        }
+        true
+    }
+
+    fn moves_to_another_task(self: Pin<&mut Self>) {
+        *self.project().is_held = false;
+    }
+}
+
+/// A blocking event that has not started.
+struct RecordedBlocking<W> {
+    work: Option<W>,
+    running: Option<Running>,
+}
+
+/// Nothing in it is pinned.
+impl<W> Unpin for RecordedBlocking<W> {}
+
+/// It has nothing to poll: when it begins it is given a thread.
+impl<W> Future for RecordedBlocking<W> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+impl<W, T> Recorded for RecordedBlocking<W>
+where
+    W: FnOnce() -> T + Send + 'static,
+    T: EventOutput,
+{
+    fn accepted(mut self: Pin<&mut Self>, launch: Launch) {
+        self.running = Some(launch.never_begun());
+    }
+
+    fn is_aborted(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.ticket.is_aborted())
+    }
+
+    fn abort(mut self: Pin<&mut Self>) {
+        let work = self.work.take();
+        if let Some(running) = self.running.take() {
+            running.abort(|| drop(work));
+        }
+    }
+
+    fn begin(
+        mut self: Pin<&mut Self>,
+        now: Nanos,
+        runtime: &runtime::Handle,
+        cause: &Span,
+        _exchange: &Exchange,
+    ) -> bool {
+        if let (Some(mut running), Some(work)) = (self.running.take(), self.work.take()) {
+            running.ticket.start(now);
+            running.begin(cause);
+            // If it panics because no thread can be started the event has been dropped, and counted as aborted.
+            let _ = contain(|| spawn_blocking(runtime, work, running));
+        }
+        false
+    }
+
+    fn moves_to_another_task(self: Pin<&mut Self>) {}
+}
+
+impl<W> Drop for RecordedBlocking<W> {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            let work = self.work.take();
+            let _ = running.enter(|| drop(work));
+            running.end(Verdict::Dropped);
+        }
+    }
+}
+
+fn spawn_blocking<F, T>(runtime: &runtime::Handle, work: F, running: Running)
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: EventOutput,
+{
+    let blocking = Blocking(Queued::new(work, running));
+    runtime.spawn_blocking(move || blocking.run());
 }
 
 /// The closure of a blocking event with its ticket, until it has a thread.
@@ -263,7 +522,7 @@ impl<F: Send + 'static> Queued<F> {
             drop(place);
         } else {
             drop(place);
-            running.abort(work);
+            running.abort(|| drop(work));
         }
         queued
     }
@@ -283,7 +542,7 @@ impl<F> Queued<F> {
 impl<F: Send + 'static> Wake for Queued<F> {
     fn wake(self: Arc<Self>) {
         if let Some((work, running)) = self.take() {
-            running.abort(work);
+            running.abort(|| drop(work));
         }
     }
 }
