@@ -2,7 +2,7 @@
 
 use std::{mem, panic::Location, task::Waker};
 
-/// Nanoseconds on the clock of whoever uses the ledger, which has none itself.
+/// Nanoseconds on the clock that the ledger is given.
 pub(crate) type Nanos = u64;
 
 /// Numbers the times between two aborts or waits for idleness.

@@ -47,21 +47,28 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         if let Some(waiting) = this.waiting {
-            ready!(waiting.get_mut().unwrap_or_else(PoisonError::into_inner).poll(cx));
+            if waiting.get_mut().unwrap_or_else(PoisonError::into_inner).poll(cx).is_pending() {
+                this.guard.iter().for_each(ExchangeGuard::waits);
+                return Poll::Pending;
+            }
             *this.waiting = None;
         }
         let Some(guard) = this.guard else {
             let response = ready!(poll_to_end(this.inner, cx))?;
             return Poll::Ready(Ok(response.map(|body| ResponseBody::new(body, None))));
         };
-        let result = ready!(guard.watch(|| {
+        let polled = guard.watch(|| {
             let result = ready!(poll_to_end(this.inner, cx));
             Poll::Ready(result.map(|response| {
                 let body = response.body();
                 let (exact_size, is_end) = (body.size_hint().exact(), body.is_end_stream());
                 (response, exact_size, is_end)
             }))
-        }));
+        });
+        let Poll::Ready(result) = polled else {
+            guard.waits();
+            return Poll::Pending;
+        };
         let mut guard = this.guard.take();
         match result {
             Ok((response, exact_size, is_end)) => {

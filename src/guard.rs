@@ -37,6 +37,11 @@ impl ExchangeGuard {
         value
     }
 
+    /// The service has been polled, or waits to be.
+    pub(crate) fn waits(&self) {
+        self.record.waits();
+    }
+
     pub(crate) fn has_panicked(&self) -> bool {
         self.progress.has_panicked()
     }
@@ -53,6 +58,7 @@ impl ExchangeGuard {
 
     /// Notes the head of the response. That a body is empty may be known now, but the end of it is its drop.
     pub(crate) fn see_head(&mut self, status: StatusCode, headers: &HeaderMap, exact_size: Option<u64>, is_end: bool) {
+        self.waits();
         // The clock is not read where nobody is left who could ask.
         let to_head = (!self.record.is_unheard()).then(|| self.record.shard.house().age(self.record.began));
         self.progress.head(status, headers, exact_size, is_end, to_head);

@@ -62,7 +62,7 @@ impl House {
             drain_began: OnceLock::new(),
             shards: Mutex::default(),
         };
-        Shards::of(&Ledger::new(capacity, shard_count(), house, Self::announce_room))
+        Shards::of(&Ledger::new(capacity, shard_count(), house, Self::announce_room, Self::now))
     }
 
     /// The end of an episode whose begin was announced.
@@ -175,10 +175,11 @@ impl Shard {
         name: &'static str,
         stage: Stage,
         location: &'static Location<'static>,
+        since: Option<Nanos>,
         holder: Option<Waker>,
     ) -> Result<EventTicket<House>, Refused> {
-        let event = NewEvent { name, stage, location, since: self.house().now(), holder };
-        self.accept(event).inspect_err(|refused| self.tell_refused(*refused, name))
+        self.accept(NewEvent { name, stage, location, since, holder })
+            .inspect_err(|refused| self.tell_refused(*refused, name))
     }
 
     /// Refuses an event that has waited for room for long enough.

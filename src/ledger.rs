@@ -78,6 +78,7 @@ pub(crate) struct Ledger<C> {
     room_queue: RoomQueue<C>,
     /// Called, without a lock, when the house was full and has room again.
     on_room_again: fn(&C),
+    clock: fn(&C) -> Nanos,
     pub(crate) context: C,
 }
 
@@ -110,7 +111,21 @@ struct State {
     /// By event name, for what did not complete.
     wrong: HashMap<&'static str, Endings>,
     slots: Slots,
+    fresh: Fresh,
 }
+
+/// Events that have started and have neither waited nor ended yet. Most never do but end at once, so the clock is read
+/// for the first of them and then for one in a few, and not for each.
+#[derive(Default)]
+struct Fresh {
+    count: u32,
+    /// The last reading of the clock, and how many events may still have it.
+    since: Nanos,
+    left: u8,
+}
+
+/// How many events have one reading of the clock at most.
+const FRESH_TOGETHER: u8 = 64;
 
 /// A reference to one shard, with a reference count that only the users of this shard touch.
 #[repr(align(128))]
@@ -124,7 +139,8 @@ pub(crate) struct NewEvent {
     pub(crate) name: &'static str,
     pub(crate) stage: Stage,
     pub(crate) location: &'static Location<'static>,
-    pub(crate) since: Nanos,
+    /// None if it starts now.
+    pub(crate) since: Option<Nanos>,
     /// Is woken when the event is to be aborted.
     pub(crate) holder: Option<Waker>,
 }
@@ -136,6 +152,8 @@ pub(crate) struct Ticket<C> {
     /// Of an event: the era in which it was accepted.
     era: Era,
     ending: Ending,
+    /// Whether its shard counts it as fresh.
+    is_fresh: bool,
 }
 
 /// The ticket of a permit: room for one event.
@@ -203,7 +221,13 @@ impl Group {
 
 impl<C> Ledger<C> {
     /// The capacity is at least 1.
-    pub(crate) fn new(capacity: u32, shards: usize, context: C, on_room_again: fn(&C)) -> Arc<Self> {
+    pub(crate) fn new(
+        capacity: u32,
+        shards: usize,
+        context: C,
+        on_room_again: fn(&C),
+        clock: fn(&C) -> Nanos,
+    ) -> Arc<Self> {
         let block = (capacity / (4 * shards as u32)).clamp(1, MAX_BLOCK);
         Arc::new(Self {
             shards: (0..shards).map(|_| Shard::default()).collect(),
@@ -217,6 +241,7 @@ impl<C> Ledger<C> {
             idle_waits: Mutex::default(),
             room_queue: RoomQueue::default(),
             on_room_again,
+            clock,
             context,
         })
     }
@@ -549,8 +574,11 @@ impl<C> ShardRef<C> {
 
     /// Accepts an event, or refuses it: the one decision.
     pub(crate) fn accept(self: &Arc<Self>, event: NewEvent) -> Result<EventTicket<C>, Refused> {
+        let is_fresh = event.since.is_none();
         let (entry, holder) = event.entry();
-        self.admit(entry, holder).map(EventTicket)
+        let mut ticket = self.admit(entry, holder)?;
+        ticket.is_fresh = is_fresh;
+        Ok(EventTicket(ticket))
     }
 
     /// Takes room for one event, or a place in the queue for it.
@@ -599,6 +627,7 @@ impl<C> ShardRef<C> {
         let (key, era) = if state.closed {
             Err(state.refuse(entry.kind, Refused::Drained))
         } else if !entry.kind.needs_room() || self.ledger.take_room(&mut state) {
+            let entry = self.ledger.timed(&mut state, entry);
             Ok(state.enter(entry, holder))
         } else {
             drop(state);
@@ -615,13 +644,15 @@ impl<C> ShardRef<C> {
             return Err(shards[self.index].refuse(entry.kind, Refused::Drained));
         }
         if self.ledger.take_any_room(&mut shards, self.index) {
-            return Ok(shards[self.index].enter(entry, holder));
+            let state = &mut *shards[self.index];
+            let entry = self.ledger.timed(state, entry);
+            return Ok(state.enter(entry, holder));
         }
         Err(shards[self.index].refuse(entry.kind, Refused::Full))
     }
 
     fn ticket(self: &Arc<Self>, key: u32, era: Era) -> Ticket<C> {
-        Ticket { shard: Arc::clone(self), key, era, ending: Ending::Aborted }
+        Ticket { shard: Arc::clone(self), key, era, ending: Ending::Aborted, is_fresh: false }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -629,10 +660,13 @@ impl<C> ShardRef<C> {
     }
 }
 
+/// In the place of a time that is not known yet.
+const STARTS_NOW: Nanos = Nanos::MAX;
+
 impl NewEvent {
     fn entry(self) -> (Entry, Option<Waker>) {
         let Self { name, stage, location, since, holder } = self;
-        (Entry { kind: Kind::Event { name, stage }, location, since, era: 0 }, holder)
+        (Entry { kind: Kind::Event { name, stage }, location, since: since.unwrap_or(STARTS_NOW), era: 0 }, holder)
     }
 }
 
@@ -682,6 +716,23 @@ impl<C> Ledger<C> {
     }
 }
 
+impl<C> Ledger<C> {
+    /// Gives an entry that starts now its time, which is at most that of the first fresh event too early.
+    fn timed(&self, state: &mut State, mut entry: Entry) -> Entry {
+        if entry.since == STARTS_NOW {
+            let fresh = &mut state.fresh;
+            if fresh.count == 0 || fresh.left == 0 {
+                fresh.since = (self.clock)(&self.context);
+                fresh.left = FRESH_TOGETHER;
+            }
+            fresh.count += 1;
+            fresh.left -= 1;
+            entry.since = fresh.since;
+        }
+        entry
+    }
+}
+
 impl State {
     /// Gives the key of the entry, and the era in which it enters.
     fn enter(&mut self, mut entry: Entry, holder: Option<Waker>) -> (u32, Era) {
@@ -714,6 +765,7 @@ impl<C> Drop for Ticket<C> {
             return;
         };
         let (mut idle, mut granted, mut has_room_again) = (Vec::new(), None, false);
+        state.fresh.count -= u32::from(self.is_fresh);
         match entry.kind {
             Kind::Request => state.open_requests -= 1,
             Kind::Guard => state.open_guards -= 1,
@@ -753,14 +805,12 @@ impl<C> Drop for Ticket<C> {
 }
 
 impl<C> PermitTicket<C> {
-    pub(crate) fn shard(&self) -> &Arc<ShardRef<C>> {
-        &self.0.shard
-    }
-
     /// The permit becomes an event in its place, so neither room nor the ledger's being open is in question.
     pub(crate) fn accept(mut self, event: NewEvent) -> EventTicket<C> {
-        let (mut entry, holder) = event.entry();
+        self.0.is_fresh = event.since.is_none();
+        let (entry, holder) = event.entry();
         let mut state = self.0.shard.lock();
+        let mut entry = self.0.shard.ledger.timed(&mut state, entry);
         entry.era = state.era;
         let era = state.era;
         state.reserved -= 1;
@@ -809,9 +859,10 @@ impl<C> EventTicket<C> {
     }
 
     /// Lets `waker` be woken when the event is to be aborted; false if it is already.
-    pub(crate) fn hold(&self, waker: &Waker) -> bool {
+    pub(crate) fn hold(&mut self, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut state = self.0.shard.lock();
+        state.fresh.count -= u32::from(mem::take(&mut self.0.is_fresh));
         // An abort stores its era under this lock before it takes the holders.
         let may_hold = !self.is_aborted();
         let mut unused = Some(waker);

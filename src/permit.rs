@@ -111,10 +111,9 @@ pub(crate) fn fill(
     record: Option<&Arc<Record>>,
     location: &'static Location<'static>,
 ) -> Launch {
-    let since = ticket.shard().house().now();
-    let (stage, holder) = match record {
-        Some(record) => (Stage::Recorded, Some(record.holder())),
-        None => (Stage::Started, None),
+    let (stage, since, holder) = match record {
+        Some(record) => (Stage::Recorded, Some(record.time()), Some(record.holder())),
+        None => (Stage::Started, None, None),
     };
     metrics::accepted(name);
     Launch { name, ticket: ticket.accept(NewEvent { name, stage, location, since, holder }) }

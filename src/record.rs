@@ -3,7 +3,10 @@
 use std::{
     fmt, mem,
     panic::Location,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Wake, Waker},
     time::Duration,
 };
@@ -37,6 +40,7 @@ pub(crate) struct Record {
     outer: Option<Arc<Record>>,
     /// Where its events run: where the first of them was recorded.
     runtime: OnceLock<runtime::Handle>,
+    has_waited: AtomicBool,
     book: Mutex<Book>,
 }
 
@@ -69,6 +73,7 @@ impl Record {
             opened_by,
             outer,
             runtime: OnceLock::new(),
+            has_waited: AtomicBool::new(false),
             book: Mutex::new(book),
         })
     }
@@ -80,7 +85,18 @@ impl Record {
         location: &'static Location<'static>,
     ) -> Result<Launch, Refused> {
         self.find_runtime(name)?;
-        Launch::accept(&self.shard, name, Stage::Recorded, location, Some(self.holder()))
+        Launch::accept(&self.shard, name, Stage::Recorded, location, Some(self.time()), Some(self.holder()))
+    }
+
+    /// The time at which an event is recorded. The clock is not read in the first poll of the service, where most are.
+    pub(crate) fn time(&self) -> Nanos {
+        if self.has_waited.load(Ordering::Relaxed) { self.shard.house().now() } else { self.began }
+    }
+
+    /// The first poll of the service is over.
+    pub(crate) fn waits(&self) {
+        // Relaxed: nothing but a time depends on it.
+        self.has_waited.store(true, Ordering::Relaxed);
     }
 
     /// Sees to it that there is a runtime for the event. A refusal is counted.
@@ -235,7 +251,7 @@ pub(crate) enum Joined {
 
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { shard: _, began: _, opened_by: _, outer: _, runtime: _, book: _ } = self;
+        let Self { shard: _, began: _, opened_by: _, outer: _, runtime: _, has_waited: _, book: _ } = self;
         let book = self.lock();
         let (over, recorded) = (book.over.clone(), book.recorded.len());
         drop(book);

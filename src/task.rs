@@ -40,9 +40,10 @@ impl Launch {
         name: &'static str,
         stage: Stage,
         location: &'static Location<'static>,
+        since: Option<Nanos>,
         holder: Option<Waker>,
     ) -> Result<Self, Refused> {
-        let ticket = shard.accept_event(name, stage, location, holder)?;
+        let ticket = shard.accept_event(name, stage, location, since, holder)?;
         metrics::accepted(name);
         Ok(Self { name, ticket })
     }
@@ -54,7 +55,7 @@ impl Launch {
         location: &'static Location<'static>,
     ) -> Result<(Self, runtime::Handle), Refused> {
         let runtime = shard.runtime().inspect_err(|refused| metrics::refused(name, *refused))?;
-        Ok((Self::accept(shard, name, Stage::Started, location, None)?, runtime))
+        Ok((Self::accept(shard, name, Stage::Started, location, None, None)?, runtime))
     }
 
     /// Runs the event as a task. If the runtime is going down the event is dropped instead, and counted as aborted.
@@ -512,7 +513,7 @@ where
 struct Queued<F>(Mutex<Option<(F, Running)>>);
 
 impl<F: Send + 'static> Queued<F> {
-    fn new(work: F, running: Running) -> Arc<Self> {
+    fn new(work: F, mut running: Running) -> Arc<Self> {
         let queued = Arc::new(Self(Mutex::new(None)));
         let waker = Waker::from(Arc::clone(&queued));
         // An abort takes this lock after it was told of the waker.
