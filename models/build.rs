@@ -29,9 +29,9 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
         "leave_asks_for_waiters_before_it_locks",
         &[
             (
-                "        let mut state = self.shard.lock();\n        let Some((entry, holder))",
+                "        let mut state = self.lock();\n        let Some((entry, holder))",
                 "        let any_waits = ledger.waiters.any.load(Ordering::Relaxed);\n        \
-                 let mut state = self.shard.lock();\n        let Some((entry, holder))",
+                 let mut state = self.lock();\n        let Some((entry, holder))",
             ),
             (
                 "        if is_empty {\n            ledger.waiters.wake_all();\n",
@@ -103,11 +103,11 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     (
         "ending_is_counted_after_the_lock",
         &[
-            ("                state.endings.count(self.ending);\n", ""),
+            ("                state.endings.count(ending);\n                if", "                if"),
             (
                 "        drop(state);\n        if let Some((place, key)) = granted {\n",
                 "        drop(state);\n        if matches!(entry.kind, Kind::Event { .. }) {\n            \
-                 self.shard.lock().endings.count(self.ending);\n        }\n        \
+                 self.lock().endings.count(ending.unwrap_or(Ending::Aborted));\n        }\n        \
                  if let Some((place, key)) = granted {\n",
             ),
         ],
@@ -123,7 +123,7 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     (
         "verdict_is_full_under_one_lock",
         &[(
-            "            drop(state);\n            self.admit_with_all_room(entry, holder)\n",
+            "            drop(state);\n            self.admit_with_all_room(entry)\n",
             "            Err(state.refuse(entry.kind, Refused::Full))\n",
         )],
     ),
@@ -189,7 +189,7 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
             "            granted = ledger.room_queue.pop(|permit| state.enter(permit, None).0);\n            \
                  if granted.is_none() {\n                has_room_again = ledger.give_room(&mut state);\n            }\n",
             "            has_room_again = ledger.give_room(&mut state);\n            drop(state);\n            \
-                 state = self.shard.lock();\n            if ledger.take_room(&mut state) {\n                \
+                 state = self.lock();\n            if ledger.take_room(&mut state) {\n                \
                  granted = ledger.room_queue.pop(|permit| state.enter(permit, None).0);\n                \
                  if granted.is_none() {\n                    ledger.give_room(&mut state);\n                }\n            \
                  }\n",

@@ -38,6 +38,13 @@ pub(crate) enum Stage {
 }
 
 impl Entry {
+    /// Of an event.
+    pub(crate) fn advance(&mut self, to: Stage) {
+        if let Kind::Event { stage, .. } = &mut self.kind {
+            *stage = to;
+        }
+    }
+
     pub(crate) fn is_event_before(&self, era: Era) -> bool {
         matches!(self.kind, Kind::Event { .. }) && self.era < era
     }
@@ -98,9 +105,9 @@ impl Slots {
     }
 
     /// In place of an entry that nobody holds.
-    pub(crate) fn replace(&mut self, key: u32, entry: Entry, holder: Option<Waker>) {
+    pub(crate) fn replace(&mut self, key: u32, entry: Entry) {
         if let Some(place) = self.slots.get_mut(key as usize) {
-            *place = Slot::Taken(entry, holder);
+            *place = Slot::Taken(entry, None);
         }
     }
 
@@ -126,8 +133,10 @@ impl Slots {
         })
     }
 
-    pub(crate) fn take_holders(&mut self) -> impl Iterator<Item = Waker> {
+    /// Whoever is to be woken by an abort. The holder of a request is so for all events that it will record.
+    pub(crate) fn holders(&mut self) -> impl Iterator<Item = Waker> {
         self.slots.iter_mut().filter_map(|slot| match slot {
+            Slot::Taken(Entry { kind: Kind::Request, .. }, holder) => holder.clone(),
             Slot::Taken(_, holder) => holder.take(),
             Slot::Vacant { .. } => None,
         })

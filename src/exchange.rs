@@ -5,7 +5,10 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
+
+/// Not parsed anew for each response.
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// How an exchange ended.
 ///
@@ -273,5 +276,5 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 }
 
 fn grpc_status(headers: &HeaderMap) -> Option<i32> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+    headers.get(&GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }

@@ -1,10 +1,16 @@
 //! [`ExchangeGuard`]: the one type whose drop ends an exchange.
 
-use std::sync::Arc;
+use std::{sync::Arc, task::Waker};
 
 use http::{HeaderMap, StatusCode};
 
-use crate::{exchange::Progress, house::House, inside, ledger::Ticket, metrics, record::Record};
+use crate::{
+    exchange::Progress,
+    inside,
+    ledger::RequestKey,
+    metrics,
+    record::{Listeners, Record},
+};
 
 /// Held by the response future, then by the response body, always in a field after the inner value: what that records
 /// in its destructor belongs to the exchange as well.
@@ -12,17 +18,23 @@ pub(crate) struct ExchangeGuard {
     progress: Progress,
     record: Arc<Record>,
     over: bool,
-    /// Dropped after all else: until then a drain waits. There is none once the house is drained; the request is
-    /// served nevertheless.
-    ticket: Option<Ticket<House>>,
+    /// Closed after all else: until then a drain waits. There is none once the house is drained; the request is served
+    /// nevertheless.
+    request: Option<RequestKey>,
 }
 
 impl ExchangeGuard {
-    pub(crate) fn new(progress: Progress, record: Arc<Record>, ticket: Option<Ticket<House>>) -> Self {
-        if ticket.is_some() {
+    pub(crate) fn new(progress: Progress, record: Arc<Record>) -> Self {
+        let request = record.shard.open_request(record.began, || Waker::from(Arc::clone(&record))).ok();
+        if request.is_some() {
             metrics::request_opened();
         }
-        Self { progress, record, over: false, ticket }
+        Self { progress, record, over: false, request }
+    }
+
+    fn listeners(&self) -> Listeners {
+        // An open request has a waker, which is a reference to the record.
+        self.record.listeners(usize::from(self.request.is_some()))
     }
 
     /// Runs code of the service. Its panic is noted, and a drain of the same handle inside of it is refused.
@@ -59,8 +71,9 @@ impl ExchangeGuard {
     /// Notes the head of the response. That a body is empty may be known now, but the end of it is its drop.
     pub(crate) fn see_head(&mut self, status: StatusCode, headers: &HeaderMap, exact_size: Option<u64>, is_end: bool) {
         self.waits();
-        // The clock is not read where nobody is left who could ask.
-        let to_head = (!self.record.is_unheard()).then(|| self.record.shard.house().age(self.record.began));
+        // The clock is read only if somebody could ask for the time.
+        let to_head =
+            (self.listeners() == Listeners::ToFacts).then(|| self.record.shard.house().age(self.record.began));
         self.progress.head(status, headers, exact_size, is_end, to_head);
     }
 
@@ -74,15 +87,16 @@ impl ExchangeGuard {
             return;
         }
         let progress = &self.progress;
-        self.record.close(|elapsed| progress.exchange(elapsed));
+        self.record.close(self.listeners(), |elapsed| progress.exchange(elapsed));
     }
 }
 
 impl Drop for ExchangeGuard {
     fn drop(&mut self) {
         self.end();
-        if self.ticket.is_some() {
+        if let Some(request) = self.request.take() {
             metrics::request_closed();
+            self.record.shard.close_request(request);
         }
     }
 }

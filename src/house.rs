@@ -3,7 +3,6 @@
 use std::{
     panic::Location,
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
-    task::Waker,
     time::Duration,
 };
 
@@ -176,10 +175,8 @@ impl Shard {
         stage: Stage,
         location: &'static Location<'static>,
         since: Option<Nanos>,
-        holder: Option<Waker>,
     ) -> Result<EventTicket<House>, Refused> {
-        self.accept(NewEvent { name, stage, location, since, holder })
-            .inspect_err(|refused| self.tell_refused(*refused, name))
+        self.accept(NewEvent { name, stage, location, since }).inspect_err(|refused| self.tell_refused(*refused, name))
     }
 
     /// Refuses an event that has waited for room for long enough.

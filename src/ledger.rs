@@ -141,9 +141,11 @@ pub(crate) struct NewEvent {
     pub(crate) location: &'static Location<'static>,
     /// None if it starts now.
     pub(crate) since: Option<Nanos>,
-    /// Is woken when the event is to be aborted.
-    pub(crate) holder: Option<Waker>,
 }
+
+/// An open request. Closed once, by [`ShardRef::close_request`].
+#[must_use = "a request that is not closed is open for ever"]
+pub(crate) struct RequestKey(u32);
 
 /// Who has it is responsible for one entry, and removes it by dropping the ticket.
 pub(crate) struct Ticket<C> {
@@ -317,7 +319,7 @@ impl<C> Ledger<C> {
             for lane in &mut now.lanes {
                 lane.set_aside(Ending::Aborted);
             }
-            let holders: Vec<_> = now.shards.iter_mut().flat_map(|state| state.slots.take_holders()).collect();
+            let holders: Vec<_> = now.shards.iter_mut().flat_map(|state| state.slots.holders()).collect();
             (holders, now.list.open.clone())
         });
         wake(holders);
@@ -552,8 +554,21 @@ impl Shard {
 }
 
 impl<C> ShardRef<C> {
-    pub(crate) fn open_request(self: &Arc<Self>, since: Nanos) -> Result<Ticket<C>, Refused> {
-        self.admit(Entry { kind: Kind::Request, location: Location::caller(), since, era: 0 }, None)
+    /// Opens a request. It is refused when the house is drained: then it is served nevertheless, and counted nowhere.
+    ///
+    /// No ticket, because whoever opens it keeps the reference to the shard for longer anyway. The holder is woken when
+    /// events are to be aborted, of which the request may have recorded some; it is ours, and made under the lock.
+    pub(crate) fn open_request(&self, since: Nanos, holder: impl FnOnce() -> Waker) -> Result<RequestKey, Refused> {
+        let entry = Entry { kind: Kind::Request, location: Location::caller(), since, era: 0 };
+        let mut state = self.lock();
+        if state.closed {
+            return Err(state.refuse(Kind::Request, Refused::Drained));
+        }
+        Ok(RequestKey(state.enter(entry, Some(holder())).0))
+    }
+
+    pub(crate) fn close_request(self: &Arc<Self>, request: RequestKey) {
+        self.leave(request.0, None, false);
     }
 
     pub(crate) fn guard(
@@ -561,7 +576,7 @@ impl<C> ShardRef<C> {
         location: &'static Location<'static>,
         since: Nanos,
     ) -> Result<Ticket<C>, Refused> {
-        self.admit(Entry { kind: Kind::Guard, location, since, era: 0 }, None)
+        self.admit(Entry { kind: Kind::Guard, location, since, era: 0 })
     }
 
     pub(crate) fn reserve(
@@ -569,14 +584,13 @@ impl<C> ShardRef<C> {
         location: &'static Location<'static>,
         since: Nanos,
     ) -> Result<PermitTicket<C>, Refused> {
-        self.admit(Entry { kind: Kind::Permit, location, since, era: 0 }, None).map(PermitTicket)
+        self.admit(Entry { kind: Kind::Permit, location, since, era: 0 }).map(PermitTicket)
     }
 
     /// Accepts an event, or refuses it: the one decision.
     pub(crate) fn accept(self: &Arc<Self>, event: NewEvent) -> Result<EventTicket<C>, Refused> {
         let is_fresh = event.since.is_none();
-        let (entry, holder) = event.entry();
-        let mut ticket = self.admit(entry, holder)?;
+        let mut ticket = self.admit(event.entry())?;
         ticket.is_fresh = is_fresh;
         Ok(EventTicket(ticket))
     }
@@ -622,23 +636,23 @@ impl<C> ShardRef<C> {
         state.wrong.entry(name).or_default().count(Ending::Panicked);
     }
 
-    fn admit(self: &Arc<Self>, entry: Entry, holder: Option<Waker>) -> Result<Ticket<C>, Refused> {
+    fn admit(self: &Arc<Self>, entry: Entry) -> Result<Ticket<C>, Refused> {
         let mut state = self.lock();
         let (key, era) = if state.closed {
             Err(state.refuse(entry.kind, Refused::Drained))
         } else if !entry.kind.needs_room() || self.ledger.take_room(&mut state) {
             let entry = self.ledger.timed(&mut state, entry);
-            Ok(state.enter(entry, holder))
+            Ok(state.enter(entry, None))
         } else {
             drop(state);
-            self.admit_with_all_room(entry, holder)
+            self.admit_with_all_room(entry)
         }?;
         Ok(self.ticket(key, era))
     }
 
     /// Neither this shard nor the pool has room: takes what lies in other shards, or knows that there is none.
     #[cold]
-    fn admit_with_all_room(&self, entry: Entry, holder: Option<Waker>) -> Result<(u32, Era), Refused> {
+    fn admit_with_all_room(&self, entry: Entry) -> Result<(u32, Era), Refused> {
         let mut shards = self.ledger.lock_all();
         if shards[self.index].closed {
             return Err(shards[self.index].refuse(entry.kind, Refused::Drained));
@@ -646,7 +660,7 @@ impl<C> ShardRef<C> {
         if self.ledger.take_any_room(&mut shards, self.index) {
             let state = &mut *shards[self.index];
             let entry = self.ledger.timed(state, entry);
-            return Ok(state.enter(entry, holder));
+            return Ok(state.enter(entry, None));
         }
         Err(shards[self.index].refuse(entry.kind, Refused::Full))
     }
@@ -664,9 +678,9 @@ impl<C> ShardRef<C> {
 const STARTS_NOW: Nanos = Nanos::MAX;
 
 impl NewEvent {
-    fn entry(self) -> (Entry, Option<Waker>) {
-        let Self { name, stage, location, since, holder } = self;
-        (Entry { kind: Kind::Event { name, stage }, location, since: since.unwrap_or(STARTS_NOW), era: 0 }, holder)
+    fn entry(self) -> Entry {
+        let Self { name, stage, location, since } = self;
+        Entry { kind: Kind::Event { name, stage }, location, since: since.unwrap_or(STARTS_NOW), era: 0 }
     }
 }
 
@@ -717,17 +731,21 @@ impl<C> Ledger<C> {
 }
 
 impl<C> Ledger<C> {
-    /// Gives an entry that starts now its time, which is at most that of the first fresh event too early.
+    /// The time of an event that starts now: at most that of the first fresh one too early.
+    fn time_of_fresh(&self, state: &mut State) -> Nanos {
+        let fresh = &mut state.fresh;
+        if fresh.count == 0 || fresh.left == 0 {
+            fresh.since = (self.clock)(&self.context);
+            fresh.left = FRESH_TOGETHER;
+        }
+        fresh.count += 1;
+        fresh.left -= 1;
+        fresh.since
+    }
+
     fn timed(&self, state: &mut State, mut entry: Entry) -> Entry {
         if entry.since == STARTS_NOW {
-            let fresh = &mut state.fresh;
-            if fresh.count == 0 || fresh.left == 0 {
-                fresh.since = (self.clock)(&self.context);
-                fresh.left = FRESH_TOGETHER;
-            }
-            fresh.count += 1;
-            fresh.left -= 1;
-            entry.since = fresh.since;
+            entry.since = self.time_of_fresh(state);
         }
         entry
     }
@@ -759,22 +777,30 @@ impl State {
 
 impl<C> Drop for Ticket<C> {
     fn drop(&mut self) {
-        let ledger = &*self.shard.ledger;
-        let mut state = self.shard.lock();
-        let Some((entry, holder)) = state.slots.remove(self.key) else {
+        self.shard.leave(self.key, Some(self.ending), self.is_fresh);
+    }
+}
+
+impl<C> ShardRef<C> {
+    /// Removes an entry, counts its ending if it is an event's, and hands on its room.
+    fn leave(self: &Arc<Self>, key: u32, ending: Option<Ending>, is_fresh: bool) {
+        let ledger = &*self.ledger;
+        let mut state = self.lock();
+        let Some((entry, holder)) = state.slots.remove(key) else {
             return;
         };
         let (mut idle, mut granted, mut has_room_again) = (Vec::new(), None, false);
-        state.fresh.count -= u32::from(self.is_fresh);
+        state.fresh.count -= u32::from(is_fresh);
         match entry.kind {
             Kind::Request => state.open_requests -= 1,
             Kind::Guard => state.open_guards -= 1,
             Kind::Permit => state.reserved -= 1,
             Kind::Event { name, .. } => {
                 state.pending -= 1;
-                state.endings.count(self.ending);
-                if self.ending != Ending::Completed {
-                    state.wrong.entry(name).or_default().count(self.ending);
+                let ending = ending.unwrap_or(Ending::Aborted);
+                state.endings.count(ending);
+                if ending != Ending::Completed {
+                    state.wrong.entry(name).or_default().count(ending);
                 }
                 if entry.era != state.era {
                     idle = lock(&ledger.idle_waits).event_ended(entry.era);
@@ -791,7 +817,7 @@ impl<C> Drop for Ticket<C> {
         drop(state);
         if let Some((place, key)) = granted {
             // Whoever has left the queue meanwhile gives it back, and the next one has it.
-            drop(place.grant(PermitTicket(self.shard.ticket(key, 0))));
+            drop(place.grant(PermitTicket(self.ticket(key, 0))));
         }
         if is_empty {
             ledger.waiters.wake_all();
@@ -808,15 +834,14 @@ impl<C> PermitTicket<C> {
     /// The permit becomes an event in its place, so neither room nor the ledger's being open is in question.
     pub(crate) fn accept(mut self, event: NewEvent) -> EventTicket<C> {
         self.0.is_fresh = event.since.is_none();
-        let (entry, holder) = event.entry();
         let mut state = self.0.shard.lock();
-        let mut entry = self.0.shard.ledger.timed(&mut state, entry);
+        let mut entry = self.0.shard.ledger.timed(&mut state, event.entry());
         entry.era = state.era;
         let era = state.era;
         state.reserved -= 1;
         state.pending += 1;
         state.accepted += 1;
-        state.slots.replace(self.0.key, entry, holder);
+        state.slots.replace(self.0.key, entry);
         drop(state);
         self.0.era = era;
         EventTicket(self.0)
@@ -828,26 +853,25 @@ impl<C> EventTicket<C> {
         &self.0.shard
     }
 
-    /// The event's exchange is over and the event begins: from now on its age is its own, and nobody holds it yet.
-    pub(crate) fn start(&self, now: Nanos) {
-        self.advance(Stage::Started, Some(now));
+    /// The event's exchange is over and the event begins: from now on its age is its own.
+    pub(crate) fn start(&mut self, now: Option<Nanos>) {
+        self.0.is_fresh = now.is_none();
+        let shard = &*self.0.shard;
+        let mut state = shard.lock();
+        let now = now.unwrap_or_else(|| shard.ledger.time_of_fresh(&mut state));
+        if let Some((entry, _)) = state.slots.get_mut(self.0.key) {
+            entry.since = now;
+            entry.advance(Stage::Started);
+        }
     }
 
     /// The event has a thread of its own: nobody can abort it any more.
     pub(crate) fn block(&self) {
-        self.advance(Stage::Blocking, None);
-    }
-
-    fn advance(&self, to: Stage, since: Option<Nanos>) {
         let mut state = self.0.shard.lock();
-        let mut holder = None;
-        if let Some((entry, held_by)) = state.slots.get_mut(self.0.key) {
-            holder = held_by.take();
-            entry.since = since.unwrap_or(entry.since);
-            if let Kind::Event { stage, .. } = &mut entry.kind {
-                *stage = to;
-            }
-        }
+        let holder = state.slots.get_mut(self.0.key).and_then(|(entry, holder)| {
+            entry.advance(Stage::Blocking);
+            holder.take()
+        });
         drop(state);
         let _ = contain(|| drop(holder));
     }

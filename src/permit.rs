@@ -111,12 +111,12 @@ pub(crate) fn fill(
     record: Option<&Arc<Record>>,
     location: &'static Location<'static>,
 ) -> Launch {
-    let (stage, since, holder) = match record {
-        Some(record) => (Stage::Recorded, Some(record.time()), Some(record.holder())),
-        None => (Stage::Started, None, None),
+    let (stage, since) = match record {
+        Some(record) => (Stage::Recorded, Some(record.time())),
+        None => (Stage::Started, None),
     };
     metrics::accepted(name);
-    Launch { name, ticket: ticket.accept(NewEvent { name, stage, location, since, holder }) }
+    Launch { name, ticket: ticket.accept(NewEvent { name, stage, location, since }) }
 }
 
 impl fmt::Debug for Permit {

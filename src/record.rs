@@ -5,9 +5,9 @@ use std::{
     panic::Location,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{self, AtomicBool, Ordering},
     },
-    task::{Wake, Waker},
+    task::Wake,
     time::Duration,
 };
 
@@ -41,6 +41,11 @@ pub(crate) struct Record {
     /// Where its events run: where the first of them was recorded.
     runtime: OnceLock<runtime::Handle>,
     has_waited: AtomicBool,
+    /// Whether anything waits for the end of the exchange.
+    is_awaited: AtomicBool,
+    /// Whether anything is to be told how it ended.
+    is_asked: AtomicBool,
+    has_span: bool,
     book: Mutex<Book>,
 }
 
@@ -66,7 +71,9 @@ impl Record {
         opened_by: HookListId,
         outer: Option<Arc<Record>>,
     ) -> Arc<Self> {
-        let book = Book { span: Some(current_span()), ..Book::default() };
+        let span = current_span();
+        let has_span = !span.is_none();
+        let book = Book { span: has_span.then_some(span), ..Book::default() };
         Arc::new(Self {
             shard: Arc::clone(shard),
             began,
@@ -74,6 +81,9 @@ impl Record {
             outer,
             runtime: OnceLock::new(),
             has_waited: AtomicBool::new(false),
+            is_awaited: AtomicBool::new(false),
+            is_asked: AtomicBool::new(false),
+            has_span,
             book: Mutex::new(book),
         })
     }
@@ -85,7 +95,7 @@ impl Record {
         location: &'static Location<'static>,
     ) -> Result<Launch, Refused> {
         self.find_runtime(name)?;
-        Launch::accept(&self.shard, name, Stage::Recorded, location, Some(self.time()), Some(self.holder()))
+        Launch::accept(&self.shard, name, Stage::Recorded, location, Some(self.time()))
     }
 
     /// The time at which an event is recorded. The clock is not read in the first poll of the service, where most are.
@@ -109,11 +119,6 @@ impl Record {
         Ok(())
     }
 
-    /// Is woken when an event that is recorded here is to be aborted.
-    pub(crate) fn holder(self: &Arc<Self>) -> Waker {
-        Waker::from(Arc::clone(self))
-    }
-
     /// Keeps the event until the exchange is over. If it is over already the event starts now.
     pub(crate) fn add(&self, launch: Launch, mut event: RecordedEvent) {
         event.as_mut().accepted(launch);
@@ -124,15 +129,19 @@ impl Record {
                 drop(book);
                 event.as_mut().abort();
             } else {
+                self.is_awaited.store(true, Ordering::Relaxed);
+                if event.asks() {
+                    self.is_asked.store(true, Ordering::Relaxed);
+                }
                 book.recorded.push(event);
             }
             return;
         };
         drop(book);
-        self.start(vec![event], self.shard.house().now(), &Span::none(), &exchange);
+        self.start(vec![event], None, &Span::none(), &exchange);
     }
 
-    fn start(&self, mut events: Vec<RecordedEvent>, now: Nanos, span: &Span, exchange: &Exchange) {
+    fn start(&self, mut events: Vec<RecordedEvent>, now: Option<Nanos>, span: &Span, exchange: &Exchange) {
         if let Some(runtime) = self.runtime.get() {
             events.retain_mut(|event| event.as_mut().begin(now, runtime, span, exchange));
             spawn_all(runtime, events);
@@ -143,6 +152,7 @@ impl Record {
     pub(crate) fn observe(&self, observe: Observe) {
         let mut book = self.lock();
         let Some(exchange) = book.over.clone() else {
+            self.is_asked.store(true, Ordering::Relaxed);
             book.observers.push(observe);
             return;
         };
@@ -186,26 +196,34 @@ impl Record {
         Joined::New
     }
 
-    /// Whether nobody is left who could ask how the exchange ends: nothing is recorded, and nobody can record any more.
-    pub(crate) fn is_unheard(self: &mut Arc<Self>) -> bool {
-        self.unheard().is_some()
+    /// Who is left to be told that the exchange is over. `others` are the references to the record of which is known
+    /// that they record nothing.
+    pub(crate) fn listeners(self: &Arc<Self>, others: usize) -> Listeners {
+        if Arc::strong_count(self) > 1 + others {
+            return Listeners::ToFacts;
+        }
+        // What those have recorded who had it before is seen.
+        atomic::fence(Ordering::Acquire);
+        match (self.is_asked.load(Ordering::Relaxed), self.is_awaited.load(Ordering::Relaxed)) {
+            (true, _) => Listeners::ToFacts,
+            (false, true) => Listeners::ToEnd,
+            (false, false) => Listeners::None,
+        }
     }
 
-    fn unheard(self: &mut Arc<Self>) -> Option<&mut Book> {
-        let book = Arc::get_mut(self)?.book.get_mut().unwrap_or_else(PoisonError::into_inner);
-        (book.recorded.is_empty() && book.observers.is_empty()).then_some(book)
-    }
-
-    /// Ends the exchange: starts what was recorded, and lets what is recorded from now on start at once.
-    pub(crate) fn close(self: &mut Arc<Self>, end: impl FnOnce(Duration) -> Exchange) {
-        if let Some(book) = self.unheard() {
-            // The clock need not be read.
-            let span = book.span.take();
-            let _ = contain(|| drop(span));
+    /// Ends the exchange: starts what was recorded, and lets what is recorded from now on start at once. The clock is
+    /// read only if somebody asks for the time.
+    pub(crate) fn close(self: &Arc<Self>, listeners: Listeners, end: impl FnOnce(Duration) -> Exchange) {
+        if listeners == Listeners::None {
+            if self.has_span {
+                let span = self.lock().span.take();
+                let _ = contain(|| drop(span));
+            }
             return;
         }
-        let now = self.shard.house().now();
-        let exchange = end(Duration::from_nanos(now.saturating_sub(self.began)));
+        let now = (listeners == Listeners::ToFacts).then(|| self.shard.house().now());
+        let elapsed = now.map_or(Duration::ZERO, |now| Duration::from_nanos(now.saturating_sub(self.began)));
+        let exchange = end(elapsed);
         let mut book = self.lock();
         book.over = Some(exchange.clone());
         let recorded = mem::take(&mut book.recorded);
@@ -239,6 +257,15 @@ impl Wake for Record {
     }
 }
 
+/// Who is to be told that an exchange is over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Listeners {
+    None,
+    /// They need to know that it is over, and not how.
+    ToEnd,
+    ToFacts,
+}
+
 /// What an inner layer finds in the exchange of an outer one.
 pub(crate) enum Joined {
     /// The exchange is open, and these hooks are new to it.
@@ -251,7 +278,6 @@ pub(crate) enum Joined {
 
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { shard: _, began: _, opened_by: _, outer: _, runtime: _, has_waited: _, book: _ } = self;
         let book = self.lock();
         let (over, recorded) = (book.over.clone(), book.recorded.len());
         drop(book);

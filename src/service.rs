@@ -93,45 +93,44 @@ impl<S> TrackEvents<S> {
         &self.handle
     }
 
-    /// Opens an exchange, unless the request is part of one that an outer layer of the same handle has opened.
-    fn open<A>(&self, request: Request<A>) -> (Request<A>, Option<ExchangeGuard>, Option<Waiting>) {
+    /// Opens an exchange, or finds the one of an outer layer of the same handle of which the request is a part.
+    fn open<A>(&self, request: &Request<A>) -> Opened {
         let shard = self.handle.shard();
-        let innermost = Events::from_extensions(request.extensions()).map(|events| Arc::clone(events.record()));
-        let around = || innermost.iter().flat_map(Record::and_outer);
-        for record in around().filter(|record| record.shard.ledger_id() == shard.ledger_id()) {
-            match record.join(self.hooks.id) {
-                Joined::New => {
-                    let (request, waiting) = self.record_hooks(record, request);
-                    return (request, None, waiting);
+        let mut outer = None;
+        if let Some(innermost) = Events::from_extensions(request.extensions()).map(Events::record) {
+            for record in innermost.and_outer().filter(|record| record.shard.ledger_id() == shard.ledger_id()) {
+                match record.join(self.hooks.id) {
+                    Joined::New => return Opened { guard: None, hooked: Some(Arc::clone(record)) },
+                    Joined::Again => return Opened { guard: None, hooked: None },
+                    // The extensions were copied from a request that is answered: this is a new one.
+                    Joined::Over => {}
                 }
-                Joined::Again => return (request, None, None),
-                // The extensions were copied from a request that is answered: this is a new one.
-                Joined::Over => {}
             }
+            // Exchanges that are over are let go, or copied extensions would make an endless chain of them.
+            outer = innermost.and_outer().find(|record| !record.is_over()).cloned();
         }
-        // Exchanges that are over are let go, or copied extensions would make an endless chain of them.
-        let outer = around().find(|record| !record.is_over()).cloned();
         shard.remember_runtime();
         let began = shard.house().now();
-        // Drained: the request is served, and counted nowhere.
-        let ticket = shard.open_request(began).ok();
         let record = Record::new(shard, began, self.hooks.id, outer);
         let progress = Progress::new(request.method(), request.version());
         // Before anything is recorded: from here on the exchange ends, whatever happens.
-        let guard = ExchangeGuard::new(progress, Arc::clone(&record), ticket);
-        let (mut request, waiting) = self.record_hooks(&record, request);
-        request.extensions_mut().insert(Events::new(record));
-        (request, Some(guard), waiting)
+        let guard = ExchangeGuard::new(progress, Arc::clone(&record));
+        Opened { guard: Some(guard), hooked: Some(record) }
     }
 
     fn record_hooks<A>(&self, record: &Arc<Record>, request: Request<A>) -> (Request<A>, Option<Waiting>) {
-        if self.hooks.is_empty() {
-            return (request, None);
-        }
         let (parts, body) = request.into_parts();
         let waiting = self.hooks.record(record, &parts);
         (Request::from_parts(parts, body), waiting)
     }
+}
+
+/// What becomes of a request.
+struct Opened {
+    /// None if the exchange belongs to an outer layer.
+    guard: Option<ExchangeGuard>,
+    /// The exchange, if the hooks of this layer are new to it.
+    hooked: Option<Arc<Record>>,
 }
 
 impl<S, A, B> Service<Request<A>> for TrackEvents<S>
@@ -147,8 +146,17 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<A>) -> Self::Future {
-        let (request, mut guard, waiting) = self.open(request);
+    fn call(&mut self, mut request: Request<A>) -> Self::Future {
+        let Opened { mut guard, hooked } = self.open(&request);
+        let mut waiting = None;
+        if let Some(record) = hooked {
+            if !self.hooks.is_empty() {
+                (request, waiting) = self.record_hooks(&record, request);
+            }
+            if guard.is_some() {
+                request.extensions_mut().insert(Events::new(record));
+            }
+        }
         let future = match &mut guard {
             Some(guard) => guard.watch(|| self.inner.call(request)),
             None => self.inner.call(request),

@@ -41,9 +41,8 @@ impl Launch {
         stage: Stage,
         location: &'static Location<'static>,
         since: Option<Nanos>,
-        holder: Option<Waker>,
     ) -> Result<Self, Refused> {
-        let ticket = shard.accept_event(name, stage, location, since, holder)?;
+        let ticket = shard.accept_event(name, stage, location, since)?;
         metrics::accepted(name);
         Ok(Self { name, ticket })
     }
@@ -55,7 +54,7 @@ impl Launch {
         location: &'static Location<'static>,
     ) -> Result<(Self, runtime::Handle), Refused> {
         let runtime = shard.runtime().inspect_err(|refused| metrics::refused(name, *refused))?;
-        Ok((Self::accept(shard, name, Stage::Started, location, None, None)?, runtime))
+        Ok((Self::accept(shard, name, Stage::Started, location, None)?, runtime))
     }
 
     /// Runs the event as a task. If the runtime is going down the event is dropped instead, and counted as aborted.
@@ -85,8 +84,8 @@ impl Launch {
         self.never_begun().end(Verdict::Panicked(message));
     }
 
-    fn limit(&self) -> Limit {
-        self.ticket.shard().house().settings.event_timeout.map_or(Limit::Never, Limit::after)
+    fn limit(&self) -> Option<Box<Limit>> {
+        self.ticket.shard().house().settings.event_timeout.map(|limit| Box::new(Limit::after(limit)))
     }
 
     fn begin(self, cause: &Span) -> Running {
@@ -97,7 +96,7 @@ impl Launch {
 
     fn never_begun(self) -> Running {
         let Self { name, ticket } = self;
-        Running { name, span: Span::none(), ticket, began: None }
+        Running { name, span: None, ticket, began: None }
     }
 }
 
@@ -107,22 +106,23 @@ pub(crate) fn current_span() -> Span {
 }
 
 /// The span has no parent, since a child would keep the span of its request open.
-fn event_span(name: &'static str, cause: &Span) -> Span {
+fn event_span(name: &'static str, cause: &Span) -> Option<Box<Span>> {
     if LevelFilter::current() < LevelFilter::INFO {
-        return Span::none();
+        return None;
     }
     contain(|| {
         let span = tracing::info_span!(parent: None, "event", name);
         span.follows_from(cause);
-        span
+        (!span.is_none()).then(|| Box::new(span))
     })
-    .unwrap_or_else(|_| Span::none())
+    .unwrap_or_default()
 }
 
 /// What an event that has started holds until its end.
 struct Running {
     name: &'static str,
-    span: Span,
+    /// Boxed, because most often there is none.
+    span: Option<Box<Span>>,
     ticket: EventTicket<House>,
     began: Option<Began>,
 }
@@ -143,13 +143,18 @@ impl Running {
     }
 
     fn enter<T>(&self, run: impl FnOnce() -> T) -> Result<T, String> {
-        inside::enter(self.ticket.shard().ledger_id(), || contain(|| self.span.in_scope(run)))
+        inside::enter(self.ticket.shard().ledger_id(), || {
+            contain(|| match &self.span {
+                Some(span) => span.in_scope(run),
+                None => run(),
+            })
+        })
     }
 
     fn log_no_timer(&self) {
         let event = self.name;
         let _ = contain(|| {
-            tracing::warn!(parent: &self.span, event, "event runs without its time limit: the runtime has no timer");
+            tracing::warn!(parent: self.span.as_deref().unwrap_or(&Span::none()), event, "event runs without its time limit: the runtime has no timer");
         });
     }
 
@@ -161,9 +166,9 @@ impl Running {
     /// To be called when all that the event owned is dropped: with the ticket, the drain may go on.
     fn end(self, verdict: Verdict) {
         let Self { name, span, ticket, began } = self;
-        if !verdict.is_silent() || !span.is_none() {
+        if !verdict.is_silent() || span.is_some() {
             // A subscriber that panics costs its line, not the count.
-            let _ = contain(|| verdict.log(name, &span));
+            let _ = contain(|| verdict.log(name, span.as_deref().unwrap_or(&Span::none())));
             let _ = contain(|| drop(span));
         }
         let ending = verdict.ending();
@@ -208,11 +213,20 @@ pub(crate) trait Recorded: Future<Output = ()> + Send {
 
     fn is_aborted(&self) -> bool;
 
+    /// Whether it wants to know how the exchange ended.
+    fn asks(&self) -> bool;
+
     /// Ends the event as aborted before it could start.
     fn abort(self: Pin<&mut Self>);
 
-    /// The exchange is over. False if the event needs no task, because it has been given a thread.
-    fn begin(self: Pin<&mut Self>, now: Nanos, runtime: &runtime::Handle, cause: &Span, exchange: &Exchange) -> bool;
+    /// The exchange is over, as of `now` if that was of interest. False if the event needs no task, because it has been given a thread.
+    fn begin(
+        self: Pin<&mut Self>,
+        now: Option<Nanos>,
+        runtime: &runtime::Handle,
+        cause: &Span,
+        exchange: &Exchange,
+    ) -> bool;
 
     /// From now on another task polls the event.
     fn moves_to_another_task(self: Pin<&mut Self>);
@@ -304,7 +318,8 @@ pin_project! {
     struct Tracked<M, F> {
         #[pin]
         work: Work<M, F>,
-        limit: Limit,
+        // Boxed, because most houses have none, and what is small is moved at less cost.
+        limit: Option<Box<Limit>>,
         // Whether an abort wakes the task. Set when it is first pending: most events are not.
         is_held: bool,
         // None before it is accepted, and after its end.
@@ -324,7 +339,7 @@ pin_project! {
 
 impl<M, F> Tracked<M, F> {
     fn new(work: Work<M, F>) -> Self {
-        Self { work, limit: Limit::Never, is_held: false, running: None }
+        Self { work, limit: None, is_held: false, running: None }
     }
 }
 
@@ -359,12 +374,12 @@ where
                 Err(panic) => Some(Verdict::Panicked(panic)),
             }
         };
-        if verdict.is_none() {
-            match this.limit.poll(cx) {
-                Ok(true) => verdict = this.limit.duration().map(Verdict::TimedOut),
+        if let (None, Some(limit)) = (&verdict, this.limit.as_mut()) {
+            match limit.poll(cx) {
+                Ok(true) => verdict = limit.duration().map(Verdict::TimedOut),
                 Ok(false) => {}
                 Err(NoTimer) => {
-                    *this.limit = Limit::Never;
+                    *this.limit = None;
                     running.log_no_timer();
                 }
             }
@@ -404,6 +419,10 @@ where
         self.running.as_ref().is_some_and(|running| running.ticket.is_aborted())
     }
 
+    fn asks(&self) -> bool {
+        matches!(self.work, Work::Unmade { .. })
+    }
+
     fn abort(self: Pin<&mut Self>) {
         let mut this = self.project();
         if let Some(running) = this.running.take() {
@@ -411,7 +430,13 @@ where
         }
     }
 
-    fn begin(self: Pin<&mut Self>, now: Nanos, _runtime: &runtime::Handle, cause: &Span, exchange: &Exchange) -> bool {
+    fn begin(
+        self: Pin<&mut Self>,
+        now: Option<Nanos>,
+        _runtime: &runtime::Handle,
+        cause: &Span,
+        exchange: &Exchange,
+    ) -> bool {
         let mut this = self.project();
         let Some(running) = this.running else {
             return false;
@@ -464,6 +489,10 @@ where
         self.running.as_ref().is_some_and(|running| running.ticket.is_aborted())
     }
 
+    fn asks(&self) -> bool {
+        false
+    }
+
     fn abort(mut self: Pin<&mut Self>) {
         let work = self.work.take();
         if let Some(running) = self.running.take() {
@@ -473,7 +502,7 @@ where
 
     fn begin(
         mut self: Pin<&mut Self>,
-        now: Nanos,
+        now: Option<Nanos>,
         runtime: &runtime::Handle,
         cause: &Span,
         _exchange: &Exchange,

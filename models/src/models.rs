@@ -44,7 +44,7 @@ const SEEN: sync::atomic::Ordering = sync::atomic::Ordering::SeqCst;
 
 impl World {
     fn new(capacity: u32) -> Self {
-        let ledger = Ledger::new(capacity, 2, (), |()| {});
+        let ledger = Ledger::new(capacity, 2, (), |()| {}, |()| 0);
         let refs = ledger.shard_refs();
         Self {
             shards: [Arc::clone(&refs[0]), Arc::clone(&refs[1])],
@@ -67,9 +67,9 @@ impl World {
     }
 
     /// Accepts an event, if the house is not drained. `None` is a refusal because it is.
-    fn accept(&self, shard: usize, holder: Option<Waker>) -> Option<Event> {
+    fn accept(&self, shard: usize) -> Option<Event> {
         let was_drained = self.is_drained();
-        match self.shards[shard].accept(event(holder)) {
+        match self.shards[shard].accept(event()) {
             Ok(ticket) => {
                 self.expect(!was_drained, "an event was accepted after the drain");
                 self.accepted.fetch_add(1, SEEN);
@@ -86,7 +86,7 @@ impl World {
 
     /// Accepts one while something else is open.
     fn must_accept(&self, shard: usize) -> Option<Event> {
-        let ticket = self.accept(shard, None);
+        let ticket = self.accept(shard);
         self.expect(ticket.is_some(), "an event was refused while another was pending");
         ticket
     }
@@ -115,9 +115,9 @@ impl World {
         self.check();
         let now = self.look_at_the_counts(u64::from(capacity));
         assert_eq!((now.pending, now.reserved, now.open_requests), (0, 0, 0), "something is left");
-        let all: Vec<_> = (0..capacity).map_while(|_| self.shards[0].accept(event(None)).ok()).collect();
+        let all: Vec<_> = (0..capacity).map_while(|_| self.shards[0].accept(event()).ok()).collect();
         assert_eq!(all.len() as u32, capacity, "not all room can be had");
-        assert!(self.shards[1].accept(event(None)).is_err(), "room was given twice");
+        assert!(self.shards[1].accept(event()).is_err(), "room was given twice");
         drop(all);
         self.check();
     }
@@ -130,13 +130,13 @@ impl World {
         assert_eq!(now.accepted, self.accepted.load(SEEN), "an event was not counted");
         assert_eq!(now.accepted, now.completed, "an event was ended in another way");
         for shard in &self.shards {
-            assert!(shard.accept(event(None)).is_err(), "an event was accepted after the drain");
+            assert!(shard.accept(event()).is_err(), "an event was accepted after the drain");
         }
     }
 }
 
-fn event(holder: Option<Waker>) -> NewEvent {
-    NewEvent { name: "event", stage: Stage::Started, location: Location::caller(), since: 0, holder }
+fn event() -> NewEvent {
+    NewEvent { name: "event", stage: Stage::Started, location: Location::caller(), since: None }
 }
 
 /// Somebody's waker. That it rings happens before that it is heard, as with any executor.
@@ -280,9 +280,9 @@ pub fn admission_against_drain() {
         let exchange = thread::spawn({
             let (world, notes) = (world.clone(), notes.clone());
             move || {
-                let Ok(request) = world.shards[0].open_request(0) else { return };
+                let Ok(request) = world.shards[0].open_request(0, || Waker::noop().clone()) else { return };
                 let ticket = world.must_accept(1);
-                drop(request);
+                world.shards[0].close_request(request);
                 notes.write(0);
                 ticket.into_iter().for_each(|ticket| world.end(ticket));
             }
@@ -290,7 +290,7 @@ pub fn admission_against_drain() {
         let producer = thread::spawn({
             let (world, notes) = (world.clone(), notes.clone());
             move || {
-                if let Some(ticket) = world.accept(1, None) {
+                if let Some(ticket) = world.accept(1) {
                     notes.write(1);
                     world.end(ticket);
                 }
@@ -410,7 +410,7 @@ pub fn three_producers() {
         let producers = [0, 1, 0].iter().enumerate().map(|(index, &shard)| {
             let (world, notes) = (world.clone(), notes.clone());
             thread::spawn(move || {
-                if let Some(ticket) = world.accept(shard, None) {
+                if let Some(ticket) = world.accept(shard) {
                     notes.write(index);
                     world.end(ticket);
                 }
@@ -437,7 +437,7 @@ pub fn conservation() {
             move || {
                 let permit = world.shards[0].reserve(Location::caller(), 0);
                 world.expect(permit.is_ok(), "there was room");
-                permit.into_iter().for_each(|permit| permit.accept(event(None)).end(Ending::Failed));
+                permit.into_iter().for_each(|permit| permit.accept(event()).end(Ending::Failed));
             }
         });
         let dropped = thread::spawn({
@@ -460,9 +460,9 @@ pub fn four_takers_who_keep() {
         let world = World::new(2);
         let takers = [0, 1, 0].map(|shard| {
             let world = world.clone();
-            thread::spawn(move || world.shards[shard].accept(event(None)).ok())
+            thread::spawn(move || world.shards[shard].accept(event()).ok())
         });
-        let mine = world.shards[1].accept(event(None)).ok();
+        let mine = world.shards[1].accept(event()).ok();
         let theirs = takers.map(|taker| taker.join().unwrap());
         let taken = theirs.iter().chain([&mine]).flatten().count();
         assert!(taken <= 2, "there is more than the capacity allows");
@@ -478,7 +478,7 @@ pub fn four_takers_who_give_back() {
     explore("capacity 2, four takers who give back", Depth::Preemptions(3), || {
         let world = World::new(2);
         let take = |world: World, shard: usize| {
-            let Ok(ticket) = world.shards[shard].accept(event(None)) else { return };
+            let Ok(ticket) = world.shards[shard].accept(event()) else { return };
             world.expect(world.held.fetch_add(1, SEEN) < 2, "there is more than the capacity allows");
             world.held.fetch_sub(1, SEEN);
             ticket.end(Ending::Completed);
@@ -500,9 +500,9 @@ pub fn room_in_another_shard() {
         let others: Vec<_> = (0..15).filter_map(|number| world.must_accept(usize::from(number > 0))).collect();
         let near = thread::spawn({
             let world = world.clone();
-            move || world.shards[0].accept(event(None)).ok()
+            move || world.shards[0].accept(event()).ok()
         });
-        let far = world.shards[1].accept(event(None)).ok();
+        let far = world.shards[1].accept(event()).ok();
         let near = near.join().unwrap();
         assert!(near.is_none() || far.is_none(), "there is more than the capacity allows");
         assert!(near.is_some() || far.is_some(), "full was said, and there was room");
@@ -512,7 +512,7 @@ pub fn room_in_another_shard() {
 }
 
 /// An event as the task of `src/task.rs` polls it: it asks whether it is aborted, and is held when first pending.
-fn poll_event(ticket: Event, task: &mut Task) -> Option<Event> {
+fn poll_event(mut ticket: Event, task: &mut Task) -> Option<Event> {
     let waker = task.waker();
     if ticket.is_aborted() || !ticket.hold(&waker) {
         ticket.end(Ending::Aborted);
@@ -525,12 +525,11 @@ fn poll_event(ticket: Event, task: &mut Task) -> Option<Event> {
 pub fn abort_against_hold() {
     explore("abort against hold", Depth::All, || {
         let world = World::new(2);
-        let record = Arc::new(Bell::default());
-        let ticket = world.accept(1, Some(Waker::from(Arc::clone(&record))));
+        let ticket = world.accept(1);
         let running = thread::spawn(move || {
             let mut task = Task::default();
-            let ticket = ticket.and_then(|ticket| {
-                ticket.start(1);
+            let ticket = ticket.and_then(|mut ticket| {
+                ticket.start(None);
                 poll_event(ticket, &mut task)
             });
             (ticket, task)
@@ -542,7 +541,6 @@ pub fn abort_against_hold() {
             assert!(poll_event(ticket, &mut task).is_none(), "an event that is to be aborted does not know it");
         }
         assert_eq!(world.ledger.snapshot().aborted, 1, "an event has not one ending");
-        assert_eq!(Arc::strong_count(&record), 1, "a holder is kept");
         assert_eq!(Arc::strong_count(&task.bell), 1, "a holder is kept");
         world.check_empty(2);
     });
@@ -579,10 +577,11 @@ pub fn abort_against_record() {
     explore("abort against record", Depth::All, || {
         let world = World::new(2);
         let record = Arc::new(Record::default());
+        let request = world.shards[1].open_request(0, || Waker::from(Arc::clone(&record))).ok().expect("it is open");
         let recording = thread::spawn({
             let (world, record) = (world.clone(), Arc::clone(&record));
             move || {
-                let ticket = world.accept(1, Some(Waker::from(Arc::clone(&record))));
+                let ticket = world.accept(1);
                 ticket.into_iter().for_each(|ticket| record.add(ticket));
             }
         });
@@ -602,6 +601,7 @@ pub fn abort_against_record() {
             "an event has not one ending"
         );
         drop(kept);
+        world.shards[1].close_request(request);
         assert_eq!(Arc::strong_count(&record), 1, "a holder is kept");
         world.check_empty(2);
     });
@@ -612,7 +612,8 @@ pub fn abort_against_end() {
     explore("abort against end", Depth::All, || {
         let world = World::new(2);
         let bell = Arc::new(Bell::default());
-        let ticket = world.accept(1, Some(Waker::from(Arc::clone(&bell))));
+        let mut ticket = world.accept(1);
+        ticket.iter_mut().for_each(|ticket| assert!(ticket.hold(&Waker::from(Arc::clone(&bell)))));
         let ending = thread::spawn({
             let world = world.clone();
             move || ticket.into_iter().for_each(|ticket| world.end(ticket))
@@ -826,7 +827,7 @@ pub fn owed_room() {
         });
         let later = thread::spawn({
             let world = world.clone();
-            move || world.shards[1].accept(event(None)).is_ok()
+            move || world.shards[1].accept(event()).is_ok()
         });
         place.poll();
         ending.join().unwrap();
@@ -1041,7 +1042,7 @@ pub fn counts_of_a_lane() {
         });
         let other = thread::spawn({
             let world = world.clone();
-            move || world.accept(1, None).into_iter().for_each(|ticket| world.end(ticket))
+            move || world.accept(1).into_iter().for_each(|ticket| world.end(ticket))
         });
         world.look_at_the_counts(4);
         sender.join().unwrap();
