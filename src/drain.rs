@@ -125,7 +125,10 @@ impl<S: Future> Future for Drain<S> {
                 let may_close =
                     |arrivals| is_over || settle.is_zero() || (settled && arrivals_before == Some(arrivals));
                 match ledger.look(may_close) {
-                    Look::Closed => break 'answer Ok(DrainReport::of(ledger, began)),
+                    Look::Closed(holdings) => {
+                        let now = ledger.context.now();
+                        break 'answer Ok(DrainReport::new(*holdings, began, now));
+                    }
                     Look::Busy if is_over => {
                         let given_up = ledger.give_up_lanes();
                         let unfinished = Unfinished::of(ledger, began, given_up);

@@ -39,6 +39,7 @@ pub(crate) enum Stage {
 
 impl Entry {
     /// Of an event.
+    #[inline]
     pub(crate) fn advance(&mut self, to: Stage) {
         if let Kind::Event { stage, .. } = &mut self.kind {
             *stage = to;
@@ -51,6 +52,7 @@ impl Entry {
 }
 
 impl Kind {
+    #[inline]
     pub(crate) fn needs_room(self) -> bool {
         matches!(self, Self::Permit | Self::Event { .. })
     }
@@ -71,6 +73,7 @@ enum Slot {
 }
 
 impl Slots {
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -79,6 +82,7 @@ impl Slots {
         self.len.into()
     }
 
+    #[inline]
     pub(crate) fn insert(&mut self, entry: Entry, holder: Option<Waker>) -> u32 {
         let key = self.free;
         match self.slots.get_mut(key as usize) {
@@ -97,6 +101,7 @@ impl Slots {
         key
     }
 
+    #[inline]
     pub(crate) fn get_mut(&mut self, key: u32) -> Option<(&mut Entry, &mut Option<Waker>)> {
         match self.slots.get_mut(key as usize) {
             Some(Slot::Taken(entry, holder)) => Some((entry, holder)),
@@ -111,6 +116,7 @@ impl Slots {
         }
     }
 
+    #[inline]
     pub(crate) fn remove(&mut self, key: u32) -> Option<(Entry, Option<Waker>)> {
         let slot = self.slots.get_mut(key as usize)?;
         match mem::replace(slot, Slot::Vacant { next: self.free }) {

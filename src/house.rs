@@ -69,6 +69,7 @@ impl House {
         let _ = contain(|| tracing::info!("events are accepted again: the house has room"));
     }
 
+    #[inline]
     pub(crate) fn now(&self) -> Nanos {
         nanos(Instant::now().saturating_duration_since(self.epoch))
     }
@@ -93,6 +94,7 @@ fn shard_count() -> usize {
     (2 * cores).next_power_of_two().clamp(4, 128)
 }
 
+#[inline]
 fn nanos(duration: Duration) -> Nanos {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -108,6 +110,7 @@ impl Shards {
         })
     }
 
+    #[inline]
     pub(crate) fn mine(&self) -> &Arc<Shard> {
         ledger::of_this_thread(&self.refs)
     }
@@ -129,16 +132,19 @@ impl Shards {
 }
 
 impl Shard {
+    #[inline]
     pub(crate) fn house(&self) -> &House {
         &self.ledger.context
     }
 
     /// Tells ledgers apart while they live.
+    #[inline]
     pub(crate) fn ledger_id(&self) -> usize {
         Arc::as_ptr(&self.ledger).addr()
     }
 
     /// The runtime for an event that is recorded here and now. A refusal is counted.
+    #[inline]
     pub(crate) fn runtime(&self) -> Result<runtime::Handle, Refused> {
         if let Some(runtime) = &self.house().settings.runtime {
             return Ok(runtime.clone());
@@ -160,6 +166,7 @@ impl Shard {
     }
 
     /// Lets events that are recorded outside of a runtime later find this one.
+    #[inline]
     pub(crate) fn remember_runtime(&self) {
         let first = &self.house().first_runtime;
         if first.get().is_none() {
@@ -169,6 +176,7 @@ impl Shard {
         }
     }
 
+    #[inline]
     pub(crate) fn accept_event(
         self: &Arc<Self>,
         name: &'static str,

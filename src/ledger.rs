@@ -165,11 +165,13 @@ pub(crate) struct PermitTicket<C>(Ticket<C>);
 pub(crate) struct EventTicket<C>(Ticket<C>);
 
 /// What [`Ledger::look`] found.
-#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Look {
     Busy,
-    Idle { arrivals: u64 },
-    Closed,
+    Idle {
+        arrivals: u64,
+    },
+    /// With the account of the same instant.
+    Closed(Box<Holdings>),
 }
 
 /// What is open, grouped, and the counts of the same instant.
@@ -258,7 +260,7 @@ impl<C> Ledger<C> {
         let mut closes = false;
         let look = self.at_one_instant(|now| {
             if now.shards.iter().any(|state| state.closed) {
-                return Look::Closed;
+                return Look::Closed(Box::new(now.holdings()));
             }
             if now.shards.iter().any(|state| !state.slots.is_empty()) {
                 return Look::Busy;
@@ -277,7 +279,7 @@ impl<C> Ledger<C> {
                 lane.gate_mut().close(Refused::Drained);
             }
             closes = true;
-            Look::Closed
+            Look::Closed(Box::new(now.holdings()))
         });
         if closes {
             // The other drains end with this one.
@@ -296,13 +298,7 @@ impl<C> Ledger<C> {
     }
 
     pub(crate) fn holdings(&self) -> Holdings {
-        self.at_one_instant(|now| Holdings {
-            snapshot: now.count(),
-            endings: now.endings(),
-            wrong: now.wrong(),
-            open: now.open(),
-            sinks: now.sinks(),
-        })
+        self.at_one_instant(|now| now.holdings())
     }
 
     pub(crate) fn sinks(&self) -> Vec<SinkSnapshot> {
@@ -468,23 +464,34 @@ impl<C> Ledger<C> {
 }
 
 impl Instant<'_> {
+    fn holdings(&self) -> Holdings {
+        Holdings {
+            snapshot: self.count(),
+            endings: self.endings(),
+            wrong: self.wrong(),
+            open: self.open(),
+            sinks: self.sinks(),
+        }
+    }
+
     fn count(&self) -> Snapshot {
         let Endings { completed, failed, panicked, timed_out, aborted } = self.endings();
-        let in_shards = |count: fn(&State) -> u64| self.shards.iter().map(|state| count(state)).sum::<u64>();
-        let in_lanes = |count: fn(&dyn LockedLane) -> u64| self.lanes.iter().map(|lane| count(&**lane)).sum::<u64>();
-        Snapshot {
-            open_requests: in_shards(|state| state.open_requests),
-            open_guards: in_shards(|state| state.open_guards),
-            reserved: in_shards(|state| state.reserved) + in_lanes(|lane| lane.book().reserved()),
-            pending: in_shards(|state| state.pending) + in_lanes(|lane| lane.pending()),
-            accepted: in_shards(|state| state.accepted) + in_lanes(|lane| lane.gate().accepted()),
-            completed,
-            failed,
-            panicked,
-            timed_out,
-            aborted,
-            refused: in_shards(|state| state.refused) + in_lanes(|lane| lane.book().refused()),
+        let mut now = Snapshot { completed, failed, panicked, timed_out, aborted, ..Snapshot::default() };
+        for state in &self.shards {
+            now.open_requests += state.open_requests;
+            now.open_guards += state.open_guards;
+            now.reserved += state.reserved;
+            now.pending += state.pending;
+            now.accepted += state.accepted;
+            now.refused += state.refused;
         }
+        for lane in &self.lanes {
+            now.reserved += lane.book().reserved();
+            now.pending += lane.pending();
+            now.accepted += lane.gate().accepted();
+            now.refused += lane.book().refused();
+        }
+        now
     }
 
     fn arrivals(&self) -> u64 {
@@ -511,6 +518,9 @@ impl Instant<'_> {
     }
 
     fn open(&self) -> BTreeMap<(Kind, &'static Location<'static>), Group> {
+        if self.shards.iter().all(|state| state.slots.is_empty()) && self.lanes.is_empty() {
+            return BTreeMap::new();
+        }
         // Hashed first: there may be very many.
         let mut open: HashMap<_, Group> = HashMap::new();
         for entry in self.shards.iter().flat_map(|state| state.slots.iter()) {
@@ -548,6 +558,7 @@ fn next_era(shards: &mut [MutexGuard<'_, State>]) -> Era {
 }
 
 impl Shard {
+    #[inline]
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.0)
     }
@@ -588,6 +599,7 @@ impl<C> ShardRef<C> {
     }
 
     /// Accepts an event, or refuses it: the one decision.
+    #[inline]
     pub(crate) fn accept(self: &Arc<Self>, event: NewEvent) -> Result<EventTicket<C>, Refused> {
         let is_fresh = event.since.is_none();
         let mut ticket = self.admit(event.entry())?;
@@ -636,6 +648,7 @@ impl<C> ShardRef<C> {
         state.wrong.entry(name).or_default().count(Ending::Panicked);
     }
 
+    #[inline]
     fn admit(self: &Arc<Self>, entry: Entry) -> Result<Ticket<C>, Refused> {
         let mut state = self.lock();
         let (key, era) = if state.closed {
@@ -665,10 +678,12 @@ impl<C> ShardRef<C> {
         Err(shards[self.index].refuse(entry.kind, Refused::Full))
     }
 
+    #[inline]
     fn ticket(self: &Arc<Self>, key: u32, era: Era) -> Ticket<C> {
         Ticket { shard: Arc::clone(self), key, era, ending: Ending::Aborted, is_fresh: false }
     }
 
+    #[inline]
     fn lock(&self) -> MutexGuard<'_, State> {
         self.ledger.shards[self.index].lock()
     }
@@ -678,6 +693,7 @@ impl<C> ShardRef<C> {
 const STARTS_NOW: Nanos = Nanos::MAX;
 
 impl NewEvent {
+    #[inline]
     fn entry(self) -> Entry {
         let Self { name, stage, location, since } = self;
         Entry { kind: Kind::Event { name, stage }, location, since: since.unwrap_or(STARTS_NOW), era: 0 }
@@ -687,6 +703,7 @@ impl NewEvent {
 impl<C> Ledger<C> {
     /// Takes room for one event, from the shard or else from the pool. The lock that comes with `state` is what makes
     /// the pool's relaxed ordering enough: all who must agree on it hold at least one lock in common with its writer.
+    #[inline]
     fn take_room(&self, state: &mut State) -> bool {
         if state.room == 0 {
             let take = |pool: u32| (pool > 0).then(|| pool - pool.min(self.block));
@@ -712,6 +729,7 @@ impl<C> Ledger<C> {
     }
 
     /// Takes room back, under the lock of the shard that gives it. Whether this ends an episode that was announced.
+    #[inline]
     fn give_room(&self, state: &mut State) -> bool {
         state.room += 1;
         let is_full = self.fullness.load(Ordering::Relaxed) != ROOMY;
@@ -732,6 +750,7 @@ impl<C> Ledger<C> {
 
 impl<C> Ledger<C> {
     /// The time of an event that starts now: at most that of the first fresh one too early.
+    #[inline]
     fn time_of_fresh(&self, state: &mut State) -> Nanos {
         let fresh = &mut state.fresh;
         if fresh.count == 0 || fresh.left == 0 {
@@ -743,6 +762,7 @@ impl<C> Ledger<C> {
         fresh.since
     }
 
+    #[inline]
     fn timed(&self, state: &mut State, mut entry: Entry) -> Entry {
         if entry.since == STARTS_NOW {
             entry.since = self.time_of_fresh(state);
@@ -753,6 +773,7 @@ impl<C> Ledger<C> {
 
 impl State {
     /// Gives the key of the entry, and the era in which it enters.
+    #[inline]
     fn enter(&mut self, mut entry: Entry, holder: Option<Waker>) -> (u32, Era) {
         self.arrivals += 1;
         entry.era = self.era;
@@ -832,6 +853,7 @@ impl<C> ShardRef<C> {
 
 impl<C> PermitTicket<C> {
     /// The permit becomes an event in its place, so neither room nor the ledger's being open is in question.
+    #[inline]
     pub(crate) fn accept(mut self, event: NewEvent) -> EventTicket<C> {
         self.0.is_fresh = event.since.is_none();
         let mut state = self.0.shard.lock();
@@ -878,6 +900,7 @@ impl<C> EventTicket<C> {
 
     /// Whether the event is to be aborted. If it is not when asked with a lock that the holder takes when it is woken,
     /// the holder will be woken for it.
+    #[inline]
     pub(crate) fn is_aborted(&self) -> bool {
         self.0.era < self.0.shard.ledger.aborted_before.load(Ordering::Relaxed)
     }
@@ -1149,11 +1172,13 @@ fn wait_for(lane: &Arc<dyn Lane>, locked: &mut dyn LockedLane, id: u64) -> Optio
 }
 
 /// Nothing that runs under these locks panics half-way through a change.
+#[inline]
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Wakers are user code, and this may run in a destructor.
+#[inline]
 fn wake(wakers: impl IntoIterator<Item = Waker>) {
     for waker in wakers {
         let _ = contain(|| waker.wake());
@@ -1161,6 +1186,7 @@ fn wake(wakers: impl IntoIterator<Item = Waker>) {
 }
 
 /// The index of this thread, from which its shard follows. Threads that live at the same time rarely share one.
+#[inline]
 fn thread_index() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
@@ -1175,6 +1201,7 @@ fn thread_index() -> usize {
 }
 
 /// The shard of this thread.
+#[inline]
 pub(crate) fn of_this_thread<C>(shards: &[Arc<ShardRef<C>>]) -> &Arc<ShardRef<C>> {
     &shards[thread_index() % shards.len()]
 }
@@ -1207,6 +1234,7 @@ impl Waiters {
         wake(wakers.into_iter().map(|(_, waker)| waker));
     }
 
+    #[inline]
     fn lock(&self) -> MutexGuard<'_, WaiterList> {
         lock(&self.list)
     }

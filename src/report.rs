@@ -1,6 +1,6 @@
 //! [`DrainReport`] and [`DrainError`]: what a drain answers.
 
-use std::{cmp::Reverse, collections::BTreeMap, error::Error, fmt, panic::Location, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, error::Error, fmt, mem, panic::Location, time::Duration};
 
 use crate::{
     entry::{Kind, Nanos, Stage},
@@ -62,7 +62,7 @@ pub struct NamedEndings {
 }
 
 impl DrainReport {
-    fn new(holdings: &Holdings, began: &DrainBegan, now: Nanos) -> Self {
+    pub(crate) fn new(holdings: Holdings, began: &DrainBegan, now: Nanos) -> Self {
         Self {
             elapsed: Duration::from_nanos(now.saturating_sub(began.at)),
             accepted: holdings.snapshot.accepted,
@@ -70,12 +70,8 @@ impl DrainReport {
             endings: holdings.endings,
             since_drain: holdings.endings - began.endings,
             wrong: holdings.wrong.iter().map(|(&name, &endings)| NamedEndings { name, endings }).collect(),
-            sinks: holdings.sinks.clone(),
+            sinks: holdings.sinks,
         }
-    }
-
-    pub(crate) fn of(ledger: &Ledger<House>, began: &DrainBegan) -> Self {
-        Self::new(&ledger.holdings(), began, ledger.context.now())
     }
 
     /// Whether every event that was accepted has completed.
@@ -343,8 +339,9 @@ impl fmt::Display for Progress {
 impl Unfinished {
     /// What is open now, and what has just been given up.
     pub(crate) fn of(ledger: &Ledger<House>, began: &DrainBegan, given_up: Vec<GivenUp>) -> Self {
-        let holdings = ledger.holdings();
+        let mut holdings = ledger.holdings();
         let now = ledger.context.now();
+        let open = mem::take(&mut holdings.open);
         let mut unfinished = Self {
             open_requests: holdings.snapshot.open_requests,
             oldest_request: None,
@@ -352,9 +349,9 @@ impl Unfinished {
             permits: Vec::new(),
             events: Vec::new(),
             undelivered: given_up.into_iter().map(UndeliveredEvents::new).collect(),
-            report: DrainReport::new(&holdings, began, now),
+            report: DrainReport::new(holdings, began, now),
         };
-        for (&(kind, location), group) in &holdings.open {
+        for (&(kind, location), group) in &open {
             let (count, oldest) = (group.count, group.age(now));
             match kind {
                 Kind::Request => unfinished.oldest_request = unfinished.oldest_request.max(Some(oldest)),

@@ -35,6 +35,7 @@ pub(crate) struct Launch {
 
 impl Launch {
     /// Accepts an event, or refuses it: the one decision.
+    #[inline]
     pub(crate) fn accept(
         shard: &Arc<Shard>,
         name: &'static str,
@@ -48,6 +49,7 @@ impl Launch {
     }
 
     /// Accepts an event that starts at once, on the runtime of here and now.
+    #[inline]
     pub(crate) fn now(
         shard: &Arc<Shard>,
         name: &'static str,
@@ -84,16 +86,19 @@ impl Launch {
         self.never_begun().end(Verdict::Panicked(message));
     }
 
+    #[inline]
     fn limit(&self) -> Option<Box<Limit>> {
         self.ticket.shard().house().settings.event_timeout.map(|limit| Box::new(Limit::after(limit)))
     }
 
+    #[inline]
     fn begin(self, cause: &Span) -> Running {
         let mut running = self.never_begun();
         running.begin(cause);
         running
     }
 
+    #[inline]
     fn never_begun(self) -> Running {
         let Self { name, ticket } = self;
         Running { name, span: None, ticket, began: None }
@@ -101,11 +106,13 @@ impl Launch {
 }
 
 /// The span in which an event is tracked. Asked for only if somebody listens.
+#[inline]
 pub(crate) fn current_span() -> Span {
     if LevelFilter::current() == LevelFilter::OFF { Span::none() } else { Span::current() }
 }
 
 /// The span has no parent, since a child would keep the span of its request open.
+#[inline]
 fn event_span(name: &'static str, cause: &Span) -> Option<Box<Span>> {
     if LevelFilter::current() < LevelFilter::INFO {
         return None;
@@ -137,6 +144,7 @@ enum Verdict {
 }
 
 impl Running {
+    #[inline]
     fn begin(&mut self, cause: &Span) {
         self.span = event_span(self.name, cause);
         self.began = Some(Began::now());

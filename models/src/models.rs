@@ -228,7 +228,7 @@ impl Drain {
             let settle = self.settle;
             let may_close = |arrivals| settle == Settle::None || (settle == Settle::Short && before == Some(arrivals));
             match self.world.ledger.look(may_close) {
-                Look::Closed => return true,
+                Look::Closed(_) => return true,
                 Look::Busy => {
                     self.quiet = None;
                     return false;
