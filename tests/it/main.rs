@@ -23,3 +23,4 @@ mod stateful;
 mod stateful_sink;
 mod stress;
 mod support;
+mod together;
