@@ -1,0 +1,147 @@
+//! How many instructions an event, a request and an admission take, counted by callgrind, which gives the same number
+//! each time.
+//!
+//! ```text
+//! .ci/instructions            compares with benches/instructions.tsv
+//! .ci/instructions --record   writes it anew
+//! ```
+//!
+//! A figure that has grown by more than one per cent since it was recorded is an error, and so is one that has shrunk by
+//! more and was not recorded anew. Where the compiler is another than at the record, only the ratios to the rivals can be
+//! compared, and these have five per cent.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    error::Error,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use tokio::runtime::Runtime;
+use tower_track_events_benches::{admission, among, event, ready, request, runtime, wake_up, yields};
+
+type Subject = fn(&Runtime, usize);
+
+/// Each with its rival, if it has one.
+const SUBJECTS: &[(&str, Option<&str>, Subject)] = &[
+    ("tokio::spawn", None, |runtime, count| drop_time(event::by_spawn(runtime, ready, count))),
+    ("TaskTracker::spawn", None, |runtime, count| drop_time(event::by_tracker(runtime, ready, count))),
+    ("handle.track", Some("tokio::spawn"), |runtime, count| drop_time(event::by_handle(runtime, ready, count))),
+    ("tokio::spawn, waits once", None, |runtime, count| drop_time(event::by_spawn(runtime, yields, count))),
+    ("handle.track, waits once", Some("tokio::spawn, waits once"), |runtime, count| {
+        drop_time(event::by_handle(runtime, yields, count));
+    }),
+    ("bare service", None, |runtime, count| drop_time(request::bare(runtime, count))),
+    ("TraceLayer", None, |runtime, count| drop_time(request::trace(runtime, count))),
+    ("AddExtension and spawn", None, |runtime, count| drop_time(request::extension::<1>(runtime, count))),
+    ("four bare spawns", None, |runtime, count| drop_time(request::bare_spawns::<4>(runtime, count))),
+    ("layer, no event", Some("TraceLayer"), |runtime, count| drop_time(request::ours::<0>(runtime, count))),
+    ("layer, one event", Some("AddExtension and spawn"), |runtime, count| {
+        drop_time(request::ours::<1>(runtime, count));
+    }),
+    ("layer, four events", Some("four bare spawns"), |runtime, count| drop_time(request::ours::<4>(runtime, count))),
+    ("layer, an event of its own", Some("AddExtension and spawn"), |runtime, count| {
+        drop_time(request::layer_event(runtime, count));
+    }),
+    ("layer, an observer", None, |runtime, count| drop_time(request::observer(runtime, count))),
+    ("guard()", None, |_, count| drop_time(admission::guard(1, count))),
+    ("handle.track, 1,000 pending", None, |runtime, count| drop_time(among::tracked(runtime, 1_000, count))),
+    ("drain wake-up", None, |runtime, count| drop_time(wake_up::drain(runtime, count))),
+];
+
+const COUNT: usize = 2_000;
+
+fn drop_time(_nanos: f64) {}
+
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    match &*arguments.iter().map(String::as_str).collect::<Vec<_>>() {
+        ["--run", number, count] => {
+            let (_, _, subject) = SUBJECTS[number.parse::<usize>()?];
+            subject(&runtime(1), count.parse()?);
+            Ok(ExitCode::SUCCESS)
+        }
+        ["--record"] => record(),
+        [] => compare(),
+        _ => Err("nothing, or --record".into()),
+    }
+}
+
+fn record() -> Result<ExitCode, Box<dyn Error>> {
+    let mut text = format!("{}\n", compiler()?);
+    for (name, count) in count_all()? {
+        println!("  {name:<30} {count:>8}");
+        writeln!(text, "{name}\t{count}")?;
+    }
+    fs::write(recorded_path(), text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn compare() -> Result<ExitCode, Box<dyn Error>> {
+    let text = fs::read_to_string(recorded_path())?;
+    let mut lines = text.lines();
+    let is_same_compiler = lines.next() == Some(&*compiler()?);
+    let recorded: BTreeMap<&str, u64> = lines
+        .filter_map(|line| line.split_once('\t'))
+        .map(|(name, count)| Ok((name, count.parse()?)))
+        .collect::<Result<_, Box<dyn Error>>>()?;
+    let counted = count_all()?;
+    let is_off = |new: f64, old: f64, by: f64| (new / old - 1.0).abs() > by;
+    let mut off = 0;
+    println!("{:<30} {:>8} {:>8} {:>8}  ratio to its rival", "instructions", "now", "then", "change");
+    for (name, rival, _) in SUBJECTS {
+        let now = counted[name] as f64;
+        let then = *recorded.get(name).ok_or_else(|| format!("{name} was not recorded: --record"))? as f64;
+        let mut is_wrong = is_same_compiler && is_off(now, then, 0.01);
+        let mut ratio = String::new();
+        if let Some(rival) = rival {
+            let ratio_now = now / counted[rival] as f64;
+            let ratio_then = then / recorded.get(rival).copied().ok_or("a rival was not recorded")? as f64;
+            is_wrong |= is_off(ratio_now, ratio_then, 0.05);
+            ratio = format!("{ratio_now:.2} (then {ratio_then:.2}) {rival}");
+        }
+        off += usize::from(is_wrong);
+        let word = if is_wrong { "OFF" } else { "" };
+        println!("{name:<30} {now:>8} {then:>8} {:>+7.1}%  {ratio} {word}", (now / then - 1.0) * 100.0);
+    }
+    if !is_same_compiler {
+        println!("another compiler than at the record: only the ratios were compared");
+    }
+    println!("{off} of {} figures are off", SUBJECTS.len());
+    Ok(if off == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn recorded_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("instructions.tsv")
+}
+
+fn compiler() -> Result<String, Box<dyn Error>> {
+    let version = String::from_utf8(Command::new("rustc").arg("--version").output()?.stdout)?;
+    Ok(format!("{} {}", version.trim(), env::consts::ARCH))
+}
+
+fn count_all() -> Result<BTreeMap<&'static str, u64>, Box<dyn Error>> {
+    SUBJECTS.iter().enumerate().map(|(number, (name, _, _))| Ok((*name, count_one(number)?))).collect()
+}
+
+/// The difference of two runs, so that what comes before and after is not counted.
+fn count_one(number: usize) -> Result<u64, Box<dyn Error>> {
+    let (one, two) = (collect(number, COUNT)?, collect(number, 2 * COUNT)?);
+    Ok((two - one) / COUNT as u64)
+}
+
+fn collect(number: usize, count: usize) -> Result<u64, Box<dyn Error>> {
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(env::current_exe()?)
+        .args(["--run", &number.to_string(), &count.to_string()])
+        .output()
+        .map_err(|error| format!("valgrind: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let count = said.lines().find_map(|line| line.split_once("Collected : "));
+    let (_, count) = count.ok_or_else(|| format!("callgrind has not counted: {said}"))?;
+    Ok(count.trim().parse()?)
+}
