@@ -1,0 +1,81 @@
+//! The same subjects as those of the bin `cost`, each closely: `cargo bench --manifest-path benches/Cargo.toml`, with a part
+//! of a name after `--` for one of them. Ratios are better read from `cost`, which runs the rivals in turn.
+
+use std::{hint::black_box, time::Duration};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use tower_track_events_benches::{admission, among, event, ready, request, runtime, wake_up, yields};
+
+type Subject<'a> = &'a dyn Fn(usize) -> f64;
+
+/// The least that is done at once: a few bursts.
+const LEAST: u64 = 1_000;
+
+fn measure(criterion: &mut Criterion, group: &str, subjects: &[(&str, Subject<'_>)]) {
+    let mut group = criterion.benchmark_group(group);
+    group.sample_size(20).measurement_time(Duration::from_secs(2));
+    for (name, subject) in subjects {
+        group.bench_function(*name, |bencher| {
+            bencher.iter_custom(|count| {
+                let nanos = black_box(subject(count.next_multiple_of(LEAST) as usize));
+                Duration::from_nanos((nanos * count as f64) as u64)
+            });
+        });
+    }
+}
+
+fn events(criterion: &mut Criterion) {
+    for (workers, place) in [(1, "one thread"), (2, "two workers")] {
+        let runtime = &runtime(workers);
+        measure(
+            criterion,
+            &format!("event, {place}"),
+            &[
+                ("handle.track", &|count| event::by_handle(runtime, ready, count)),
+                ("tokio spawn", &|count| event::by_spawn(runtime, ready, count)),
+                ("TaskTracker", &|count| event::by_tracker(runtime, ready, count)),
+                ("handle.track, waits once", &|count| event::by_handle(runtime, yields, count)),
+                ("tokio spawn, waits once", &|count| event::by_spawn(runtime, yields, count)),
+            ],
+        );
+    }
+}
+
+fn requests(criterion: &mut Criterion) {
+    let runtime = &runtime(1);
+    measure(
+        criterion,
+        "request",
+        &[
+            ("bare", &|count| request::bare(runtime, count)),
+            ("no event", &|count| request::ours::<0>(runtime, count)),
+            ("one event", &|count| request::ours::<1>(runtime, count)),
+            ("four events", &|count| request::ours::<4>(runtime, count)),
+            ("event of the layer", &|count| request::layer_event(runtime, count)),
+            ("observer", &|count| request::observer(runtime, count)),
+            ("TraceLayer", &|count| request::trace(runtime, count)),
+            ("AddExtension and spawn", &|count| request::extension::<1>(runtime, count)),
+        ],
+    );
+}
+
+fn others(criterion: &mut Criterion) {
+    let runtime = &runtime(1);
+    measure(
+        criterion,
+        "admission",
+        &[("guard", &|count| admission::guard(1, count)), ("guard, two threads", &|count| admission::guard(2, count))],
+    );
+    measure(criterion, "among", &[("1,000 pending", &|count| among::tracked(runtime, 1_000, count))]);
+    measure(
+        criterion,
+        "wake-up",
+        &[
+            ("Drain", &|count| wake_up::drain(runtime, count)),
+            ("TaskTracker wait", &|count| wake_up::tracker(runtime, count)),
+        ],
+    );
+}
+
+criterion_group!(costs, events, requests, others);
+criterion_main!(costs);
