@@ -20,6 +20,11 @@ use crate::{
 /// once the response is over, whatever its outcome: also when the handler fails or panics, or the client leaves. An
 /// event that should run only after some outcomes asks for it with [`track_with`](Self::track_with).
 ///
+/// The events of one exchange start in the order in which they were recorded. Each is polled once by a task that they
+/// share, and has a task of its own from then on if it is not done: so what computes for long before it first waits holds
+/// up those behind it, and belongs into [`track_blocking`](Self::track_blocking). They run on the runtime in which the
+/// first of them was recorded, unless the handle was [given one](crate::TrackEventsHandleBuilder::runtime).
+///
 /// A clone may outlive the exchange. What it is given from then on starts at once. It does not keep the exchange open,
 /// nor a drain waiting: hold a [guard](TrackEventsHandle::guard) for that.
 ///

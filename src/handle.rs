@@ -63,7 +63,7 @@ impl TrackEventsHandle {
     }
 
     /// Makes a builder: capacity 65,536, settle time 100 ms, a line about the progress of a drain each second, no event
-    /// timeout, events run on the runtime in which they are recorded.
+    /// timeout, events run on the runtime in which they are tracked; those of one exchange where the first of them was.
     pub fn builder() -> TrackEventsHandleBuilder {
         TrackEventsHandleBuilder {
             capacity: DEFAULT_CAPACITY as usize,

@@ -40,7 +40,7 @@ pub(crate) struct Settings {
     pub(crate) settle: Duration,
     pub(crate) event_timeout: Option<Duration>,
     pub(crate) progress: Duration,
-    /// The runtime for all events, instead of that in which each is recorded.
+    /// The runtime for all events, instead of that in which each is tracked.
     pub(crate) runtime: Option<runtime::Handle>,
 }
 

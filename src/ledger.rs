@@ -11,7 +11,8 @@
 //!    is therefore a look at one instant (L1). `accepted` is counted on its own, when an event enters.
 //! 2. *A ticket is an entry.* A ticket is made only by [`ShardRef::admit`], has no `Clone`, and removes its entry exactly
 //!    once, in its `Drop`; the ending is `Aborted` unless [`EventTicket::end`] said otherwise. So every event that is
-//!    accepted has one ending (L4), also when the runtime drops it.
+//!    accepted has one ending (L4), also when the runtime drops it. The one exception is a request, whose key has no `Drop`:
+//!    the guard of its exchange closes it in its own.
 //! 3. *Closing is one instant.* [`Ledger::look`] closes all shards under all locks, and only if none has an entry. Every
 //!    admission looks at `closed` under its shard's lock. So before that instant everything is taken, after it nothing
 //!    is, and nothing was open at it (L2, L3).
@@ -21,7 +22,8 @@
 //! 5. *A drain cannot sleep through the end.* It registers its waker first and looks under all locks afterwards. A
 //!    shard that runs empty after that look took its lock after the look released it, and so sees the registration.
 //! 6. *No user code under a lock* (L6): names and locations are `&'static`, wakers are taken out of their list before
-//!    they are woken, and what an event owns is dropped by its owner before the ticket.
+//!    they are woken (that of a request, which stays, is ours, and cloned), and what an event owns is dropped by its
+//!    owner before the ticket.
 //! 7. *Eras divide the events.* An event belongs to the era in which it was accepted. An abort and the begin of a wait
 //!    for idleness each end an era, under all locks, so that "accepted before" is exact.
 //! 8. *Room that is waited for is not given away.* A queue is entered under all locks, when there is no room anywhere.
@@ -875,15 +877,26 @@ impl<C> EventTicket<C> {
         &self.0.shard
     }
 
-    /// The event's exchange is over and the event begins: from now on its age is its own.
-    pub(crate) fn start(&mut self, now: Option<Nanos>) {
-        self.0.is_fresh = now.is_none();
-        let shard = &*self.0.shard;
-        let mut state = shard.lock();
-        let now = now.unwrap_or_else(|| shard.ledger.time_of_fresh(&mut state));
-        if let Some((entry, _)) = state.slots.get_mut(self.0.key) {
-            entry.since = now;
-            entry.advance(Stage::Started);
+    /// The exchange of these events is over and they begin: from now on the age of each is its own. One lock for those of
+    /// one shard, which mostly are all.
+    pub(crate) fn start_all<'a>(tickets: impl Iterator<Item = &'a mut Self>, now: Option<Nanos>)
+    where
+        C: 'a,
+    {
+        let mut locked: Option<(&ShardRef<C>, MutexGuard<'_, State>)> = None;
+        for ticket in tickets {
+            ticket.0.is_fresh = now.is_none();
+            let (shard, key) = (&*ticket.0.shard, ticket.0.key);
+            if locked.as_ref().is_none_or(|(other, _)| other.index != shard.index) {
+                // One lock is let go before the next is taken.
+                drop(locked.take());
+            }
+            let (_, state) = locked.get_or_insert_with(|| (shard, shard.lock()));
+            let now = now.unwrap_or_else(|| shard.ledger.time_of_fresh(state));
+            if let Some((entry, _)) = state.slots.get_mut(key) {
+                entry.since = now;
+                entry.advance(Stage::Started);
+            }
         }
     }
 

@@ -19,7 +19,9 @@ use crate::{
     entry::{Nanos, Stage},
     exchange::Exchange,
     house::Shard,
-    inside, metrics,
+    inside,
+    ledger::EventTicket,
+    metrics,
     refused::Refused,
     task::{Launch, RecordedEvent, current_span, spawn_all},
 };
@@ -143,7 +145,8 @@ impl Record {
 
     fn start(&self, mut events: Vec<RecordedEvent>, now: Option<Nanos>, span: &Span, exchange: &Exchange) {
         if let Some(runtime) = self.runtime.get() {
-            events.retain_mut(|event| event.as_mut().begin(now, runtime, span, exchange));
+            EventTicket::start_all(events.iter_mut().filter_map(|event| event.as_mut().ticket()), now);
+            events.retain_mut(|event| event.as_mut().begin(runtime, span, exchange));
             spawn_all(runtime, events);
         }
     }

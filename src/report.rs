@@ -196,8 +196,9 @@ pub struct PendingEvents {
     pub blocking: bool,
     /// Whether they were sent to a [sink](crate::TrackEventsHandle::sink) that has not taken them yet.
     pub queued: bool,
-    /// How long ago the oldest was started, or was recorded if it has not been started. Of queued events it is the most
-    /// that it can be: the clock is read once for those that are queued together.
+    /// How long ago the oldest was started, or was recorded if it has not been started. It is the most that it can be: the
+    /// clock is read once for events that are queued together, for those that a handler records before it first waits, and
+    /// for a few (at most 64) that start while one of them has neither waited nor ended.
     pub oldest: Duration,
     /// Where in the source they were recorded; for an event of a layer, where the layer was told to track it; for one of
     /// a sink, where the sink was made.

@@ -219,6 +219,9 @@ pub(crate) trait Recorded: Future<Output = ()> + Send {
     /// Comes before all else: the event has been accepted.
     fn accepted(self: Pin<&mut Self>, launch: Launch);
 
+    /// None when it has ended.
+    fn ticket(self: Pin<&mut Self>) -> Option<&mut EventTicket<House>>;
+
     fn is_aborted(&self) -> bool;
 
     /// Whether it wants to know how the exchange ended.
@@ -227,14 +230,8 @@ pub(crate) trait Recorded: Future<Output = ()> + Send {
     /// Ends the event as aborted before it could start.
     fn abort(self: Pin<&mut Self>);
 
-    /// The exchange is over, as of `now` if that was of interest. False if the event needs no task, because it has been given a thread.
-    fn begin(
-        self: Pin<&mut Self>,
-        now: Option<Nanos>,
-        runtime: &runtime::Handle,
-        cause: &Span,
-        exchange: &Exchange,
-    ) -> bool;
+    /// The exchange is over, and the ticket knows it. False if the event needs no task, because it has been given a thread.
+    fn begin(self: Pin<&mut Self>, runtime: &runtime::Handle, cause: &Span, exchange: &Exchange) -> bool;
 
     /// From now on another task polls the event.
     fn moves_to_another_task(self: Pin<&mut Self>);
@@ -423,6 +420,10 @@ where
         *this.running = Some(launch.never_begun());
     }
 
+    fn ticket(self: Pin<&mut Self>) -> Option<&mut EventTicket<House>> {
+        self.project().running.as_mut().map(|running| &mut running.ticket)
+    }
+
     fn is_aborted(&self) -> bool {
         self.running.as_ref().is_some_and(|running| running.ticket.is_aborted())
     }
@@ -438,18 +439,11 @@ where
         }
     }
 
-    fn begin(
-        self: Pin<&mut Self>,
-        now: Option<Nanos>,
-        _runtime: &runtime::Handle,
-        cause: &Span,
-        exchange: &Exchange,
-    ) -> bool {
+    fn begin(self: Pin<&mut Self>, _runtime: &runtime::Handle, cause: &Span, exchange: &Exchange) -> bool {
         let mut this = self.project();
         let Some(running) = this.running else {
             return false;
         };
-        running.ticket.start(now);
         running.begin(cause);
         let make = match this.work.as_mut().project() {
             WorkProjection::Unmade { make } => make.take(),
@@ -493,6 +487,10 @@ where
         self.running = Some(launch.never_begun());
     }
 
+    fn ticket(self: Pin<&mut Self>) -> Option<&mut EventTicket<House>> {
+        self.get_mut().running.as_mut().map(|running| &mut running.ticket)
+    }
+
     fn is_aborted(&self) -> bool {
         self.running.as_ref().is_some_and(|running| running.ticket.is_aborted())
     }
@@ -508,15 +506,8 @@ where
         }
     }
 
-    fn begin(
-        mut self: Pin<&mut Self>,
-        now: Option<Nanos>,
-        runtime: &runtime::Handle,
-        cause: &Span,
-        _exchange: &Exchange,
-    ) -> bool {
+    fn begin(mut self: Pin<&mut Self>, runtime: &runtime::Handle, cause: &Span, _exchange: &Exchange) -> bool {
         if let (Some(mut running), Some(work)) = (self.running.take(), self.work.take()) {
-            running.ticket.start(now);
             running.begin(cause);
             // If it panics because no thread can be started the event has been dropped, and counted as aborted.
             let _ = contain(|| spawn_blocking(runtime, work, running));

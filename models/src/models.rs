@@ -529,7 +529,7 @@ pub fn abort_against_hold() {
         let running = thread::spawn(move || {
             let mut task = Task::default();
             let ticket = ticket.and_then(|mut ticket| {
-                ticket.start(None);
+                EventTicket::start_all([&mut ticket].into_iter(), None);
                 poll_event(ticket, &mut task)
             });
             (ticket, task)

@@ -241,13 +241,15 @@ async fn of_events_that_were_not_polled_a_few_have_one_reading_of_the_clock() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_that_starts_when_the_others_wait_has_an_age_of_its_own() {
+async fn an_event_that_starts_when_the_others_wait_or_have_ended_has_an_age_of_its_own() {
     let handle = unsettled();
     let mut expected = Vec::new();
-    for (name, age) in [("first", 3), ("second", 2), ("third", 1)] {
-        handle.track(name, pending::<()>()).unwrap();
+    for (name, age) in [("first", 2), ("second", 1), ("third", 0)] {
+        handle.track("ends", async {}).unwrap();
         settle().await;
         tokio::time::advance(Duration::from_secs(1)).await;
+        handle.track(name, pending::<()>()).unwrap();
+        settle().await;
         expected.push((name, age));
     }
     let Err(DrainError::CutShort(unfinished)) = handle.drain(Duration::ZERO).await else { panic!("three are pending") };

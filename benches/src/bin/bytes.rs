@@ -1,11 +1,13 @@
-//! The memory of a pending event: prints the bytes that one takes by `tokio::spawn`, by `handle.track`, and recorded in an
-//! exchange that is open. `cost` runs it.
+//! The memory of a pending event: prints, for futures of several sizes, the bytes that one takes by `tokio::spawn`, by
+//! `handle.track`, and recorded in an exchange that is open; the means last. `cost` runs it.
+
+use std::{convert::Infallible, future::pending, hint::black_box};
 
 use http::{Request, Response};
-use tokio::task::yield_now;
+use tokio::sync::oneshot;
 use tower::{Layer, Service, service_fn};
 use tower_track_events::{Events, TrackEventsLayer};
-use tower_track_events_benches::{among, handle, runtime};
+use tower_track_events_benches::{handle, runtime};
 
 #[global_allocator]
 static COUNTS: dhat::Alloc = dhat::Alloc;
@@ -14,53 +16,56 @@ const EVENTS: usize = 100_000;
 
 fn main() {
     let _profiler = dhat::Profiler::builder().testing().build();
-    let runtime = runtime(1);
-    // The future of the event itself is among what both count.
-    let (spawned, tracked, recorded) = runtime.block_on(async {
-        let spawned = bytes_of(async || {
-            let release = among::wait(EVENTS, |wait| drop(tokio::spawn(wait))).await;
-            (release, ())
-        });
-        let spawned = spawned.await;
-        let tracked = bytes_of(async || {
-            let handle = handle();
-            let release = among::wait(EVENTS, |wait| handle.track("waits", wait).expect("there is room")).await;
-            (release, handle)
-        });
-        let tracked = tracked.await;
-        (spawned, tracked, bytes_of_recorded().await)
-    });
-    println!("{spawned:.1} {tracked:.1} {recorded:.1}");
-}
-
-/// The bytes for each event that waits, which are let go afterwards.
-async fn bytes_of<T>(start: impl AsyncFnOnce() -> (std::sync::Arc<tokio::sync::Semaphore>, T)) -> f64 {
-    let before = dhat::HeapStats::get().curr_bytes;
-    let (release, held) = start().await;
-    let bytes = dhat::HeapStats::get().curr_bytes - before;
-    release.add_permits(EVENTS);
-    while std::sync::Arc::strong_count(&release) > 1 {
-        yield_now().await;
+    // Each size is rounded up by the allocator in its own way, so that one alone says little.
+    let rows = [of::<16>(), of::<48>(), of::<80>(), of::<112>(), of::<144>(), of::<176>(), of::<208>(), of::<240>()];
+    for row in rows {
+        println!("{:.1} {:.1} {:.1}", row[0], row[1], row[2]);
     }
-    drop(held);
-    bytes as f64 / EVENTS as f64
+    let mean = |column: usize| rows.iter().map(|row| row[column]).sum::<f64>() / rows.len() as f64;
+    println!("{:.1} {:.1} {:.1}", mean(0), mean(1), mean(2));
 }
 
-async fn bytes_of_recorded() -> f64 {
-    let (open, opened) = tokio::sync::oneshot::channel::<Events>();
+/// An event that owns so many bytes, and does not end.
+async fn waits<const BYTES: usize>() {
+    let owned = [1_u8; BYTES];
+    pending::<()>().await;
+    black_box(&owned);
+}
+
+fn of<const BYTES: usize>() -> [f64; 3] {
+    let spawned = {
+        let runtime = runtime(1);
+        runtime.block_on(async { bytes_of(|| drop(tokio::spawn(waits::<BYTES>()))) })
+    };
+    let tracked = {
+        let (runtime, handle) = (runtime(1), handle());
+        runtime.block_on(async { bytes_of(|| handle.track("waits", waits::<BYTES>()).expect("there is room")) })
+    };
+    [spawned, tracked, recorded::<BYTES>()]
+}
+
+fn recorded<const BYTES: usize>() -> f64 {
+    let (open, opened) = oneshot::channel::<Events>();
     let mut open = Some(open);
     let mut service = TrackEventsLayer::new(handle()).layer(service_fn(move |request: Request<String>| {
         let events = Events::from_extensions(request.extensions()).expect("the layer is there").clone();
         drop(open.take().map(|open| open.send(events)));
-        std::future::pending::<Result<Response<String>, std::convert::Infallible>>()
+        pending::<Result<Response<String>, Infallible>>()
     }));
-    let response = tokio::spawn(service.call(Request::new(String::new())));
-    let events = opened.await.expect("the handler has run");
+    runtime(1).block_on(async {
+        let response = tokio::spawn(service.call(Request::new(String::new())));
+        let events = opened.await.expect("the handler has run");
+        let bytes = bytes_of(|| events.track("waits", waits::<BYTES>()).expect("there is room"));
+        events.handle().abort();
+        response.abort();
+        bytes
+    })
+}
+
+fn bytes_of(start: impl Fn()) -> f64 {
+    // What is made once is not counted.
+    start();
     let before = dhat::HeapStats::get().curr_bytes;
-    // The box that `among::wait` starts is of the same size as this.
-    (0..EVENTS).for_each(|_| events.track("waits", Box::pin(std::future::pending::<()>())).expect("there is room"));
-    let bytes = dhat::HeapStats::get().curr_bytes - before;
-    events.handle().abort();
-    response.abort();
-    bytes as f64 / EVENTS as f64
+    (0..EVENTS).for_each(|_| start());
+    (dhat::HeapStats::get().curr_bytes - before) as f64 / EVENTS as f64
 }

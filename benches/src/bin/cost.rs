@@ -215,9 +215,10 @@ fn bytes(table: &mut Table) -> Result<(), Box<dyn Error>> {
     let bytes = env::current_exe()?.with_file_name("bytes");
     let output = Command::new(&bytes).output().map_err(|error| format!("{}: {error}", bytes.display()))?;
     let output = String::from_utf8(output.stdout)?;
-    let figures: Vec<f64> = output.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-    let [spawned, tracked, recorded] = figures[..] else { return Err(format!("bytes: {output}").into()) };
-    table.head("Memory of a pending event");
+    let means = output.lines().last().unwrap_or_default().split(' ');
+    let means: Vec<f64> = means.map(str::parse).collect::<Result<_, _>>()?;
+    let [spawned, tracked, recorded] = means[..] else { return Err(format!("bytes: {output}").into()) };
+    table.head("Memory of a pending event, the mean of futures of 16 to 240 bytes");
     for (name, bytes) in
         [("tokio::spawn", spawned), ("handle.track", tracked), ("events.track, its exchange open", recorded)]
     {
