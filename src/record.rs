@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use smallvec::smallvec;
 use tokio::runtime;
 use tracing::Span;
 
@@ -23,7 +24,7 @@ use crate::{
     ledger::EventTicket,
     metrics,
     refused::Refused,
-    task::{Launch, RecordedEvent, current_span, spawn_all},
+    task::{Launch, RecordedEvent, RecordedEvents, current_span, spawn_all},
 };
 
 /// Is told how the exchange ended, when it has.
@@ -58,7 +59,7 @@ pub(crate) type HookListId = u64;
 struct Book {
     /// Set when the exchange is over; from then on nothing is recorded, and what comes starts at once.
     over: Option<Exchange>,
-    recorded: Vec<RecordedEvent>,
+    recorded: RecordedEvents,
     observers: Vec<Observe>,
     /// The hook lists of inner layers that this exchange has met, so that none fires twice.
     joined: Vec<HookListId>,
@@ -140,13 +141,13 @@ impl Record {
             return;
         };
         drop(book);
-        self.start(vec![event], None, &Span::none(), &exchange);
+        self.start(smallvec![event], None, &Span::none(), &exchange);
     }
 
-    fn start(&self, mut events: Vec<RecordedEvent>, now: Option<Nanos>, span: &Span, exchange: &Exchange) {
+    fn start(&self, mut events: RecordedEvents, now: Option<Nanos>, span: &Span, exchange: &Exchange) {
         if let Some(runtime) = self.runtime.get() {
             EventTicket::start_all(events.iter_mut().filter_map(|event| event.as_mut().ticket()), now);
-            events.retain_mut(|event| event.as_mut().begin(runtime, span, exchange));
+            events.retain(|event| event.as_mut().begin(runtime, span, exchange));
             spawn_all(runtime, events);
         }
     }
@@ -250,7 +251,7 @@ impl Record {
 impl Wake for Record {
     fn wake(self: Arc<Self>) {
         let mut book = self.lock();
-        let (aborted, kept): (Vec<_>, _) =
+        let (aborted, kept): (RecordedEvents, _) =
             mem::take(&mut book.recorded).into_iter().partition(|event| event.is_aborted());
         book.recorded = kept;
         drop(book);

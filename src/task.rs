@@ -10,6 +10,7 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
+use smallvec::SmallVec;
 use tokio::runtime;
 use tracing::{Span, level_filters::LevelFilter};
 
@@ -239,6 +240,9 @@ pub(crate) trait Recorded: Future<Output = ()> + Send {
 
 pub(crate) type RecordedEvent = Pin<Box<dyn Recorded>>;
 
+/// Those of one exchange, mostly few.
+pub(crate) type RecordedEvents = SmallVec<[RecordedEvent; 4]>;
+
 /// An event whose future is there already.
 pub(crate) fn recorded<F>(future: F) -> RecordedEvent
 where
@@ -273,7 +277,7 @@ where
 }
 
 /// Runs the events of one exchange.
-pub(crate) fn spawn_all(runtime: &runtime::Handle, mut events: Vec<RecordedEvent>) {
+pub(crate) fn spawn_all(runtime: &runtime::Handle, mut events: RecordedEvents) {
     if events.len() == 1 {
         events.pop().map(|event| runtime.spawn(event));
     } else if !events.is_empty() {
@@ -286,7 +290,7 @@ pub(crate) fn spawn_all(runtime: &runtime::Handle, mut events: Vec<RecordedEvent
 /// after that; the last one stays. Most events of one exchange that are short cost one task together.
 struct FirstPolls {
     /// The next one last.
-    events: Vec<RecordedEvent>,
+    events: RecordedEvents,
 }
 
 impl Future for FirstPolls {
