@@ -59,13 +59,18 @@ impl Kind {
 }
 
 /// Entries at stable keys, with a list of free places threaded through them.
+///
+/// They are in chunks, so that many can be pending without a long pause in which all are moved, nor room for twice as many.
 #[derive(Default)]
 pub(crate) struct Slots {
-    slots: Vec<Slot>,
+    chunks: Vec<Box<[Slot]>>,
     /// The first free place, if it is not beyond the end.
     free: u32,
     len: u32,
 }
+
+/// Places in a chunk.
+const CHUNK: u32 = 64;
 
 enum Slot {
     Vacant { next: u32 },
@@ -85,25 +90,27 @@ impl Slots {
     #[inline]
     pub(crate) fn insert(&mut self, entry: Entry, holder: Option<Waker>) -> u32 {
         let key = self.free;
-        match self.slots.get_mut(key as usize) {
-            Some(slot) => {
-                if let Slot::Vacant { next } = *slot {
-                    self.free = next;
-                }
+        if key as usize == self.chunks.len() * CHUNK as usize {
+            self.chunks.push((1..=CHUNK).map(|place| Slot::Vacant { next: key + place }).collect());
+        }
+        if let Some(slot) = self.slot(key) {
+            if let Slot::Vacant { next } = *slot {
                 *slot = Slot::Taken(entry, holder);
-            }
-            None => {
-                self.slots.push(Slot::Taken(entry, holder));
-                self.free = self.slots.len() as u32;
+                self.free = next;
+                self.len += 1;
             }
         }
-        self.len += 1;
         key
     }
 
     #[inline]
+    fn slot(&mut self, key: u32) -> Option<&mut Slot> {
+        self.chunks.get_mut((key / CHUNK) as usize)?.get_mut((key % CHUNK) as usize)
+    }
+
+    #[inline]
     pub(crate) fn get_mut(&mut self, key: u32) -> Option<(&mut Entry, &mut Option<Waker>)> {
-        match self.slots.get_mut(key as usize) {
+        match self.slot(key) {
             Some(Slot::Taken(entry, holder)) => Some((entry, holder)),
             _ => None,
         }
@@ -111,15 +118,16 @@ impl Slots {
 
     /// In place of an entry that nobody holds.
     pub(crate) fn replace(&mut self, key: u32, entry: Entry) {
-        if let Some(place) = self.slots.get_mut(key as usize) {
+        if let Some(place) = self.slot(key) {
             *place = Slot::Taken(entry, None);
         }
     }
 
     #[inline]
     pub(crate) fn remove(&mut self, key: u32) -> Option<(Entry, Option<Waker>)> {
-        let slot = self.slots.get_mut(key as usize)?;
-        match mem::replace(slot, Slot::Vacant { next: self.free }) {
+        let next = self.free;
+        let slot = self.slot(key)?;
+        match mem::replace(slot, Slot::Vacant { next }) {
             Slot::Taken(entry, holder) => {
                 self.free = key;
                 self.len -= 1;
@@ -133,7 +141,7 @@ impl Slots {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.slots.iter().filter_map(|slot| match slot {
+        self.chunks.iter().flatten().filter_map(|slot| match slot {
             Slot::Taken(entry, _) => Some(entry),
             Slot::Vacant { .. } => None,
         })
@@ -141,7 +149,7 @@ impl Slots {
 
     /// Whoever is to be woken by an abort. The holder of a request is so for all events that it will record.
     pub(crate) fn holders(&mut self) -> impl Iterator<Item = Waker> {
-        self.slots.iter_mut().filter_map(|slot| match slot {
+        self.chunks.iter_mut().flatten().filter_map(|slot| match slot {
             Slot::Taken(Entry { kind: Kind::Request, .. }, holder) => holder.clone(),
             Slot::Taken(_, holder) => holder.take(),
             Slot::Vacant { .. } => None,
