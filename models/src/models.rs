@@ -577,7 +577,9 @@ pub fn abort_against_record() {
     explore("abort against record", Depth::All, || {
         let world = World::new(2);
         let record = Arc::new(Record::default());
-        let request = world.shards[1].open_request(0, || Waker::from(Arc::clone(&record))).ok().expect("it is open");
+        let Ok(request) = world.shards[1].open_request(0, || Waker::from(Arc::clone(&record))) else {
+            panic!("the house is open")
+        };
         let recording = thread::spawn({
             let (world, record) = (world.clone(), Arc::clone(&record));
             move || {
