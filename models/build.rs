@@ -107,7 +107,7 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
             (
                 "        drop(state);\n        if let Some((place, key)) = granted {\n",
                 "        drop(state);\n        if matches!(entry.kind, Kind::Event { .. }) {\n            \
-                 self.lock().endings.count(ending.unwrap_or(Ending::Aborted));\n        }\n        \
+                 self.lock().endings.count(ending);\n        }\n        \
                  if let Some((place, key)) = granted {\n",
             ),
         ],

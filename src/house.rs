@@ -19,6 +19,9 @@ use crate::{
 
 pub(crate) type Shard = ShardRef<House>;
 
+/// What stands for the name of the event, which is not known yet, when a permit is refused.
+pub(crate) const PERMIT: &str = "(permit)";
+
 /// The shards as handles share them. It holds no state but reference counts, so a second one is as good as the first.
 pub(crate) struct Shards {
     refs: Box<[Arc<Shard>]>,
@@ -206,7 +209,7 @@ impl Shard {
         self: &Arc<Self>,
         location: &'static Location<'static>,
     ) -> Result<PermitTicket<House>, Refused> {
-        self.reserve(location, self.house().now()).inspect_err(|refused| self.tell_refused(*refused, "(permit)"))
+        self.reserve(location, self.house().now()).inspect_err(|refused| self.tell_refused(*refused, PERMIT))
     }
 
     /// Tells of a refusal that the ledger has counted; that the house is full, once an episode.

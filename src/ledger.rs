@@ -581,7 +581,7 @@ impl<C> ShardRef<C> {
     }
 
     pub(crate) fn close_request(self: &Arc<Self>, request: RequestKey) {
-        self.leave(request.0, None, false);
+        self.leave(request.0, Ending::Aborted, false);
     }
 
     pub(crate) fn guard(
@@ -748,9 +748,7 @@ impl<C> Ledger<C> {
         let enough = if self.capacity < 8 { self.capacity } else { self.capacity / 4 };
         is_full && pool >= enough && self.fullness.swap(ROOMY, Ordering::Relaxed) == FULL_AND_ANNOUNCED
     }
-}
 
-impl<C> Ledger<C> {
     /// The time of an event that starts now: at most that of the first fresh one too early.
     #[inline]
     fn time_of_fresh(&self, state: &mut State) -> Nanos {
@@ -800,13 +798,13 @@ impl State {
 
 impl<C> Drop for Ticket<C> {
     fn drop(&mut self) {
-        self.shard.leave(self.key, Some(self.ending), self.is_fresh);
+        self.shard.leave(self.key, self.ending, self.is_fresh);
     }
 }
 
 impl<C> ShardRef<C> {
-    /// Removes an entry, counts its ending if it is an event's, and hands on its room.
-    fn leave(self: &Arc<Self>, key: u32, ending: Option<Ending>, is_fresh: bool) {
+    /// Removes an entry, counts the ending if it is an event's, and hands on its room.
+    fn leave(self: &Arc<Self>, key: u32, ending: Ending, is_fresh: bool) {
         let ledger = &*self.ledger;
         let mut state = self.lock();
         let Some((entry, holder)) = state.slots.remove(key) else {
@@ -820,7 +818,6 @@ impl<C> ShardRef<C> {
             Kind::Permit => state.reserved -= 1,
             Kind::Event { name, .. } => {
                 state.pending -= 1;
-                let ending = ending.unwrap_or(Ending::Aborted);
                 state.endings.count(ending);
                 if ending != Ending::Completed {
                     state.wrong.entry(name).or_default().count(ending);
@@ -1247,7 +1244,6 @@ impl Waiters {
         wake(wakers.into_iter().map(|(_, waker)| waker));
     }
 
-    #[inline]
     fn lock(&self) -> MutexGuard<'_, WaiterList> {
         lock(&self.list)
     }

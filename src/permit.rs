@@ -6,7 +6,7 @@ use tokio::runtime;
 
 use crate::{
     entry::Stage,
-    house::{House, Shard},
+    house::{House, PERMIT, Shard},
     ledger::{NewEvent, PermitTicket},
     metrics,
     output::EventOutput,
@@ -14,9 +14,6 @@ use crate::{
     refused::Refused,
     task::{Launch, current_span, recorded, recorded_blocking},
 };
-
-/// What stands for the name of the event, which is not known yet, when a permit is refused.
-const PERMIT: &str = "(permit)";
 
 /// Room for one event, from [`TrackEventsHandle::reserve`](crate::TrackEventsHandle::reserve) or
 /// [`Events::reserve`](crate::Events::reserve).
@@ -71,14 +68,10 @@ impl Permit {
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        let Self { ticket, start } = self;
+        let (launch, start) = self.accept(name, Location::caller());
         match start {
-            Start::Now(runtime) => {
-                fill(ticket, name, None, Location::caller()).spawn(&runtime, &current_span(), future);
-            }
-            Start::After(record) => {
-                record.add(fill(ticket, name, Some(&record), Location::caller()), recorded(future));
-            }
+            Start::Now(runtime) => launch.spawn(&runtime, &current_span(), future),
+            Start::After(record) => record.add(launch, recorded(future)),
         }
     }
 
@@ -92,15 +85,20 @@ impl Permit {
         F: FnOnce() -> T + Send + 'static,
         T: EventOutput,
     {
-        let Self { ticket, start } = self;
+        let (launch, start) = self.accept(name, Location::caller());
         match start {
-            Start::Now(runtime) => {
-                fill(ticket, name, None, Location::caller()).spawn_blocking(&runtime, &current_span(), work);
-            }
-            Start::After(record) => {
-                record.add(fill(ticket, name, Some(&record), Location::caller()), recorded_blocking(work));
-            }
+            Start::Now(runtime) => launch.spawn_blocking(&runtime, &current_span(), work),
+            Start::After(record) => record.add(launch, recorded_blocking(work)),
         }
+    }
+
+    fn accept(self, name: &'static str, location: &'static Location<'static>) -> (Launch, Start) {
+        let Self { ticket, start } = self;
+        let record = match &start {
+            Start::Now(_) => None,
+            Start::After(record) => Some(record),
+        };
+        (fill(ticket, name, record, location), start)
     }
 }
 

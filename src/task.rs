@@ -161,9 +161,10 @@ impl Running {
     }
 
     fn log_no_timer(&self) {
-        let event = self.name;
+        let (event, none) = (self.name, Span::none());
+        let span = self.span.as_deref().unwrap_or(&none);
         let _ = contain(|| {
-            tracing::warn!(parent: self.span.as_deref().unwrap_or(&Span::none()), event, "event runs without its time limit: the runtime has no timer");
+            tracing::warn!(parent: span, event, "event runs without its time limit: the runtime has no timer");
         });
     }
 

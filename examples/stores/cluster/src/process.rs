@@ -31,10 +31,10 @@ impl Instance {
     /// Starts an example, which is built beside this program.
     pub(crate) async fn start(name: &str) -> Self {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
-        let this = env::current_exe().expect("this program has a path");
+        let program = env::current_exe().expect("this program has a path");
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let spill = env::temp_dir().join(format!("orders-{}-{number}.undelivered.jsonl", process::id()));
-        let mut child = Command::new(this.with_file_name(format!("stores-{name}")))
+        let mut child = Command::new(program.with_file_name(format!("stores-{name}")))
             .env("ADDR", "127.0.0.1:0")
             .env("DRAIN_LIMIT_MS", "10000")
             .env("SPILL", &spill)
@@ -44,11 +44,11 @@ impl Instance {
             .spawn()
             .expect("the examples are built: cargo build --manifest-path examples/stores/Cargo.toml");
         let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
-        let mut this = Self { child, address: (Ipv4Addr::UNSPECIFIED, 0).into(), spill, lines };
-        let line = this.line().await.unwrap_or_else(|| panic!("stores-{name} cannot start"));
+        let mut instance = Self { child, address: (Ipv4Addr::UNSPECIFIED, 0).into(), spill, lines };
+        let line = instance.line().await.unwrap_or_else(|| panic!("stores-{name} cannot start"));
         let address = line.strip_prefix("listening on http://").expect("it says where it listens");
-        this.address = address.parse().expect("an address");
-        this
+        instance.address = address.parse().expect("an address");
+        instance
     }
 
     /// What it says next; none when it has nothing more to say. It says too little to ever fill the pipe.
