@@ -111,8 +111,7 @@ impl<S: Future> Future for Drain<S> {
                 // What is queued for a sink need not wait for more: nothing will come.
                 ledger.flush_lanes();
             }
-            // Registered before the look, so that whatever empties the house after it is heard of.
-            this.waiter.get_or_insert_with(|| Waiter::new(ledger)).register(cx.waker());
+            let mut is_registered = false;
             loop {
                 let settled = match this.quiet {
                     Some(quiet) => poll_sleep(&mut quiet.settled, cx),
@@ -136,6 +135,11 @@ impl<S: Future> Future for Drain<S> {
                         if !unfinished.is_empty() {
                             break 'answer Err(DrainError::CutShort(Box::new(unfinished)));
                         }
+                    }
+                    Look::Busy | Look::Idle { .. } if !is_registered => {
+                        // And a look after it, so that whatever empties the house is heard of.
+                        this.waiter.get_or_insert_with(|| Waiter::new(ledger)).register(cx.waker());
+                        is_registered = true;
                     }
                     Look::Busy => {
                         *this.quiet = None;
