@@ -158,6 +158,8 @@ pub(crate) struct Ticket<C> {
     ending: Ending,
     /// Whether its shard counts it as fresh.
     is_fresh: bool,
+    /// Whether somebody is woken when the event is to be aborted.
+    is_held: bool,
 }
 
 /// The ticket of a permit: room for one event.
@@ -682,7 +684,7 @@ impl<C> ShardRef<C> {
 
     #[inline]
     fn ticket(self: &Arc<Self>, key: u32, era: Era) -> Ticket<C> {
-        Ticket { shard: Arc::clone(self), key, era, ending: Ending::Aborted, is_fresh: false }
+        Ticket { shard: Arc::clone(self), key, era, ending: Ending::Aborted, is_fresh: false, is_held: false }
     }
 
     #[inline]
@@ -915,8 +917,20 @@ impl<C> EventTicket<C> {
         self.0.era < self.0.shard.ledger.aborted_before.load(Ordering::Relaxed)
     }
 
-    /// Lets `waker` be woken when the event is to be aborted; false if it is already.
+    /// The name of the event. It is in the entry alone, because most events end without being asked for it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self.0.shard.lock().slots.get_mut(self.0.key) {
+            Some((Entry { kind: Kind::Event { name, .. }, .. }, _)) => name,
+            _ => "",
+        }
+    }
+
+    /// Lets `waker` be woken when the event is to be aborted; false if it is already. Nothing is to be done if somebody
+    /// holds the event.
     pub(crate) fn hold(&mut self, waker: &Waker) -> bool {
+        if mem::replace(&mut self.0.is_held, true) {
+            return true;
+        }
         let waker = waker.clone();
         let mut state = self.0.shard.lock();
         state.fresh.count -= u32::from(mem::take(&mut self.0.is_fresh));
@@ -931,6 +945,11 @@ impl<C> EventTicket<C> {
         drop(state);
         let _ = contain(|| drop(unused));
         may_hold
+    }
+
+    /// The next to [`hold`](Self::hold) the event takes the place of whoever does.
+    pub(crate) fn release(&mut self) {
+        self.0.is_held = false;
     }
 
     /// Ends the event. Dropping the ticket instead counts it as aborted.
@@ -1264,7 +1283,8 @@ impl<C> Waiter<C> {
         Self { ledger: Arc::clone(ledger), id }
     }
 
-    /// Is woken, once, when a shard has run empty or the ledger has closed. To be called before each look.
+    /// Is woken, once, when a shard has run empty or the ledger has closed. To be called before the look after which
+    /// one waits.
     pub(crate) fn register(&self, waker: &Waker) {
         let waker = waker.clone();
         let mut list = self.ledger.waiters.lock();

@@ -114,7 +114,7 @@ pub(crate) fn fill(
         None => (Stage::Started, None),
     };
     metrics::accepted(name);
-    Launch { name, ticket: ticket.accept(NewEvent { name, stage, location, since }) }
+    Launch { ticket: ticket.accept(NewEvent { name, stage, location, since }) }
 }
 
 impl fmt::Debug for Permit {

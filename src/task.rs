@@ -1,7 +1,6 @@
 //! A tracked event as a task: its span, its time limit, its panic, its one ending.
 
 use std::{
-    mem,
     panic::Location,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -30,7 +29,6 @@ use crate::{
 
 /// An accepted event that is about to be recorded, or to start.
 pub(crate) struct Launch {
-    pub(crate) name: &'static str,
     pub(crate) ticket: EventTicket<House>,
 }
 
@@ -46,7 +44,7 @@ impl Launch {
     ) -> Result<Self, Refused> {
         let ticket = shard.accept_event(name, stage, location, since)?;
         metrics::accepted(name);
-        Ok(Self { name, ticket })
+        Ok(Self { ticket })
     }
 
     /// Accepts an event that starts at once, on the runtime of here and now.
@@ -67,8 +65,9 @@ impl Launch {
         F::Output: EventOutput,
     {
         let mut tracked = Tracked::<fn(&Exchange) -> F, F>::new(Work::Running { future });
-        tracked.limit = self.limit();
-        tracked.running = Some(self.begin(cause));
+        let mut running = self.limited();
+        running.begin(cause);
+        tracked.running = Some(running);
         runtime.spawn(tracked);
     }
 
@@ -79,30 +78,29 @@ impl Launch {
         F: FnOnce() -> T + Send + 'static,
         T: EventOutput,
     {
-        spawn_blocking(runtime, work, self.begin(cause));
+        let mut running = self.unlimited();
+        running.begin(cause);
+        spawn_blocking(runtime, work, running);
     }
 
     /// Ends the event as panicked before it could start, because the code that makes it did.
     pub(crate) fn panicked(self, message: String) {
-        self.never_begun().end(Verdict::Panicked(message));
+        self.unlimited().end(Verdict::Panicked(message));
     }
 
     #[inline]
-    fn limit(&self) -> Option<Box<Limit>> {
-        self.ticket.shard().house().settings.event_timeout.map(|limit| Box::new(Limit::after(limit)))
-    }
-
-    #[inline]
-    fn begin(self, cause: &Span) -> Running {
-        let mut running = self.never_begun();
-        running.begin(cause);
+    fn limited(self) -> Running {
+        let limit = self.ticket.shard().house().settings.event_timeout;
+        let mut running = self.unlimited();
+        if let Some(limit) = limit {
+            running.extra().limit = Some(Limit::after(limit));
+        }
         running
     }
 
     #[inline]
-    fn never_begun(self) -> Running {
-        let Self { name, ticket } = self;
-        Running { name, span: None, ticket, began: None }
+    fn unlimited(self) -> Running {
+        Running { extra: None, ticket: self.ticket, began: Began::not_yet() }
     }
 }
 
@@ -114,25 +112,30 @@ pub(crate) fn current_span() -> Span {
 
 /// The span has no parent, since a child would keep the span of its request open.
 #[inline]
-fn event_span(name: &'static str, cause: &Span) -> Option<Box<Span>> {
+fn event_span(ticket: &EventTicket<House>, cause: &Span) -> Span {
     if LevelFilter::current() < LevelFilter::INFO {
-        return None;
+        return Span::none();
     }
     contain(|| {
-        let span = tracing::info_span!(parent: None, "event", name);
+        let span = tracing::info_span!(parent: None, "event", name = ticket.name());
         span.follows_from(cause);
-        (!span.is_none()).then(|| Box::new(span))
+        span
     })
-    .unwrap_or_default()
+    .unwrap_or_else(|_| Span::none())
 }
 
-/// What an event that has started holds until its end.
+/// What an event that was accepted holds until its end.
 struct Running {
-    name: &'static str,
-    /// Boxed, because most often there is none.
-    span: Option<Box<Span>>,
+    /// Boxed, because most often there is none, and what is small is moved at less cost.
+    extra: Option<Box<Extra>>,
     ticket: EventTicket<House>,
-    began: Option<Began>,
+    began: Began,
+}
+
+#[derive(Default)]
+struct Extra {
+    span: Option<Span>,
+    limit: Option<Limit>,
 }
 
 enum Verdict {
@@ -147,13 +150,28 @@ enum Verdict {
 impl Running {
     #[inline]
     fn begin(&mut self, cause: &Span) {
-        self.span = event_span(self.name, cause);
-        self.began = Some(Began::now());
+        let span = event_span(&self.ticket, cause);
+        if !span.is_none() {
+            self.extra().span = Some(span);
+        }
+        self.began = Began::now();
+    }
+
+    fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    fn span(&self) -> Option<&Span> {
+        self.extra.as_ref()?.span.as_ref()
+    }
+
+    fn limit(&mut self) -> Option<&mut Limit> {
+        self.extra.as_mut()?.limit.as_mut()
     }
 
     fn enter<T>(&self, run: impl FnOnce() -> T) -> Result<T, String> {
         inside::enter(self.ticket.shard().ledger_id(), || {
-            contain(|| match &self.span {
+            contain(|| match self.span() {
                 Some(span) => span.in_scope(run),
                 None => run(),
             })
@@ -161,8 +179,8 @@ impl Running {
     }
 
     fn log_no_timer(&self) {
-        let (event, none) = (self.name, Span::none());
-        let span = self.span.as_deref().unwrap_or(&none);
+        let (event, none) = (self.ticket.name(), Span::none());
+        let span = self.span().unwrap_or(&none);
         let _ = contain(|| {
             tracing::warn!(parent: span, event, "event runs without its time limit: the runtime has no timer");
         });
@@ -175,14 +193,15 @@ impl Running {
 
     /// To be called when all that the event owned is dropped: with the ticket, the drain may go on.
     fn end(self, verdict: Verdict) {
-        let Self { name, span, ticket, began } = self;
+        let Self { extra, ticket, began } = self;
+        let span = extra.and_then(|extra| extra.span);
         if !verdict.is_silent() || span.is_some() {
             // A subscriber that panics costs its line, not the count.
-            let _ = contain(|| verdict.log(name, span.as_deref().unwrap_or(&Span::none())));
+            let _ = contain(|| verdict.log(ticket.name(), span.as_ref().unwrap_or(&Span::none())));
             let _ = contain(|| drop(span));
         }
         let ending = verdict.ending();
-        metrics::ended(name, ending, began.as_ref());
+        metrics::ended(|| ticket.name(), ending, &began);
         ticket.end(ending);
     }
 }
@@ -328,10 +347,6 @@ pin_project! {
     struct Tracked<M, F> {
         #[pin]
         work: Work<M, F>,
-        // Boxed, because most houses have none, and what is small is moved at less cost.
-        limit: Option<Box<Limit>>,
-        // Whether an abort wakes the task. Set when it is first pending: most events are not.
-        is_held: bool,
         // None before it is accepted, and after its end.
         running: Option<Running>,
     }
@@ -349,7 +364,7 @@ pin_project! {
 
 impl<M, F> Tracked<M, F> {
     fn new(work: Work<M, F>) -> Self {
-        Self { work, limit: None, is_held: false, running: None }
+        Self { work, running: None }
     }
 }
 
@@ -384,17 +399,18 @@ where
                 Err(panic) => Some(Verdict::Panicked(panic)),
             }
         };
-        if let (None, Some(limit)) = (&verdict, this.limit.as_mut()) {
+        if let (None, Some(limit)) = (&verdict, running.limit()) {
             match limit.poll(cx) {
                 Ok(true) => verdict = limit.duration().map(Verdict::TimedOut),
                 Ok(false) => {}
                 Err(NoTimer) => {
-                    *this.limit = None;
+                    running.extra().limit = None;
                     running.log_no_timer();
                 }
             }
         }
-        if verdict.is_none() && !mem::replace(this.is_held, true) && !running.ticket.hold(cx.waker()) {
+        // Not before it is first pending: most events never are.
+        if verdict.is_none() && !running.ticket.hold(cx.waker()) {
             verdict = Some(Verdict::Aborted);
         }
         let Some(mut verdict) = verdict else {
@@ -420,9 +436,7 @@ where
     F::Output: EventOutput,
 {
     fn accepted(self: Pin<&mut Self>, launch: Launch) {
-        let this = self.project();
-        *this.limit = launch.limit();
-        *this.running = Some(launch.never_begun());
+        *self.project().running = Some(launch.limited());
     }
 
     fn ticket(self: Pin<&mut Self>) -> Option<&mut EventTicket<House>> {
@@ -461,7 +475,9 @@ where
     }
 
     fn moves_to_another_task(self: Pin<&mut Self>) {
-        *self.project().is_held = false;
+        if let Some(running) = self.project().running {
+            running.ticket.release();
+        }
     }
 }
 
@@ -489,7 +505,7 @@ where
     T: EventOutput,
 {
     fn accepted(mut self: Pin<&mut Self>, launch: Launch) {
-        self.running = Some(launch.never_begun());
+        self.running = Some(launch.unlimited());
     }
 
     fn ticket(self: Pin<&mut Self>) -> Option<&mut EventTicket<House>> {
