@@ -5,6 +5,7 @@ use std::{fmt, panic::Location, sync::Arc};
 use http::Extensions;
 
 use crate::{
+    detached::DetachedExchange,
     exchange::Exchange,
     handle::TrackEventsHandle,
     output::EventOutput,
@@ -59,6 +60,28 @@ impl Events {
 
     pub(crate) fn record(&self) -> &Arc<Record> {
         &self.record
+    }
+
+    /// Opens an exchange without a server, for the unit test of a handler: it ends when the test says so, and as it says.
+    ///
+    /// [A page of the guide](crate::guide::testing) shows how handlers are tested.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::{Events, Exchange, Outcome, TrackEventsHandle};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let handle = TrackEventsHandle::new();
+    /// let request = Events::detached(&handle);
+    /// request.events().track("audit", async {})?;
+    /// request.end(Exchange::new(Outcome::Complete));
+    /// handle.drain(std::time::Duration::from_secs(1)).await?;
+    /// assert_eq!(handle.snapshot().completed, 1);
+    /// # Ok(()) }
+    /// ```
+    pub fn detached(handle: &TrackEventsHandle) -> DetachedExchange {
+        DetachedExchange::open(handle)
     }
 
     /// Finds what the layer has put into the extensions of a request; `None` when no layer has.

@@ -111,6 +111,24 @@ pub struct Exchange {
     pub grpc_status: Option<i32>,
 }
 
+impl Exchange {
+    /// An exchange that ended so, for tests; all that may be missing is missing, the rest zero. Set the other fields
+    /// as the test needs them.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::{Exchange, Outcome};
+    ///
+    /// let mut exchange = Exchange::new(Outcome::Aborted);
+    /// exchange.body_bytes = 1_000;
+    /// assert_eq!(exchange.status, None);
+    /// ```
+    pub fn new(outcome: Outcome) -> Self {
+        Self { outcome, status: None, body_bytes: 0, time_to_head: None, elapsed: Duration::ZERO, grpc_status: None }
+    }
+}
+
 /// What the layer has seen of one exchange so far.
 #[derive(Debug)]
 pub(crate) struct Progress {

@@ -5,7 +5,7 @@ use std::{sync::Arc, task::Waker};
 use http::{HeaderMap, StatusCode};
 
 use crate::{
-    exchange::Progress,
+    exchange::{Exchange, Progress},
     inside,
     ledger::RequestKey,
     metrics,
@@ -80,6 +80,12 @@ impl ExchangeGuard {
     /// Notes that the body was at its end when it was dropped. The drop of this guard follows.
     pub(crate) fn see_end_at_drop(&mut self) {
         self.progress.body_ended();
+    }
+
+    /// Ends the exchange, whatever was seen of it.
+    pub(crate) fn end_as(mut self, exchange: Exchange) {
+        self.over = true;
+        self.record.close(Listeners::ToFacts, |_| exchange);
     }
 
     fn end(&mut self) {

@@ -16,7 +16,7 @@ use crate::{
     ledger::Room,
     overflow::{self, Overflow, Waiting, WaitingEvent},
     permit::fill,
-    record::{HookListId, Observe, Record},
+    record::{HookListId, NO_HOOKS, Observe, Record},
     task::RecordedEvent,
 };
 
@@ -44,7 +44,7 @@ pub(crate) struct HookList {
 
 impl HookList {
     pub(crate) fn new(hooks: Vec<Hook>, observers: Vec<Observer>, overflow: Overflow) -> Arc<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+        static NEXT: AtomicU64 = AtomicU64::new(NO_HOOKS + 1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self { id, hooks: hooks.into(), observers: observers.into(), overflow })
     }

@@ -117,6 +117,7 @@ mod batch;
 mod body;
 mod contain;
 mod deliver;
+mod detached;
 mod drain;
 mod entry;
 mod events;
@@ -156,6 +157,7 @@ mod executor;
 pub use self::{
     batch::{Batch, EventSink, Undelivered},
     body::ResponseBody,
+    detached::DetachedExchange,
     drain::Drain,
     events::Events,
     exchange::{Exchange, Outcome},

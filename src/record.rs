@@ -55,6 +55,9 @@ pub(crate) struct Record {
 /// Tells the hook lists of layers apart.
 pub(crate) type HookListId = u64;
 
+/// No layer has it.
+pub(crate) const NO_HOOKS: HookListId = 0;
+
 #[derive(Default)]
 struct Book {
     /// Set when the exchange is over; from then on nothing is recorded, and what comes starts at once.

@@ -4,6 +4,7 @@ mod abort;
 mod bounds;
 mod capacity;
 mod conformance;
+mod detached;
 mod drain;
 mod event;
 mod example;
