@@ -4,7 +4,7 @@
 //! cargo run --example axum
 //! ```
 //!
-//! It prints what to try; Ctrl-C or SIGTERM stops it. When it exits with 0, every order that was answered with 201 is
+//! It prints what to try, a page to look at among it; Ctrl-C or SIGTERM stops it. When it exits with 0, every order that was answered with 201 is
 //! in the database. When it could not write them in time they are in a file beside it, one JSON object a line, whose name
 //! ends in `.undelivered.jsonl`. These variables change it:
 //!
@@ -21,13 +21,14 @@ use std::{
     error::Error,
     fmt::Display,
     fs::OpenOptions,
+    future::ready,
     io::{self, BufWriter, Write},
     net::SocketAddr,
     num::NonZeroU32,
     path::{Path, PathBuf},
     process,
     str::FromStr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -40,7 +41,7 @@ use axum::{
     },
     http::StatusCode,
     response::{
-        ErrorResponse, IntoResponse,
+        ErrorResponse, Html, IntoResponse,
         sse::{Event, Sse},
     },
     routing::{any, get, post},
@@ -59,7 +60,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::{IntervalStream, SignalStream};
 use tower_track_events::{
-    Batch, EventSender, EventSink, Events, Snapshot, TrackEventsHandle, TrackEventsLayer, Undelivered,
+    Batch, EventSender, EventSink, Events, SinkSnapshot, Snapshot, TrackEventsHandle, TrackEventsLayer, Undelivered,
 };
 use tracing_subscriber::filter::LevelFilter;
 use uuid::Uuid;
@@ -97,7 +98,8 @@ async fn run() -> Result<i32, String> {
         })
         .build()
         .map_err(|error| error.to_string())?;
-    let shop = Shop { orders, handle: handle.clone() };
+    let deadline = Arc::new(OnceLock::new());
+    let shop = Shop { orders, handle: handle.clone(), deadline: Arc::clone(&deadline) };
     let (stop_server, stopped) = oneshot::channel::<()>();
     let server = axum::serve(listener, router(shop)).with_graceful_shutdown(async { drop(stopped.await) });
     let server = tokio::spawn(server.into_future());
@@ -106,6 +108,7 @@ async fn run() -> Result<i32, String> {
         io::stdout(),
         format_args!(
             "listening on http://{addr}, orders go to {}\n\
+             open http://{addr}/ in a browser\n\
              curl http://{addr}/orders -H content-type:application/json -d '{{\"item\":\"book\",\"quantity\":1}}'\n\
              curl http://{addr}/stats\n\
              curl -N http://{addr}/ticker\n\
@@ -114,6 +117,7 @@ async fn run() -> Result<i32, String> {
         ),
     );
     signals.next().await;
+    let _ = deadline.set(Instant::now() + settings.drain_limit);
     Ok(shut_down(&handle, server, stop_server, signals, settings.drain_limit).await)
 }
 
@@ -158,6 +162,8 @@ async fn shut_down(
 struct Shop {
     orders: EventSender<OrderRow>,
     handle: TrackEventsHandle,
+    /// When the drain is cut short; set by the signal.
+    deadline: Arc<OnceLock<Instant>>,
 }
 
 fn router(shop: Shop) -> Router {
@@ -169,6 +175,9 @@ fn router(shop: Shop) -> Router {
         .route("/ticker", get(ticker))
         .route("/echo", any(echo))
         .layer(layer)
+        // Not tracked: it shows the drain, which would wait for it.
+        .route("/", get(page))
+        .route("/live", get(live))
         .with_state(shop)
 }
 
@@ -215,6 +224,47 @@ async fn healthz(State(shop): State<Shop>) -> (StatusCode, &'static str) {
 
 async fn stats(State(shop): State<Shop>) -> Json<Snapshot> {
     Json(shop.handle.snapshot())
+}
+
+async fn page() -> Html<&'static str> {
+    Html(include_str!("axum.html"))
+}
+
+/// What the page shows.
+#[derive(Serialize)]
+struct Live {
+    #[serde(flatten)]
+    counts: Snapshot,
+    sinks: Vec<SinkSnapshot>,
+    drain_left_ms: Option<u64>,
+}
+
+impl Live {
+    fn of(shop: &Shop) -> Self {
+        let left = shop.deadline.get().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        Self {
+            counts: shop.handle.snapshot(),
+            sinks: shop.handle.sinks(),
+            drain_left_ms: left.map(|left| left.as_millis() as u64),
+        }
+    }
+
+    /// The last that there is to show.
+    fn is_drained(&self) -> bool {
+        self.drain_left_ms.is_some() && self.counts.open_requests == 0 && self.counts.pending == 0
+    }
+}
+
+/// Ends itself when there is nothing more to show, so that the server can stop.
+async fn live(State(shop): State<Shop>) -> Sse<impl Stream<Item = Result<Event, axum::Error>>> {
+    let ticks = IntervalStream::new(interval(Duration::from_millis(100)));
+    let states = ticks.scan(false, move |is_over, _| {
+        let live = Live::of(&shop);
+        let state = (!*is_over).then(|| Event::default().json_data(&live));
+        *is_over = live.is_drained();
+        ready(state)
+    });
+    Sse::new(states)
 }
 
 /// Endless, and would keep the server from stopping if it did not end itself.

@@ -223,6 +223,64 @@ async fn a_second_signal_cuts_each_wait_short() {
 }
 
 #[tokio::test]
+async fn the_page_shows_what_is_pending_and_the_countdown_of_the_drain() {
+    let shop = Shop::open(&[("EVENT_DELAY_MS", "1500"), ("DRAIN_LIMIT_MS", "20000")]).await;
+    let mut client = Client::connect(shop.addr).await;
+    let page = client.send(Method::GET, "/", "").await.unwrap();
+    assert_eq!(page.status(), StatusCode::OK);
+    assert_eq!(page.headers()["content-type"], "text/html; charset=utf-8");
+    let page = page.into_body().collect().await.unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&page).contains("new EventSource('/live')"));
+
+    let mut live = Client::connect(shop.addr).await;
+    let body = live.send(Method::GET, "/live", "").await.unwrap().into_body();
+    let mut states = States { body, read: String::new() };
+    let state = states.next().await.expect("a first state");
+    assert_eq!((&state["pending"], &state["drain_left_ms"]), (&json!(0), &Value::Null));
+    assert_eq!(state["open_requests"], 0, "the page itself is not tracked");
+
+    client.order("book").await.unwrap();
+    drop(client);
+    shop.kill(Signal::TERM);
+    let mut last = Value::Null;
+    let mut were_pending = false;
+    while let Some(state) = states.next().await {
+        if let Some(left) = state["drain_left_ms"].as_u64() {
+            assert!(left <= last["drain_left_ms"].as_u64().unwrap_or(20_000), "{last}, then {state}");
+            were_pending |= state["sinks"][0]["pending"] == 1;
+        }
+        last = state;
+    }
+    assert!(were_pending);
+    assert_eq!((&last["pending"], &last["completed"]), (&json!(0), &json!(1)), "{last}");
+    let end = shop.end().await;
+    assert_eq!((end.code, end.stderr.as_str()), (Some(0), ""), "the page has ended itself: {end:?}");
+}
+
+/// The states that the page is sent.
+struct States {
+    body: Incoming,
+    read: String,
+}
+
+impl States {
+    /// None when the stream has ended.
+    async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some((event, rest)) = self.read.split_once("\n\n") {
+                let data = event.strip_prefix("data: ").expect("a server-sent event");
+                let state = serde_json::from_str(data).expect("JSON");
+                self.read = rest.to_owned();
+                return Some(state);
+            }
+            let frame = timeout(PATIENCE, self.body.frame()).await.expect("the page is kept up to date")?;
+            let data = frame.expect("it is not torn off").into_data().expect("data");
+            self.read.push_str(str::from_utf8(&data).expect("names are ASCII"));
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_endless_stream_ends_itself() {
     let shop = Shop::open(&[("DRAIN_LIMIT_MS", "5000")]).await;
     let mut client = Client::connect(shop.addr).await;
@@ -409,9 +467,10 @@ async fn its_first_lines_say_where_it_listens_and_what_to_try() {
     let end = shop.end().await;
 
     // The line with the address has been read.
-    let tries: Vec<_> = end.stdout.lines().take_while(|line| line.starts_with("curl ")).collect();
-    assert_eq!(tries.len(), 3, "{end:?}");
-    for (line, path) in tries.iter().zip(["orders", "stats", "ticker"]) {
+    let is_try = |line: &&str| line.starts_with("open ") || line.starts_with("curl ");
+    let tries: Vec<_> = end.stdout.lines().take_while(is_try).collect();
+    assert_eq!(tries.len(), 4, "{end:?}");
+    for (line, path) in tries.iter().zip(["", "orders", "stats", "ticker"]) {
         assert!(line.contains(&format!("http://{addr}/{path}")), "{line}");
     }
 }
