@@ -81,6 +81,18 @@ where
 /// Events that are delivered together, in the order in which they were sent; never empty.
 ///
 /// It is a slice that is shared: a clone is cheap, and each attempt sees the same events.
+///
+/// # Examples
+///
+/// ```
+/// use tower_track_events::{Batch, TrackEventsHandle};
+///
+/// let handle = TrackEventsHandle::new();
+/// let numbers = handle.sink("numbers", |batch: Batch<u32>| async move {
+///     let sum: u32 = batch.iter().sum(); // a slice
+///     if sum > 0 { Ok(()) } else { Err("nothing") }
+/// });
+/// ```
 pub struct Batch<E> {
     events: Arc<Vec<E>>,
 }
@@ -122,6 +134,22 @@ impl<E: fmt::Debug> fmt::Debug for Batch<E> {
 ///
 /// [`SinkBuilder::on_undelivered`](crate::SinkBuilder::on_undelivered) says when. The store may have taken some of them,
 /// if an attempt did not come to its end.
+///
+/// # Examples
+///
+/// ```
+/// use tower_track_events::{Batch, TrackEventsHandle, Undelivered};
+///
+/// let handle = TrackEventsHandle::new();
+/// let numbers = handle
+///     .sink("numbers", |_batch: Batch<u32>| async { Err("the store is gone") })
+///     .on_undelivered(|numbers: Undelivered<u32>| {
+///         eprintln!("{}: {} left, because {:?}", numbers.name(), numbers.len(), numbers.last_error());
+///         for number in numbers.iter() {
+///             eprintln!("{number}");
+///         }
+///     });
+/// ```
 pub struct Undelivered<E> {
     name: &'static str,
     batches: Vec<Batch<E>>,

@@ -16,6 +16,20 @@ pin_project! {
     /// The body of a response that passes through [`TrackEvents`](crate::TrackEvents).
     ///
     /// Frames, size hint, end and errors are those of the inner body. The exchange stays open until it is dropped.
+    ///
+    /// # Examples
+    ///
+    /// Its name is needed where the type of a service is written out:
+    ///
+    /// ```
+    /// use http::{Request, Response};
+    /// use http_body_util::Full;
+    /// use tower::{Service, util::BoxCloneService};
+    /// use tower_track_events::ResponseBody;
+    ///
+    /// type Bytes = Full<bytes::Bytes>;
+    /// type Tracked = BoxCloneService<Request<Bytes>, Response<ResponseBody<Bytes>>, std::io::Error>;
+    /// ```
     pub struct ResponseBody<B>
     where
         B: Body,

@@ -80,6 +80,18 @@ impl DetachedExchange {
     }
 
     /// Ends the exchange, as `exchange` says: what was recorded starts, and what is recorded from now on starts at once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::{Events, Exchange, Outcome, TrackEventsHandle};
+    ///
+    /// let handle = TrackEventsHandle::new();
+    /// let detached = Events::detached(&handle);
+    /// assert_eq!(handle.snapshot().open_requests, 1);
+    /// detached.end(Exchange::new(Outcome::Upgraded));
+    /// assert_eq!(handle.snapshot().open_requests, 0);
+    /// ```
     pub fn end(self, exchange: Exchange) {
         self.guard.end_as(exchange);
     }

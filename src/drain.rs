@@ -44,6 +44,21 @@ pin_project! {
     ///
     /// Dropping a drain loses no event and closes nothing; the signal stays raised. Several drains of one handle may be
     /// polled at the same time, and agree.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    ///
+    /// use tower_track_events::{Drain, TrackEventsHandle};
+    ///
+    /// let handle = TrackEventsHandle::new();
+    /// let drain: Drain = handle.drain(Duration::from_secs(8));
+    /// let report = tokio::spawn(drain).await??;
+    /// assert!(report.all_completed());
+    /// # Ok(()) }
+    /// ```
     #[must_use = "a drain does nothing unless it is polled"]
     pub struct Drain<S = future::Pending<()>> {
         shards: Arc<Shards>,

@@ -85,6 +85,16 @@ impl Events {
     }
 
     /// Finds what the layer has put into the extensions of a request; `None` when no layer has.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use http::Request;
+    /// use tower_track_events::Events;
+    ///
+    /// let request = Request::new("no layer has seen this one");
+    /// assert!(Events::from_extensions(request.extensions()).is_none());
+    /// ```
     pub fn from_extensions(extensions: &Extensions) -> Option<&Self> {
         extensions.get()
     }

@@ -54,11 +54,26 @@ pub enum Outcome {
 
 impl Outcome {
     /// Whether the response was handed on in full.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::Outcome;
+    ///
+    /// assert!(Outcome::Complete.is_complete());
+    /// assert!(!Outcome::Upgraded.is_complete());
+    /// ```
     pub fn is_complete(self) -> bool {
         self == Self::Complete
     }
 
     /// A lower-case name, for logs and metrics.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// assert_eq!(tower_track_events::Outcome::NoResponse.as_str(), "no_response");
+    /// ```
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Panicked => "panicked",

@@ -13,6 +13,20 @@ use pin_project_lite::pin_project;
 use crate::handle::{DrainGuard, TrackEventsHandle};
 
 /// An executor for hyper that takes a guard as each task is spawned, from [`TrackEventsHandle::executor`].
+///
+/// # Examples
+///
+/// ```
+/// use hyper_util::{rt::TokioExecutor, server::conn::auto};
+/// use tower_track_events::{DrainExecutor, TrackEventsHandle};
+///
+/// struct Server {
+///     http: auto::Builder<DrainExecutor<TokioExecutor>>,
+/// }
+///
+/// let handle = TrackEventsHandle::new();
+/// let server = Server { http: auto::Builder::new(handle.executor(TokioExecutor::new())) };
+/// ```
 #[derive(Clone)]
 pub struct DrainExecutor<E> {
     inner: E,
@@ -73,6 +87,24 @@ impl<E: fmt::Debug> fmt::Debug for DrainExecutor<E> {
 
 pin_project! {
     /// A future that holds a guard until it is dropped, as [`DrainExecutor`] spawns it.
+    ///
+    /// # Examples
+    ///
+    /// An executor of your own is asked to run it:
+    ///
+    /// ```
+    /// use hyper::rt::Executor;
+    /// use tower_track_events::Guarded;
+    ///
+    /// #[derive(Clone)]
+    /// struct Local;
+    ///
+    /// impl<F: Future + 'static> Executor<Guarded<F>> for Local {
+    ///     fn execute(&self, task: Guarded<F>) {
+    ///         tokio::task::spawn_local(task);
+    ///     }
+    /// }
+    /// ```
     pub struct Guarded<F> {
         #[pin]
         future: F,

@@ -19,6 +19,18 @@ pin_project! {
     /// # Panics
     ///
     /// When polled again after it was ready.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::convert::Infallible;
+    ///
+    /// use http::Response;
+    /// use tower_track_events::ResponseFuture;
+    ///
+    /// type Inner = std::future::Ready<Result<Response<String>, Infallible>>;
+    /// type Tracked = ResponseFuture<Inner>; // the future of `TrackEvents<S>` around a service with that one
+    /// ```
     pub struct ResponseFuture<F> {
         // Before the inner future is polled for the first time. Boxed, because it is rare. The mutex is never locked: it
         // makes what it holds `Sync`, or this future would be less so than the inner one.

@@ -64,6 +64,17 @@ impl TrackEventsHandle {
 
     /// Makes a builder: capacity 65,536, settle time 100 ms, a line about the progress of a drain each second, no event
     /// timeout, events run on the runtime in which they are tracked; those of one exchange where the first of them was.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use tower_track_events::TrackEventsHandle;
+    ///
+    /// let handle = TrackEventsHandle::builder().capacity(10_000).settle(Duration::from_millis(50)).build()?;
+    /// # Ok::<(), tower_track_events::InvalidSetting>(())
+    /// ```
     pub fn builder() -> TrackEventsHandleBuilder {
         TrackEventsHandleBuilder {
             capacity: DEFAULT_CAPACITY as usize,
@@ -178,6 +189,19 @@ impl TrackEventsHandle {
     /// # Examples
     ///
     /// See [`Permit`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::{Refused, TrackEventsHandle};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let handle = TrackEventsHandle::builder().capacity(1).build()?;
+    /// let permit = handle.reserve()?;
+    /// assert_eq!(handle.track("other", async {}), Err(Refused::Full));
+    /// permit.track("audit", async {});
+    /// # Ok(()) }
+    /// ```
     #[track_caller]
     pub fn reserve(&self) -> Result<Permit, Refused> {
         Permit::reserve(self.shard(), Location::caller())
@@ -205,6 +229,22 @@ impl TrackEventsHandle {
     /// # Examples
     ///
     /// See [`begin_drain`](Self::begin_drain).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tower_track_events::TrackEventsHandle;
+    ///
+    /// fn readiness(handle: &TrackEventsHandle) -> StatusCode {
+    ///     if handle.is_draining() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
+    /// }
+    ///
+    /// let handle = TrackEventsHandle::new();
+    /// assert_eq!(readiness(&handle), 200);
+    /// handle.begin_drain();
+    /// assert_eq!(readiness(&handle), 503);
+    /// ```
     pub fn is_draining(&self) -> bool {
         self.shards.ledger().context.is_draining()
     }
@@ -392,6 +432,19 @@ impl TrackEventsHandle {
     /// # Examples
     ///
     /// See [`SinkSnapshot`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_track_events::{Batch, TrackEventsHandle};
+    /// # use std::time::Duration;
+    /// let handle = TrackEventsHandle::new();
+    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).build()?;
+    /// assert_eq!(handle.sinks()[0].name, "lines");
+    /// # drop(lines);
+    /// # Ok(()) }
+    /// ```
     pub fn sinks(&self) -> Vec<SinkSnapshot> {
         self.shards.ledger().sinks()
     }
@@ -446,6 +499,18 @@ impl TrackEventsHandle {
     /// # Examples
     ///
     /// See [`Snapshot`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::TrackEventsHandle;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let handle = TrackEventsHandle::new();
+    /// handle.track("audit", async {})?;
+    /// assert_eq!(handle.snapshot().pending, 1);
+    /// # Ok(()) }
+    /// ```
     pub fn snapshot(&self) -> Snapshot {
         self.shards.ledger().snapshot()
     }
@@ -504,6 +569,15 @@ impl TrackEventsHandleBuilder {
     /// From 1 to 4,294,967,295. What comes beyond is refused; nothing is dropped after it was accepted. A pending event
     /// takes some hundred bytes and what it has captured. What is sent to a [sink](TrackEventsHandle::sink) is bounded by
     /// [its own capacity](SinkBuilder::capacity) and not by this one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::TrackEventsHandle;
+    ///
+    /// assert!(TrackEventsHandle::builder().capacity(10_000).build().is_ok());
+    /// assert!(TrackEventsHandle::builder().capacity(0).build().is_err());
+    /// ```
     pub fn capacity(mut self, capacity: usize) -> Self {
         self.capacity = capacity;
         self
@@ -516,6 +590,18 @@ impl TrackEventsHandleBuilder {
     /// a thread: ten milliseconds are enough on idle cores, and not when other work keeps them all busy. A handler that
     /// starts too late is served, its events are refused and counted. On servers built directly on hyper,
     /// `TrackEventsHandle::executor` (feature `hyper`) makes this exact, and the time can be zero.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use tower_track_events::TrackEventsHandle;
+    ///
+    /// // In tests, or with `TrackEventsHandle::executor`.
+    /// let handle = TrackEventsHandle::builder().settle(Duration::ZERO).build()?;
+    /// # Ok::<(), tower_track_events::InvalidSetting>(())
+    /// ```
     pub fn settle(mut self, settle: Duration) -> Self {
         self.settle = settle;
         self
@@ -528,6 +614,17 @@ impl TrackEventsHandleBuilder {
     /// blocking thread cannot be stopped; nor is an event on a runtime without timers, where this is logged.
     ///
     /// [`track_blocking`]: TrackEventsHandle::track_blocking
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use tower_track_events::TrackEventsHandle;
+    ///
+    /// let handle = TrackEventsHandle::builder().event_timeout(Duration::from_secs(5)).build()?;
+    /// # Ok::<(), tower_track_events::InvalidSetting>(())
+    /// ```
     pub fn event_timeout(mut self, limit: Duration) -> Self {
         self.event_timeout = Some(limit);
         self
@@ -575,6 +672,15 @@ impl TrackEventsHandleBuilder {
     /// # Errors
     ///
     /// [`InvalidSetting`] for a capacity of zero or beyond 4,294,967,295, or an event timeout of zero.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::TrackEventsHandle;
+    ///
+    /// let error = TrackEventsHandle::builder().capacity(0).build().unwrap_err();
+    /// println!("{error}");
+    /// ```
     pub fn build(self) -> Result<TrackEventsHandle, InvalidSetting> {
         let capacity = match u32::try_from(self.capacity) {
             Ok(capacity) if capacity > 0 => capacity,

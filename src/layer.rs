@@ -49,22 +49,61 @@ pub struct TrackEventsLayer {
 
 impl TrackEventsLayer {
     /// Makes a layer without events of its own: handlers record theirs.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::{TrackEventsHandle, TrackEventsLayer};
+    ///
+    /// let handle = TrackEventsHandle::new();
+    /// let layer = TrackEventsLayer::new(handle.clone());
+    /// ```
     pub fn new(handle: TrackEventsHandle) -> Self {
         Self::builder(handle).build()
     }
 
     /// Makes a handle with the defaults, and a layer for it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::TrackEventsLayer;
+    ///
+    /// let (layer, handle) = TrackEventsLayer::pair();
+    /// assert_eq!(handle.snapshot().accepted, 0);
+    /// # drop(layer);
+    /// ```
     pub fn pair() -> (Self, TrackEventsHandle) {
         let handle = TrackEventsHandle::new();
         (Self::new(handle.clone()), handle)
     }
 
     /// Makes a builder for a layer that tracks events for every exchange.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::{TrackEventsHandle, TrackEventsLayer};
+    ///
+    /// let layer = TrackEventsLayer::builder(TrackEventsHandle::new())
+    ///     .track("audit", |_request| |_exchange| async { /* write the row */ })
+    ///     .build();
+    /// ```
     pub fn builder(handle: TrackEventsHandle) -> TrackEventsLayerBuilder {
         TrackEventsLayerBuilder { handle, hooks: Vec::new(), observers: Vec::new(), overflow: Overflow::default() }
     }
 
     /// Gets a reference to the handle.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::TrackEventsLayer;
+    ///
+    /// let (layer, handle) = TrackEventsLayer::pair();
+    /// handle.begin_drain();
+    /// assert!(layer.handle().is_draining());
+    /// ```
     pub fn handle(&self) -> &TrackEventsHandle {
         &self.handle
     }
@@ -127,6 +166,19 @@ impl TrackEventsLayerBuilder {
     /// Tracks an event called `name` for every exchange.
     ///
     /// Repeatable: each call adds one more event.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::{Exchange, TrackEventsHandle, TrackEventsLayer};
+    ///
+    /// let layer = TrackEventsLayer::builder(TrackEventsHandle::new())
+    ///     .track("audit", |request| {
+    ///         let path = request.uri.path().to_owned(); // before the handler
+    ///         move |exchange: Exchange| async move { println!("{path}: {}", exchange.outcome) } // after the response
+    ///     })
+    ///     .build();
+    /// ```
     #[track_caller]
     pub fn track<M, W, F>(self, name: &'static str, make: M) -> Self
     where
@@ -141,6 +193,18 @@ impl TrackEventsLayerBuilder {
     /// Tracks an event called `name` for every exchange whose request `filter` accepts.
     ///
     /// Repeatable: each call adds one more event.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::{Exchange, TrackEventsHandle, TrackEventsLayer};
+    ///
+    /// let layer = TrackEventsLayer::builder(TrackEventsHandle::new())
+    ///     .track_when("audit", |request| request.uri.path() != "/healthz", |_request| {
+    ///         |_exchange: Exchange| async { /* write the row */ }
+    ///     })
+    ///     .build();
+    /// ```
     #[track_caller]
     pub fn track_when<P, M, W, F>(self, name: &'static str, filter: P, make: M) -> Self
     where
@@ -205,12 +269,33 @@ impl TrackEventsLayerBuilder {
     }
 
     /// Sets what becomes of these events when the house is full: they are shed unless set. A wait of zero sheds too.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use tower_track_events::{Exchange, Overflow, TrackEventsHandle, TrackEventsLayer};
+    ///
+    /// let layer = TrackEventsLayer::builder(TrackEventsHandle::new())
+    ///     .track("audit", |_request| |_exchange: Exchange| async { /* write the row */ })
+    ///     .overflow(Overflow::Wait(Duration::from_millis(500)))
+    ///     .build();
+    /// ```
     pub fn overflow(mut self, overflow: Overflow) -> Self {
         self.overflow = overflow;
         self
     }
 
     /// Makes the layer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::{TrackEventsHandle, TrackEventsLayer};
+    ///
+    /// let layer = TrackEventsLayer::builder(TrackEventsHandle::new()).build(); // as `TrackEventsLayer::new`
+    /// ```
     pub fn build(self) -> TrackEventsLayer {
         TrackEventsLayer { handle: self.handle, hooks: HookList::new(self.hooks, self.observers, self.overflow) }
     }

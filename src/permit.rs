@@ -62,6 +62,16 @@ impl Permit {
     /// Tracks `future` under `name`, in the room that this permit holds.
     ///
     /// The event starts at once, or, if the permit comes from [`Events`](crate::Events), when the exchange is over.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let handle = tower_track_events::TrackEventsHandle::new();
+    /// handle.reserve()?.track("receipt", async { /* send it */ });
+    /// assert_eq!(handle.snapshot().pending, 1);
+    /// # Ok(()) }
+    /// ```
     #[track_caller]
     pub fn track<F>(self, name: &'static str, future: F)
     where
@@ -79,6 +89,17 @@ impl Permit {
     ///
     /// It starts when [`track`](Self::track) would start it. What is said of
     /// [`TrackEventsHandle::track_blocking`](crate::TrackEventsHandle::track_blocking) is true here as well.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let handle = tower_track_events::TrackEventsHandle::new();
+    /// handle.reserve()?.track_blocking("receipt", || { /* print it */ });
+    /// handle.drain(std::time::Duration::from_secs(1)).await?;
+    /// assert_eq!(handle.snapshot().completed, 1);
+    /// # Ok(()) }
+    /// ```
     #[track_caller]
     pub fn track_blocking<F, T>(self, name: &'static str, work: F)
     where

@@ -51,6 +51,19 @@ pub struct DrainReport {
 }
 
 /// The endings of all events of one name that did not complete.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// let handle = tower_track_events::TrackEventsHandle::new();
+/// handle.track("audit", async { Err::<(), _>("the table is gone") })?;
+/// let report = handle.drain(Duration::from_secs(1)).await?;
+/// assert_eq!((report.wrong[0].name, report.wrong[0].endings.failed), ("audit", 1));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -78,6 +91,19 @@ impl DrainReport {
     ///
     /// Refused events do not count: each was an `Err` in somebody's hand, or one of a layer, and is in
     /// [`refused`](Self::refused).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::{process::ExitCode, time::Duration};
+    ///
+    /// let handle = tower_track_events::TrackEventsHandle::new();
+    /// let report = handle.drain(Duration::from_secs(8)).await?;
+    /// let code = if report.all_completed() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    /// # let _ = code;
+    /// # Ok(()) }
+    /// ```
     pub fn all_completed(&self) -> bool {
         self.endings.completed == self.accepted
     }
@@ -145,6 +171,24 @@ pub enum DrainError {
 /// What was open when a drain was cut short.
 ///
 /// Guards, permits and events are grouped by where in the source they were taken; the oldest group comes first.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// use tower_track_events::{DrainError, TrackEventsHandle};
+///
+/// let handle = TrackEventsHandle::new();
+/// handle.track("endless", std::future::pending::<()>())?;
+/// let Err(DrainError::CutShort(unfinished)) = handle.drain(Duration::from_millis(1)).await else {
+///     panic!("nothing was pending");
+/// };
+/// assert_eq!(unfinished.open_requests, 0);
+/// assert_eq!((unfinished.events[0].name, unfinished.events[0].count), ("endless", 1));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -167,6 +211,25 @@ pub struct Unfinished {
 }
 
 /// Guards or permits that were taken at one place and are held.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// use tower_track_events::{DrainError, TrackEventsHandle};
+///
+/// let handle = TrackEventsHandle::new();
+/// let _guard = handle.guard()?;
+/// let Err(DrainError::CutShort(unfinished)) = handle.drain(Duration::from_millis(1)).await else {
+///     panic!("nobody held a guard");
+/// };
+/// for guard in &unfinished.guards {
+///     eprintln!("{} held, taken at {}", guard.count, guard.location);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -181,6 +244,25 @@ pub struct Held {
 }
 
 /// Events of one name, recorded at one place, that have not ended.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// use tower_track_events::{TrackEventsHandle, WaitIdleError};
+///
+/// let handle = TrackEventsHandle::new();
+/// handle.track("endless", std::future::pending::<()>())?;
+/// let Err(WaitIdleError::TimedOut { pending, .. }) = handle.wait_idle(Duration::ZERO).await else {
+///     panic!("nothing was pending");
+/// };
+/// for events in &pending {
+///     eprintln!("{}: {}, from {}", events.name, events.count, events.location);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

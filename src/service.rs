@@ -65,6 +65,19 @@ pub struct TrackEvents<S> {
 
 impl<S> TrackEvents<S> {
     /// Wraps `inner`, without events of its own.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::convert::Infallible;
+    ///
+    /// use http::{Request, Response};
+    /// use tower::service_fn;
+    /// use tower_track_events::{TrackEvents, TrackEventsHandle};
+    ///
+    /// let handler = service_fn(|_request: Request<String>| async { Ok::<_, Infallible>(Response::new(String::new())) });
+    /// let service = TrackEvents::new(handler, TrackEventsHandle::new());
+    /// ```
     pub fn new(inner: S, handle: TrackEventsHandle) -> Self {
         Self::with_hooks(inner, handle, HookList::new(Vec::new(), Vec::new(), Overflow::default()))
     }
@@ -74,21 +87,53 @@ impl<S> TrackEvents<S> {
     }
 
     /// Gets a reference to the inner service.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_track_events::{TrackEvents, TrackEventsHandle};
+    /// let service = TrackEvents::new("inner", TrackEventsHandle::new());
+    /// assert_eq!(*service.get_ref(), "inner");
+    /// ```
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
     /// Gets a mutable reference to the inner service.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_track_events::{TrackEvents, TrackEventsHandle};
+    /// let mut service = TrackEvents::new("inner", TrackEventsHandle::new());
+    /// *service.get_mut() = "another";
+    /// ```
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
     /// Gives the inner service back.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_track_events::{TrackEvents, TrackEventsHandle};
+    /// let service = TrackEvents::new("inner", TrackEventsHandle::new());
+    /// assert_eq!(service.into_inner(), "inner");
+    /// ```
     pub fn into_inner(self) -> S {
         self.inner
     }
 
     /// Gets a reference to the handle.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_track_events::{TrackEvents, TrackEventsHandle};
+    /// let service = TrackEvents::new("inner", TrackEventsHandle::new());
+    /// assert!(!service.handle().is_draining());
+    /// ```
     pub fn handle(&self) -> &TrackEventsHandle {
         &self.handle
     }

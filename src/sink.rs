@@ -92,6 +92,18 @@ where
     }
 
     /// Bounds the number of events in a batch. Default: 512.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_track_events::{Batch, TrackEventsHandle};
+    /// # use std::time::Duration;
+    /// let handle = TrackEventsHandle::new();
+    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).max_batch(1_000).build()?;
+    /// # let _ = lines;
+    /// # Ok(()) }
+    /// ```
     pub fn max_batch(mut self, events: usize) -> Self {
         self.max_batch = events;
         self
@@ -103,6 +115,18 @@ where
     /// What arrives while a batch is being delivered makes the next one in any case. A drain, a
     /// [flush](EventSender::flush) and a [wait for idleness](crate::TrackEventsHandle::wait_idle) do not wait for this
     /// time.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_track_events::{Batch, TrackEventsHandle};
+    /// # use std::time::Duration;
+    /// let handle = TrackEventsHandle::new();
+    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).max_delay(Duration::from_millis(50)).build()?;
+    /// # let _ = lines;
+    /// # Ok(()) }
+    /// ```
     pub fn max_delay(mut self, delay: Duration) -> Self {
         self.max_delay = delay;
         self
@@ -113,6 +137,18 @@ where
     /// From 1 to 4,294,967,295. What comes beyond is refused. The bound is this sink's own, so that a store that is down
     /// does not take the room of other events: the [capacity of the handle](crate::TrackEventsHandleBuilder::capacity)
     /// does not count them.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_track_events::{Batch, TrackEventsHandle};
+    /// # use std::time::Duration;
+    /// let handle = TrackEventsHandle::new();
+    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).capacity(100_000).build()?;
+    /// # let _ = lines;
+    /// # Ok(()) }
+    /// ```
     pub fn capacity(mut self, events: usize) -> Self {
         self.capacity = events;
         self
@@ -122,6 +158,18 @@ where
     ///
     /// An attempt that takes longer is dropped, and the batch is tried again. A sink that blocks its thread cannot be
     /// stopped.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_track_events::{Batch, TrackEventsHandle};
+    /// # use std::time::Duration;
+    /// let handle = TrackEventsHandle::new();
+    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).deliver_timeout(Duration::from_secs(2)).build()?;
+    /// # let _ = lines;
+    /// # Ok(()) }
+    /// ```
     pub fn deliver_timeout(mut self, limit: Duration) -> Self {
         self.attempts.timeout = limit;
         self
@@ -132,6 +180,18 @@ where
     ///
     /// To each a random part is added, up to as much again, so that many instances do not come back in step. A drain, a
     /// flush and a wait for idleness cut the time short and begin again at `first`. Both are at most a day.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_track_events::{Batch, TrackEventsHandle};
+    /// # use std::time::Duration;
+    /// let handle = TrackEventsHandle::new();
+    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).backoff(Duration::from_millis(10), Duration::from_secs(1)).build()?;
+    /// # let _ = lines;
+    /// # Ok(()) }
+    /// ```
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.attempts.first_wait = first.min(longest).min(MAX_WAIT);
         self.attempts.longest_wait = longest.min(MAX_WAIT);
@@ -142,6 +202,18 @@ where
     ///
     /// A batch that can never be delivered, because of one event in it, holds up all that come later. With this it is
     /// given to [`on_undelivered`](Self::on_undelivered) as a whole, and the next one has its turn.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_track_events::{Batch, TrackEventsHandle};
+    /// # use std::time::Duration;
+    /// let handle = TrackEventsHandle::new();
+    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).max_attempts(5).build()?;
+    /// # let _ = lines;
+    /// # Ok(()) }
+    /// ```
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.attempts.max = Some(attempts);
         self
@@ -182,6 +254,19 @@ where
     /// [`InvalidSetting`] for a capacity of zero or beyond 4,294,967,295, a batch of zero events, zero attempts, or a
     /// time limit of zero; [`InvalidSetting::NoRuntime`] if there is no tokio runtime with timers, neither the
     /// [handle's own](crate::TrackEventsHandleBuilder::runtime) nor one in which this is called.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_track_events::{Batch, TrackEventsHandle};
+    /// # use std::time::Duration;
+    /// let handle = TrackEventsHandle::new();
+    /// let sink = |_batch: Batch<String>| async { Ok::<_, String>(()) };
+    /// assert!(handle.sink("lines", sink).max_batch(0).build().is_err());
+    /// assert!(handle.sink("lines", sink).build().is_ok());
+    /// # Ok(()) }
+    /// ```
     pub fn build(self) -> Result<EventSender<E>, InvalidSetting> {
         let Self { shard, name, location, sink, max_batch, max_delay, capacity, attempts, on_undelivered } = self;
         let capacity = match u32::try_from(capacity) {
@@ -281,6 +366,19 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     /// # Examples
     ///
     /// See [`EventSender`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_track_events::{Batch, TrackEventsHandle};
+    /// # use std::time::Duration;
+    /// let handle = TrackEventsHandle::new();
+    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).build()?;
+    /// lines.send("a line".to_owned()).map_err(|error| error.refused)?;
+    /// assert_eq!(handle.snapshot().pending, 1);
+    /// # Ok(()) }
+    /// ```
     #[inline]
     pub fn send(&self, event: E) -> Result<(), SendError<E>> {
         self.queue().send(event).map_err(|(event, refused)| SendError { event, refused })
@@ -295,6 +393,19 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     /// # Examples
     ///
     /// See [`SendPermit`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_track_events::{Batch, TrackEventsHandle};
+    /// # use std::time::Duration;
+    /// let handle = TrackEventsHandle::new();
+    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).build()?;
+    /// let permit = lines.reserve()?; // refused here, or not at all
+    /// permit.send("a line".to_owned());
+    /// # Ok(()) }
+    /// ```
     #[track_caller]
     pub fn reserve(&self) -> Result<SendPermit<E>, Refused> {
         let permit = self.queue().reserve(Location::caller())?;
@@ -322,6 +433,20 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     /// # Examples
     ///
     /// See [`SinkSnapshot`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_track_events::{Batch, TrackEventsHandle};
+    /// # use std::time::Duration;
+    /// let handle = TrackEventsHandle::new();
+    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).build()?;
+    /// lines.send("a line".to_owned()).map_err(|error| error.refused)?;
+    /// lines.flush(Duration::from_secs(1)).await?;
+    /// assert_eq!(lines.snapshot().endings.completed, 1);
+    /// # Ok(()) }
+    /// ```
     pub fn flush(&self, limit: Duration) -> WaitIdle {
         let queue = self.queue();
         WaitIdle::for_lane(Shards::of(&queue.shard.ledger), queue.as_lane(), limit)
@@ -332,6 +457,18 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     /// # Examples
     ///
     /// See [`SinkSnapshot`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_track_events::{Batch, TrackEventsHandle};
+    /// # use std::time::Duration;
+    /// let handle = TrackEventsHandle::new();
+    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).build()?;
+    /// assert_eq!(lines.snapshot().delivered_batches, 0);
+    /// # Ok(()) }
+    /// ```
     pub fn snapshot(&self) -> SinkSnapshot {
         self.queue().snapshot()
     }
@@ -382,6 +519,19 @@ impl<E: Send + Sync + 'static> SendPermit<E> {
     ///
     /// If the runtime of the sink has shut down meanwhile, the event is given up at once, as
     /// [`on_undelivered`](SinkBuilder::on_undelivered) says.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use tower_track_events::{Batch, TrackEventsHandle};
+    /// # use std::time::Duration;
+    /// let handle = TrackEventsHandle::new();
+    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).build()?;
+    /// lines.reserve()?.send("a line".to_owned());
+    /// assert_eq!(lines.snapshot().pending, 1);
+    /// # Ok(()) }
+    /// ```
     pub fn send(mut self, event: E) {
         if let Some(permit) = self.permit.take() {
             self.senders.queue.send_reserved(permit, event);

@@ -6,6 +6,19 @@ use std::{fmt, ops};
 ///
 /// Every accepted event has exactly one ending. Which one wins when two are close is decided by what the event did
 /// first: an event that returned has completed or failed, also if its time ran out in the same poll.
+///
+/// # Examples
+///
+/// ```
+/// use tower_track_events::TrackEventsHandle;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let handle = TrackEventsHandle::new();
+/// handle.track("audit", async { Err::<(), _>("the table is gone") })?;
+/// let report = handle.drain(std::time::Duration::from_secs(1)).await?;
+/// assert_eq!((report.endings.failed, report.endings.wrong(), report.endings.total()), (1, 1, 1));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

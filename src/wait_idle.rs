@@ -37,6 +37,22 @@ use crate::{
 /// # Cancel safety
 ///
 /// Dropping it loses nothing. Several may be polled at the same time.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// use tower_track_events::{TrackEventsHandle, WaitIdle};
+///
+/// let handle = TrackEventsHandle::new();
+/// handle.track("audit", async {})?;
+/// let idle: WaitIdle = handle.wait_idle(Duration::from_secs(1));
+/// idle.await?;
+/// assert_eq!(handle.snapshot().pending, 0);
+/// # Ok(()) }
+/// ```
 #[must_use = "a wait does nothing unless it is polled"]
 pub struct WaitIdle {
     shards: Arc<Shards>,

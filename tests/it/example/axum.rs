@@ -275,7 +275,7 @@ impl States {
             }
             let frame = timeout(PATIENCE, self.body.frame()).await.expect("the page is kept up to date")?;
             let data = frame.expect("it is not torn off").into_data().expect("data");
-            self.read.push_str(str::from_utf8(&data).expect("names are ASCII"));
+            self.read.push_str(std::str::from_utf8(&data).expect("names are ASCII"));
         }
     }
 }
