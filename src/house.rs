@@ -220,7 +220,7 @@ impl Shard {
                 tracing::warn!(
                     event = name,
                     capacity = self.ledger.capacity(),
-                    "events are refused: as many are pending as the capacity allows"
+                    "events are refused: as many are pending as the capacity allows; raise it, or see why they do not end"
                 );
             });
         }

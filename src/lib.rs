@@ -89,6 +89,16 @@
 //! 6. *Polite.* The panic of an event is its own. No code of yours runs under a lock of ours.
 //! 7. *Transparent.* A client sees the same bytes with and without the layer.
 //!
+//! # More to read
+//!
+//! - [`guide::shutdown`]: the steps between the signal and the exit, for each server.
+//! - [`guide::outcomes`]: which events run when the client leaves, and how each response can end.
+//! - [`guide::capacity`]: what to do when the house is full.
+//! - [`guide::testing`]: handlers without a server, [`Events::detached`].
+//! - [`guide::sinks`]: typed events in batches, and what each store survives.
+//! - [`guide::observing`]: counts, log lines, spans and metrics.
+//! - [`guide::task_tracker`]: the way from `TaskTracker`.
+//!
 //! # What is not promised
 //!
 //! Events live in this process and run at most once: `SIGKILL`, power loss, `process::exit` and `panic = "abort"` lose

@@ -223,7 +223,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
                 tracing::warn!(
                     sink,
                     capacity,
-                    "events are refused: as many wait for their sink as its capacity allows"
+                    "events are refused: as many wait for their sink as its capacity allows; see whether it fails or is slow"
                 );
             });
         }

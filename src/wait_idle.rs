@@ -171,7 +171,8 @@ impl fmt::Display for WaitIdleError {
                 })
             }
             Self::InsideItself => f.write_str(
-                "the wait was polled inside an event, a handler or a body of its own handle and would wait for itself",
+                "the wait was polled inside an event, a handler or a body of its own handle and would wait for itself: \
+                 wait in a task of its own",
             ),
             Self::NoTimer => f.write_str(
                 "the wait needs a tokio runtime with timers: enable them with `enable_time`, or pass a limit of zero",

@@ -152,7 +152,7 @@ async fn a_full_house_is_announced_once_and_its_end_once() {
             }
         }
         let full = format!(
-            "WARN events are refused: as many are pending as the capacity allows event=\"audit\" capacity={capacity}"
+            "WARN events are refused: as many are pending as the capacity allows; raise it, or see why they do not end event=\"audit\" capacity={capacity}"
         );
         assert_eq!(lines.take(), std::slice::from_ref(&full));
         held.clear();
@@ -217,7 +217,7 @@ async fn a_sink_says_what_it_has_not_delivered_and_what_became_of_it() {
     let lines = lines.take();
     let expected: [(&str, &[&str]); 6] = [
         (
-            "WARN events are refused: as many wait for their sink as its capacity allows",
+            "WARN events are refused: as many wait for their sink as its capacity allows; see whether it fails or is slow",
             &["sink=\"row\"", "capacity=4"],
         ),
         (

@@ -4,7 +4,9 @@ use std::{future::pending, time::Duration};
 
 use http::{Request, Response};
 use tower::{Layer, Service, service_fn};
-use tower_track_events::{DrainError, Refused, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{
+    Batch, DrainError, InvalidSetting, Refused, TrackEventsHandle, TrackEventsLayer, WaitIdleError,
+};
 
 use crate::support::{Answer, Script, drain, settle};
 
@@ -99,7 +101,60 @@ fn the_other_errors_say_what_to_do() {
         "drain needs a tokio runtime with timers: enable them with `enable_time`, or pass a limit of zero"
     );
     assert_eq!(Refused::Full.to_string(), "refused: as many events are pending as the capacity allows");
-    assert_eq!(Refused::NoRuntime.to_string(), "refused: there is no tokio runtime to run the event on");
+    assert_eq!(
+        Refused::NoRuntime.to_string(),
+        "refused: there is no tokio runtime to run the event on: track it inside one, or give one to the builder of the \
+         handle"
+    );
+    assert_eq!(Refused::Drained.to_string(), "refused: the server is shutting down and its events are drained");
+    assert_eq!(
+        WaitIdleError::InsideItself.to_string(),
+        "the wait was polled inside an event, a handler or a body of its own handle and would wait for itself: wait in a \
+         task of its own"
+    );
+    assert_eq!(
+        WaitIdleError::NoTimer.to_string(),
+        "the wait needs a tokio runtime with timers: enable them with `enable_time`, or pass a limit of zero"
+    );
+}
+
+#[test]
+fn an_invalid_setting_says_what_is_valid() {
+    let texts = [
+        (InvalidSetting::Capacity(0), "the capacity must be from 1 to 4294967295, and is 0"),
+        (InvalidSetting::EventTimeout, "the event timeout must be longer than zero; leave it out for no limit"),
+        (InvalidSetting::DeliverTimeout, "the time limit of a delivery must be longer than zero"),
+        (InvalidSetting::MaxBatch, "a batch must have room for at least one event"),
+        (InvalidSetting::MaxAttempts, "a batch must be attempted at least once; leave it out for no limit"),
+        (
+            InvalidSetting::NoRuntime,
+            "a sink needs a tokio runtime with timers: build it inside one, or give one to the builder of the handle",
+        ),
+    ];
+    for (setting, text) in texts {
+        assert_eq!(setting.to_string(), text);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_ran_out_says_what_was_pending() {
+    let handle = TrackEventsHandle::new();
+    handle.track("order.created", pending::<()>()).unwrap();
+    let line = line!() - 1;
+    let error = handle.wait_idle(Duration::from_secs(2)).await.unwrap_err();
+    let text = error.to_string();
+    let start = "events were pending after 2.0 s: order.created x1 running (oldest 2.0 s, tests/it/report.rs:";
+    assert_eq!(text.strip_prefix(start).and_then(|rest| rest.split_once(':')?.0.parse().ok()), Some(line), "{text}");
+}
+
+#[tokio::test]
+async fn an_event_that_was_not_sent_says_why_and_not_what_it_was() {
+    let handle = TrackEventsHandle::new();
+    let sender = handle.sink("cards", |_: Batch<&str>| async { Ok::<_, String>(()) }).build().unwrap();
+    handle.drain(Duration::from_secs(1)).await.unwrap();
+    let error = sender.send("4000 0012 3456 7899").unwrap_err();
+    assert_eq!(error.to_string(), Refused::Drained.to_string());
+    assert_eq!(format!("{error:?}"), "SendError { refused: Drained, .. }");
 }
 
 #[tokio::test(start_paused = true)]
