@@ -3,6 +3,7 @@
 //!
 //! - [`outcomes`]: each way in which an exchange ends, when its events start, and what an
 //!   [`Exchange`](crate::Exchange) says of it.
+//! - [`client_left`]: which events run when the client leaves.
 //! - [`shutdown`]: the steps between the signal and the exit, their budget, and the wiring for each server.
 //! - [`sinks`]: typed events in batches, and what each way to store them survives.
 //! - [`capacity`]: what happens when the house is full, and what to do about it.
@@ -11,6 +12,7 @@
 //! - [`observing`]: spans, log lines, counts and metrics.
 
 pub mod capacity;
+pub mod client_left;
 pub mod observing;
 pub mod outcomes;
 pub mod shutdown;

@@ -33,7 +33,8 @@
 //!     })
 //!     .await?;
 //!
-//! let report = handle.drain(Duration::from_secs(8)).await?;
+//! // An error is a line that names what was cut short.
+//! let report = handle.drain(Duration::from_secs(8)).await.map_err(|error| error.to_string())?;
 //! println!("{report}");
 //! # Ok(()) }
 //! ```
@@ -92,7 +93,8 @@
 //! # More to read
 //!
 //! - [`guide::shutdown`]: the steps between the signal and the exit, for each server.
-//! - [`guide::outcomes`]: which events run when the client leaves, and how each response can end.
+//! - [`guide::client_left`]: which events run when the client leaves.
+//! - [`guide::outcomes`]: how each response can end, and when.
 //! - [`guide::capacity`]: what to do when the house is full.
 //! - [`guide::testing`]: handlers without a server, [`Events::detached`].
 //! - [`guide::sinks`]: typed events in batches, and what each store survives.
