@@ -162,16 +162,48 @@ impl<E> Undelivered<E> {
     }
 
     /// The name of the sink.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::Undelivered;
+    ///
+    /// fn take(orders: Undelivered<u64>) {
+    ///     eprintln!("{}: {} left", orders.name(), orders.len());
+    /// }
+    /// ```
     pub fn name(&self) -> &'static str {
         self.name
     }
 
     /// The events, in order.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::Undelivered;
+    ///
+    /// fn take(orders: Undelivered<u64>) {
+    ///     for order in orders.iter() {
+    ///         eprintln!("{order}");
+    ///     }
+    /// }
+    /// ```
     pub fn iter(&self) -> impl Iterator<Item = &E> {
         self.batches.iter().flat_map(|batch| batch.iter())
     }
 
     /// How many events there are: at least one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::Undelivered;
+    ///
+    /// fn take(orders: Undelivered<u64>) {
+    ///     eprintln!("{} left", orders.len());
+    /// }
+    /// ```
     // Never empty, so there is nothing to ask.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
@@ -179,6 +211,16 @@ impl<E> Undelivered<E> {
     }
 
     /// Why the last attempt to deliver did not succeed, if there was one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::Undelivered;
+    ///
+    /// fn take(orders: Undelivered<u64>) {
+    ///     eprintln!("{}", orders.last_error().unwrap_or("never tried"));
+    /// }
+    /// ```
     pub fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
     }

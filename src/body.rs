@@ -64,11 +64,31 @@ impl<B: Body> ResponseBody<B> {
     }
 
     /// Gets a reference to the inner body.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::ResponseBody;
+    ///
+    /// fn inner(body: &ResponseBody<String>) -> &str {
+    ///     body.get_ref()
+    /// }
+    /// ```
     pub fn get_ref(&self) -> &B {
         &self.inner
     }
 
     /// Gets a mutable reference to the inner body. Frames that are polled from it are not seen by the layer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::ResponseBody;
+    ///
+    /// fn clear(body: &mut ResponseBody<String>) {
+    ///     body.get_mut().clear();
+    /// }
+    /// ```
     pub fn get_mut(&mut self) -> &mut B {
         &mut self.inner
     }

@@ -56,6 +56,15 @@ impl TrackEventsHandle {
     /// Makes a handle with the defaults of its [builder](Self::builder).
     ///
     /// Outside of a runtime this is fine; an event can be tracked as soon as there is one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::{TrackEventsHandle, TrackEventsLayer};
+    ///
+    /// let handle = TrackEventsHandle::new();
+    /// let layer = TrackEventsLayer::new(handle.clone());
+    /// ```
     // A `Default` would make a second ledger by accident, which drains nothing.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {

@@ -340,6 +340,27 @@ impl PendingEvents {
 }
 
 /// Events of one sink that it had not taken when a drain was cut short.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// use tower_track_events::{Batch, DrainError, TrackEventsHandle};
+///
+/// let handle = TrackEventsHandle::new();
+/// let lines = handle
+///     .sink("lines", |_: Batch<&str>| async { Err("the store is gone") })
+///     .on_undelivered(|lines| println!("spill: {:?}", lines.iter().collect::<Vec<_>>()))
+///     .build()?;
+/// lines.send("one").map_err(|error| error.refused)?;
+/// let Err(DrainError::CutShort(unfinished)) = handle.drain(Duration::from_millis(50)).await else {
+///     panic!("the store came back");
+/// };
+/// assert_eq!((unfinished.undelivered[0].name, unfinished.undelivered[0].count), ("lines", 1));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

@@ -239,6 +239,21 @@ where
     ///
     /// If it panics, that is caught and logged, and the events count as panicked: what it had not stored by then is
     /// lost.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_track_events::{Batch, TrackEventsHandle};
+    ///
+    /// let handle = TrackEventsHandle::new();
+    /// let lines = handle
+    ///     .sink("lines", |_: Batch<String>| async { Err("the store is gone") })
+    ///     .on_undelivered(|lines| lines.iter().for_each(|line| eprintln!("{line}")))
+    ///     .build()?;
+    /// # drop(lines);
+    /// # Ok(()) }
+    /// ```
     pub fn on_undelivered<F>(mut self, take: F) -> Self
     where
         F: Fn(Undelivered<E>) + Send + Sync + 'static,

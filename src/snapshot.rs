@@ -37,11 +37,39 @@ pub struct Endings {
 
 impl Endings {
     /// The number of events that have ended.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::TrackEventsHandle;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let handle = TrackEventsHandle::new();
+    /// handle.track("audit", async {})?;
+    /// handle.track("audit", async { Err::<(), _>("the table is gone") })?;
+    /// let report = handle.drain(std::time::Duration::from_secs(1)).await?;
+    /// assert_eq!(report.endings.total(), 2);
+    /// # Ok(()) }
+    /// ```
     pub fn total(&self) -> u64 {
         self.completed + self.wrong()
     }
 
     /// The number of events that ended without having completed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::TrackEventsHandle;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let handle = TrackEventsHandle::new();
+    /// handle.track("audit", async {})?;
+    /// handle.track("audit", async { Err::<(), _>("the table is gone") })?;
+    /// let report = handle.drain(std::time::Duration::from_secs(1)).await?;
+    /// assert_eq!(report.endings.wrong(), 1);
+    /// # Ok(()) }
+    /// ```
     pub fn wrong(&self) -> u64 {
         self.failed + self.panicked + self.timed_out + self.aborted
     }
