@@ -34,7 +34,10 @@ impl fmt::Display for Refused {
         f.write_str(match self {
             Self::Drained => "refused: the server is shutting down and its events are drained",
             Self::Full => "refused: as many events are pending as the capacity allows",
-            Self::NoRuntime => "refused: there is no tokio runtime to run the event on: track it inside one, or give one to the builder of the handle",
+            Self::NoRuntime => {
+                "refused: there is no tokio runtime to run the event on: track it inside one, or give one to the \
+                 builder of the handle"
+            }
         })
     }
 }

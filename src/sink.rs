@@ -100,7 +100,10 @@ where
     /// # use tower_track_events::{Batch, TrackEventsHandle};
     /// # use std::time::Duration;
     /// let handle = TrackEventsHandle::new();
-    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).max_batch(1_000).build()?;
+    /// let lines = handle
+    ///     .sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) })
+    ///     .max_batch(1_000)
+    ///     .build()?;
     /// # let _ = lines;
     /// # Ok(()) }
     /// ```
@@ -123,7 +126,10 @@ where
     /// # use tower_track_events::{Batch, TrackEventsHandle};
     /// # use std::time::Duration;
     /// let handle = TrackEventsHandle::new();
-    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).max_delay(Duration::from_millis(50)).build()?;
+    /// let lines = handle
+    ///     .sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) })
+    ///     .max_delay(Duration::from_millis(50))
+    ///     .build()?;
     /// # let _ = lines;
     /// # Ok(()) }
     /// ```
@@ -145,7 +151,10 @@ where
     /// # use tower_track_events::{Batch, TrackEventsHandle};
     /// # use std::time::Duration;
     /// let handle = TrackEventsHandle::new();
-    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).capacity(100_000).build()?;
+    /// let lines = handle
+    ///     .sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) })
+    ///     .capacity(100_000)
+    ///     .build()?;
     /// # let _ = lines;
     /// # Ok(()) }
     /// ```
@@ -166,7 +175,10 @@ where
     /// # use tower_track_events::{Batch, TrackEventsHandle};
     /// # use std::time::Duration;
     /// let handle = TrackEventsHandle::new();
-    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).deliver_timeout(Duration::from_secs(2)).build()?;
+    /// let lines = handle
+    ///     .sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) })
+    ///     .deliver_timeout(Duration::from_secs(2))
+    ///     .build()?;
     /// # let _ = lines;
     /// # Ok(()) }
     /// ```
@@ -188,7 +200,10 @@ where
     /// # use tower_track_events::{Batch, TrackEventsHandle};
     /// # use std::time::Duration;
     /// let handle = TrackEventsHandle::new();
-    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).backoff(Duration::from_millis(10), Duration::from_secs(1)).build()?;
+    /// let lines = handle
+    ///     .sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) })
+    ///     .backoff(Duration::from_millis(10), Duration::from_secs(1))
+    ///     .build()?;
     /// # let _ = lines;
     /// # Ok(()) }
     /// ```
@@ -210,7 +225,10 @@ where
     /// # use tower_track_events::{Batch, TrackEventsHandle};
     /// # use std::time::Duration;
     /// let handle = TrackEventsHandle::new();
-    /// let lines = handle.sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) }).max_attempts(5).build()?;
+    /// let lines = handle
+    ///     .sink("lines", |_batch: Batch<String>| async { Ok::<_, String>(()) })
+    ///     .max_attempts(5)
+    ///     .build()?;
     /// # let _ = lines;
     /// # Ok(()) }
     /// ```

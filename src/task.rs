@@ -182,7 +182,11 @@ impl Running {
         let (event, none) = (self.ticket.name(), Span::none());
         let span = self.span().unwrap_or(&none);
         let _ = contain(|| {
-            tracing::warn!(parent: span, event, "event runs without its time limit: the runtime has no timer, which `enable_time` gives it");
+            tracing::warn!(
+                parent: span,
+                event,
+                "event runs without its time limit: the runtime has no timer, which `enable_time` gives it"
+            );
         });
     }
 
