@@ -330,7 +330,7 @@ pub mod among {
     use super::*;
 
     pub fn tracked(runtime: &Runtime, pending: usize, count: usize) -> f64 {
-        runtime.block_on(async {
+        in_a_task(runtime, async move {
             let handle = handle();
             let release = wait(pending, |wait| handle.track("waits", wait).expect("there is room")).await;
             let time = in_bursts(count, || handle.track("bench", ready()).expect("there is room")).await;
@@ -341,7 +341,7 @@ pub mod among {
     }
 
     pub fn spawned(runtime: &Runtime, pending: usize, count: usize) -> f64 {
-        runtime.block_on(async {
+        in_a_task(runtime, async move {
             let release = wait(pending, |wait| drop(tokio::spawn(wait))).await;
             let time = in_bursts(count, || drop(tokio::spawn(ready()))).await;
             release.add_permits(pending);
@@ -352,17 +352,29 @@ pub mod among {
         })
     }
 
-    /// Lets so many wait, until they are given permits.
+    /// Comes back to its place behind the events, when it yields: what is blocked on comes before some of them.
+    fn in_a_task(runtime: &Runtime, measure: impl Future<Output = f64> + Send + 'static) -> f64 {
+        runtime.block_on(runtime.spawn(measure)).expect("it ends")
+    }
+
+    /// Lets so many wait, until they are given permits. Each of them does when this returns.
     pub async fn wait(
         count: usize,
         mut start: impl FnMut(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>),
     ) -> Arc<Semaphore> {
-        let release = Arc::new(Semaphore::new(0));
+        let (release, waiting) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
         for _ in 0..count {
-            let release = Arc::clone(&release);
-            start(Box::pin(async move { drop(release.acquire().await) }));
+            let (release, waiting) = (Arc::clone(&release), Arc::clone(&waiting));
+            start(Box::pin(async move {
+                waiting.fetch_add(1, Ordering::Relaxed);
+                drop(waiting);
+                drop(release.acquire().await);
+            }));
         }
-        yield_now().await;
+        // A turn is not enough: the runtime comes back after some tens of tasks.
+        while waiting.load(Ordering::Relaxed) < count {
+            yield_now().await;
+        }
         release
     }
 

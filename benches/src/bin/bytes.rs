@@ -1,10 +1,16 @@
 //! The memory of a pending event: prints, for futures of several sizes, the bytes that one takes by `tokio::spawn`, by
-//! `handle.track`, and recorded in an exchange that is open; the means last. `cost` runs it.
+//! `handle.track`, and recorded in an exchange that is open; the means last. `cost` runs it. Those that have started have been
+//! polled, and wait.
 
-use std::{convert::Infallible, future::pending, hint::black_box};
+use std::{
+    convert::Infallible,
+    future::pending,
+    hint::black_box,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use http::{Request, Response};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::yield_now};
 use tower::{Layer, Service, service_fn};
 use tower_track_events::{Events, TrackEventsLayer};
 use tower_track_events_benches::{handle, runtime};
@@ -25,8 +31,12 @@ fn main() {
     println!("{:.1} {:.1} {:.1}", mean(0), mean(1), mean(2));
 }
 
+/// How many events have been polled.
+static POLLED: AtomicUsize = AtomicUsize::new(0);
+
 /// An event that owns so many bytes, and does not end.
 async fn waits<const BYTES: usize>() {
+    POLLED.fetch_add(1, Ordering::Relaxed);
     let owned = [1_u8; BYTES];
     pending::<()>().await;
     black_box(&owned);
@@ -35,11 +45,11 @@ async fn waits<const BYTES: usize>() {
 fn of<const BYTES: usize>() -> [f64; 3] {
     let spawned = {
         let runtime = runtime(1);
-        runtime.block_on(async { bytes_of(|| drop(tokio::spawn(waits::<BYTES>()))) })
+        runtime.block_on(bytes_when_polled(|| drop(tokio::spawn(waits::<BYTES>()))))
     };
     let tracked = {
         let (runtime, handle) = (runtime(1), handle());
-        runtime.block_on(async { bytes_of(|| handle.track("waits", waits::<BYTES>()).expect("there is room")) })
+        runtime.block_on(bytes_when_polled(|| handle.track("waits", waits::<BYTES>()).expect("there is room")))
     };
     [spawned, tracked, recorded::<BYTES>()]
 }
@@ -55,17 +65,33 @@ fn recorded<const BYTES: usize>() -> f64 {
     runtime(1).block_on(async {
         let response = tokio::spawn(service.call(Request::new(String::new())));
         let events = opened.await.expect("the handler has run");
-        let bytes = bytes_of(|| events.track("waits", waits::<BYTES>()).expect("there is room"));
+        let track = || events.track("waits", waits::<BYTES>()).expect("there is room");
+        // What is made once is not counted.
+        track();
+        let before = dhat::HeapStats::get().curr_bytes;
+        (0..EVENTS).for_each(|_| track());
+        let bytes = since(before);
         events.handle().abort();
         response.abort();
         bytes
     })
 }
 
-fn bytes_of(start: impl Fn()) -> f64 {
-    // What is made once is not counted.
-    start();
+async fn bytes_when_polled(start: impl Fn()) -> f64 {
+    start_and_poll(1, &start).await;
     let before = dhat::HeapStats::get().curr_bytes;
-    (0..EVENTS).for_each(|_| start());
+    start_and_poll(EVENTS, &start).await;
+    since(before)
+}
+
+async fn start_and_poll(count: usize, start: &impl Fn()) {
+    let all = POLLED.load(Ordering::Relaxed) + count;
+    (0..count).for_each(|_| start());
+    while POLLED.load(Ordering::Relaxed) < all {
+        yield_now().await;
+    }
+}
+
+fn since(before: usize) -> f64 {
     (dhat::HeapStats::get().curr_bytes - before) as f64 / EVENTS as f64
 }
