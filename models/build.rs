@@ -24,20 +24,23 @@ const LOOM: &[(&str, &str)] = &[
 
 /// The bugs by name, each a few replacements.
 const SEEDS: &[(&str, &[(&str, &str)])] = &[
-    ("leave_wakes_nobody", &[("        if is_empty {\n            ledger.waiters.wake_all();\n        }\n", "")]),
+    (
+        "leave_wakes_nobody",
+        &[(
+            "        if is_empty {\n            self.ledger.waiters.wake_all();\n        }\n        if !idle",
+            "        let _ = is_empty;\n        if !idle",
+        )],
+    ),
     (
         "leave_asks_for_waiters_before_it_locks",
-        &[
-            (
-                "        let mut state = self.lock();\n        let Some((entry, holder))",
-                "        let any_waits = ledger.waiters.any.load(Ordering::Relaxed);\n        \
-                 let mut state = self.lock();\n        let Some((entry, holder))",
-            ),
-            (
-                "        if is_empty {\n            ledger.waiters.wake_all();\n",
-                "        if is_empty && any_waits {\n            ledger.waiters.wake_all();\n",
-            ),
-        ],
+        &[(
+            "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        let mut state = self.lock();\n        \
+                 let left = self.remove(&mut state, key, ending);\n        drop(state);\n",
+            "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        \
+                 let any_waits = self.ledger.waiters.any.load(Ordering::Relaxed);\n        \
+                 let mut state = self.lock();\n        let mut left = self.remove(&mut state, key, ending);\n        \
+                 drop(state);\n        left.iter_mut().for_each(|left| left.is_empty &= any_waits);\n",
+        )],
     ),
     (
         "close_does_not_look_for_entries",
@@ -103,12 +106,12 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     (
         "ending_is_counted_after_the_lock",
         &[
-            ("                state.endings.count(ending);\n                if", "                if"),
+            ("            state.endings.count(ending);\n            if ending", "            if ending"),
             (
-                "        drop(state);\n        if let Some((place, key)) = granted {\n",
-                "        drop(state);\n        if matches!(entry.kind, Kind::Event { .. }) {\n            \
+                "        drop(state);\n        if let Some(left) = left {\n            self.finish(left);\n        }\n    }\n",
+                "        drop(state);\n        if left.is_some() {\n            \
                  self.lock().endings.count(ending);\n        }\n        \
-                 if let Some((place, key)) = granted {\n",
+                 if let Some(left) = left {\n            self.finish(left);\n        }\n    }\n",
             ),
         ],
     ),
@@ -131,12 +134,14 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
         "abort_is_said_after_its_locks",
         &[
             ("            self.aborted_before.store(era, Ordering::Relaxed);\n", ""),
-            ("let (holders, lanes) = self.at_one", "let (holders, lanes, era) = self.at_one"),
-            ("            (holders, now.list.open.clone())\n", "            (holders, now.list.open.clone(), era)\n"),
+            ("let (wakers, recorded, lanes) = self.at_one", "let (wakers, recorded, lanes, era) = self.at_one"),
             (
-                "        wake(holders);\n        for lane in lanes {\n",
-                "        self.aborted_before.store(era, Ordering::Relaxed);\n        wake(holders);\n        \
-                 for lane in lanes {\n",
+                "            (wakers, recorded, now.list.open.clone())\n",
+                "            (wakers, recorded, now.list.open.clone(), era)\n",
+            ),
+            (
+                "        wake(wakers);\n        for Recorded",
+                "        self.aborted_before.store(era, Ordering::Relaxed);\n        wake(wakers);\n        for Recorded",
             ),
         ],
     ),
@@ -171,7 +176,7 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     (
         "wait_is_for_later_events_too",
         &[
-            ("                if entry.era != state.era {\n", "                {\n"),
+            ("            if entry.era != state.era {\n", "            {\n"),
             ("wait.before > era", "true"),
             ("self.remaining -= 1;", "self.remaining = self.remaining.saturating_sub(1);"),
         ],
@@ -185,15 +190,23 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     ),
     (
         "queue_is_served_after_the_lock",
-        &[(
-            "            granted = ledger.room_queue.pop(|permit| state.enter(permit, None).0);\n            \
-                 if granted.is_none() {\n                has_room_again = ledger.give_room(&mut state);\n            }\n",
-            "            has_room_again = ledger.give_room(&mut state);\n            drop(state);\n            \
-                 state = self.lock();\n            if ledger.take_room(&mut state) {\n                \
-                 granted = ledger.room_queue.pop(|permit| state.enter(permit, None).0);\n                \
-                 if granted.is_none() {\n                    ledger.give_room(&mut state);\n                }\n            \
-                 }\n",
-        )],
+        &[
+            (
+                "            granted = ledger.room_queue.pop(|permit| state.enter(permit, Holder::Nothing).0);\n            \
+                 if granted.is_none() {\n                has_room_again = ledger.give_room(state);\n            }\n",
+                "            granted = None;\n            has_room_again = ledger.give_room(state);\n",
+            ),
+            (
+                "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        let mut state = self.lock();\n        \
+                 let left = self.remove(&mut state, key, ending);\n        drop(state);\n",
+                "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        let mut state = self.lock();\n        \
+                 let mut left = self.remove(&mut state, key, ending);\n        drop(state);\n        \
+                 state = self.lock();\n        if self.ledger.take_room(&mut state) {\n            \
+                 let granted = self.ledger.room_queue.pop(|permit| state.enter(permit, Holder::Nothing).0);\n            \
+                 if granted.is_none() {\n                self.ledger.give_room(&mut state);\n            }\n            \
+                 left.iter_mut().for_each(|left| left.granted = granted.clone());\n        }\n        drop(state);\n",
+            ),
+        ],
     ),
     ("last_in_the_queue_is_first", &[("places.waiting.pop_first()", "places.waiting.pop_last()")]),
     (
@@ -214,6 +227,39 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     (
         "poll_forgets_who_polls_again",
         &[("                mem::swap(&mut waker, &mut new);\n                *state", "                *state")],
+    ),
+    (
+        "abort_forgets_what_is_recorded",
+        &[
+            (
+                "                    Holder::Request(events) => recorded.extend(events),\n                    \
+             unheld => *holder = unheld,\n",
+                "                    unheld => *holder = unheld,\n",
+            ),
+            (
+                "            let (mut wakers, mut recorded) = (Vec::new(), Vec::new());\n",
+                "            let (mut wakers, recorded) = (Vec::new(), Vec::<Recorded<C::Starting>>::new());\n",
+            ),
+        ],
+    ),
+    (
+        "recorded_after_an_abort_is_kept",
+        &[("request.filter(|_| !self.ledger.is_aborted(id.era) && !is_over())", "request.filter(|_| !is_over())")],
+    ),
+    (
+        "take_sends_nobody",
+        &[(
+            "        self.lock().line.take(comes_now)\n",
+            "        Taken { due: 0, ..self.lock().line.take(comes_now) }\n",
+        )],
+    ),
+    (
+        "end_and_take_wakes_nobody",
+        &[(
+            "        let next = (!runs_user_code).then(|| state.line.take(false));\n        drop(state);\n",
+            "        let next = (!runs_user_code).then(|| state.line.take(false));\n        drop(state);\n        \
+             let left = left.map(|left| Left { is_empty: false, ..left });\n",
+        )],
     ),
 ];
 

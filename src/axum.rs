@@ -67,7 +67,8 @@ impl IntoResponse for MissingTrackEventsLayer {
     }
 }
 
-/// Answers 503, so that a client or a load balancer tries again elsewhere.
+/// Answers 503, so that a client or a load balancer tries again elsewhere. The body is the text of the refusal: map it where
+/// clients are not to read that.
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         (StatusCode::SERVICE_UNAVAILABLE, self.to_string()).into_response()

@@ -50,7 +50,7 @@ pin_project! {
             let this = this.project();
             if let Some(guard) = this.guard {
                 // A forwarded HTTP/2 body may have come to its end since the last frame.
-                if !guard.has_panicked() && contain(|| this.inner.is_end_stream()).unwrap_or(false) {
+                if guard.is_watching() && contain(|| this.inner.is_end_stream()).unwrap_or(false) {
                     guard.see_end_at_drop();
                 }
             }
@@ -106,7 +106,12 @@ impl<B: Body> Body for ResponseBody<B> {
         if *this.ended {
             return Poll::Ready(None);
         }
-        let (frame, seen) = guard.watch(|| {
+        if !guard.is_watching() {
+            let frame = guard.watch(|| this.inner.poll_frame(cx));
+            *this.ended = matches!(frame, Poll::Ready(None));
+            return frame;
+        }
+        let (frame, (data, is_end)) = guard.watch(|| {
             let frame = this.inner.as_mut().poll_frame(cx);
             let data = match &frame {
                 Poll::Ready(Some(Ok(frame))) => frame.data_ref().map_or(0, Buf::remaining),
@@ -115,7 +120,6 @@ impl<B: Body> Body for ResponseBody<B> {
             let is_end = matches!(frame, Poll::Ready(Some(Ok(_)))) && this.inner.is_end_stream();
             (frame, (data, is_end))
         });
-        let (data, is_end) = seen;
         match &frame {
             Poll::Pending => {}
             Poll::Ready(Some(Ok(frame))) => guard.see(|progress| {
@@ -127,7 +131,7 @@ impl<B: Body> Body for ResponseBody<B> {
                     progress.body_ended();
                 }
             }),
-            Poll::Ready(Some(Err(_))) => guard.see(|progress| progress.body_failed()),
+            Poll::Ready(Some(Err(_))) => guard.see(|progress| progress.failed()),
             Poll::Ready(None) => {
                 *this.ended = true;
                 guard.see(|progress| progress.body_ended());

@@ -54,14 +54,14 @@ impl DetachedExchange {
     pub(crate) fn open(handle: &TrackEventsHandle) -> Self {
         let shard = handle.shard();
         shard.remember_runtime();
-        let record = Record::new(shard, shard.house().now(), NO_HOOKS, None);
+        let record = Record::open(shard, Progress::new(&Method::GET, Version::HTTP_11), NO_HOOKS, None);
         // There is no first poll in which all events would have the time of the request.
         record.waits();
         let events = Events::new(record.clone());
-        Self { events, guard: ExchangeGuard::new(Progress::new(&Method::GET, Version::HTTP_11), record) }
+        Self { events, guard: ExchangeGuard::new(record) }
     }
 
-    /// The events of this exchange: to be given to the handler, or, as a clone, to be put into the extensions of its
+    /// Gives the events of this exchange: to be given to the handler, or, as a clone, to be put into the extensions of its
     /// request, where [`Events::from_extensions`] and the extractor for axum find it.
     ///
     /// # Examples

@@ -1,6 +1,6 @@
 //! What the ledger keeps of each thing that a drain waits for.
 
-use std::{mem, panic::Location, task::Waker};
+use std::{mem, panic::Location};
 
 /// Nanoseconds on the clock that the ledger is given.
 pub(crate) type Nanos = u64;
@@ -58,12 +58,11 @@ impl Kind {
     }
 }
 
-/// Entries at stable keys, with a list of free places threaded through them.
+/// Entries at stable keys, each with `H` beside it, and a list of free places threaded through them.
 ///
 /// They are in chunks, so that many can be pending without a long pause in which all are moved, nor room for twice as many.
-#[derive(Default)]
-pub(crate) struct Slots {
-    chunks: Vec<Box<[Slot]>>,
+pub(crate) struct Slots<H> {
+    chunks: Vec<Box<[Slot<H>]>>,
     /// The first free place, if it is not beyond the end.
     free: u32,
     len: u32,
@@ -72,12 +71,18 @@ pub(crate) struct Slots {
 /// Places in a chunk.
 const CHUNK: u32 = 64;
 
-enum Slot {
+enum Slot<H> {
     Vacant { next: u32 },
-    Taken(Entry, Option<Waker>),
+    Taken(Entry, H),
 }
 
-impl Slots {
+impl<H> Default for Slots<H> {
+    fn default() -> Self {
+        Self { chunks: Vec::new(), free: 0, len: 0 }
+    }
+}
+
+impl<H> Slots<H> {
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
@@ -87,15 +92,15 @@ impl Slots {
         self.len.into()
     }
 
-    #[inline]
-    pub(crate) fn insert(&mut self, entry: Entry, holder: Option<Waker>) -> u32 {
+    #[inline(always)]
+    pub(crate) fn insert(&mut self, entry: Entry, beside: H) -> u32 {
         let key = self.free;
         if key as usize == self.chunks.len() * CHUNK as usize {
-            self.chunks.push((1..=CHUNK).map(|place| Slot::Vacant { next: key + place }).collect());
+            self.grow();
         }
         if let Some(slot) = self.slot(key) {
             if let Slot::Vacant { next } = *slot {
-                *slot = Slot::Taken(entry, holder);
+                *slot = Slot::Taken(entry, beside);
                 self.free = next;
                 self.len += 1;
             }
@@ -103,35 +108,34 @@ impl Slots {
         key
     }
 
+    #[cold]
+    fn grow(&mut self) {
+        let first = self.free;
+        self.chunks.push((1..=CHUNK).map(|place| Slot::Vacant { next: first + place }).collect());
+    }
+
     #[inline]
-    fn slot(&mut self, key: u32) -> Option<&mut Slot> {
+    fn slot(&mut self, key: u32) -> Option<&mut Slot<H>> {
         self.chunks.get_mut((key / CHUNK) as usize)?.get_mut((key % CHUNK) as usize)
     }
 
     #[inline]
-    pub(crate) fn get_mut(&mut self, key: u32) -> Option<(&mut Entry, &mut Option<Waker>)> {
+    pub(crate) fn get_mut(&mut self, key: u32) -> Option<(&mut Entry, &mut H)> {
         match self.slot(key) {
-            Some(Slot::Taken(entry, holder)) => Some((entry, holder)),
+            Some(Slot::Taken(entry, beside)) => Some((entry, beside)),
             _ => None,
         }
     }
 
-    /// In place of an entry that nobody holds.
-    pub(crate) fn replace(&mut self, key: u32, entry: Entry) {
-        if let Some(place) = self.slot(key) {
-            *place = Slot::Taken(entry, None);
-        }
-    }
-
-    #[inline]
-    pub(crate) fn remove(&mut self, key: u32) -> Option<(Entry, Option<Waker>)> {
+    #[inline(always)]
+    pub(crate) fn remove(&mut self, key: u32) -> Option<(Entry, H)> {
         let next = self.free;
         let slot = self.slot(key)?;
         match mem::replace(slot, Slot::Vacant { next }) {
-            Slot::Taken(entry, holder) => {
+            Slot::Taken(entry, beside) => {
                 self.free = key;
                 self.len -= 1;
-                Some((entry, holder))
+                Some((entry, beside))
             }
             vacant @ Slot::Vacant { .. } => {
                 *slot = vacant;
@@ -147,11 +151,10 @@ impl Slots {
         })
     }
 
-    /// Whoever is to be woken by an abort. The holder of a request is so for all events that it will record.
-    pub(crate) fn holders(&mut self) -> impl Iterator<Item = Waker> {
+    /// What is beside each entry.
+    pub(crate) fn beside_mut(&mut self) -> impl Iterator<Item = &mut H> {
         self.chunks.iter_mut().flatten().filter_map(|slot| match slot {
-            Slot::Taken(Entry { kind: Kind::Request, .. }, holder) => holder.clone(),
-            Slot::Taken(_, holder) => holder.take(),
+            Slot::Taken(_, beside) => Some(beside),
             Slot::Vacant { .. } => None,
         })
     }

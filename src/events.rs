@@ -10,9 +10,9 @@ use crate::{
     handle::TrackEventsHandle,
     output::EventOutput,
     permit::Permit,
-    record::Record,
+    record::{Record, unaccepted_with},
     refused::Refused,
-    task::{RecordedEvent, recorded, recorded_blocking, recorded_with},
+    task::{tracked, tracked_blocking},
 };
 
 /// Records events of one exchange, from inside its handler.
@@ -21,10 +21,10 @@ use crate::{
 /// once the response is over, whatever its outcome: also when the handler fails or panics, or the client leaves. An
 /// event that should run only after some outcomes asks for it with [`track_with`](Self::track_with).
 ///
-/// The events of one exchange start in the order in which they were recorded. Each is polled once by a task that they
-/// share, and has a task of its own from then on if it is not done: so what computes for long before it first waits holds
-/// up those behind it, and belongs into [`track_blocking`](Self::track_blocking). They run on the runtime in which the
-/// first of them was recorded, unless the handle was [given one](crate::TrackEventsHandleBuilder::runtime).
+/// Of one runtime, the events of one exchange start in the order in which they were recorded. None waits for another: on a
+/// runtime with several threads they may run at the same time. (On one with a single thread, what computes for long before
+/// it first waits holds up everything, as any task does, and belongs into [`track_blocking`](Self::track_blocking).) They run on the runtime in which they were recorded, unless the
+/// handle was [given one](crate::TrackEventsHandleBuilder::runtime); if these are several, some may run where others do.
 ///
 /// A clone may outlive the exchange. What it is given from then on starts at once. It does not keep the exchange open,
 /// nor a drain waiting: hold a [guard](TrackEventsHandle::guard) for that.
@@ -124,7 +124,7 @@ impl Events {
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        self.add(name, Location::caller(), recorded(future))
+        self.record.track(name, Location::caller(), |ticket, cause| tracked(ticket, cause, future))
     }
 
     /// Tracks `work` under `name`; it starts on the runtime's blocking threads when this exchange is over.
@@ -150,7 +150,7 @@ impl Events {
         F: FnOnce() -> T + Send + 'static,
         T: EventOutput,
     {
-        self.add(name, Location::caller(), recorded_blocking(work))
+        self.record.track(name, Location::caller(), |ticket, cause| tracked_blocking(ticket, cause, work))
     }
 
     /// Tracks the future that `make` returns, under `name`; `make` is called when this exchange is over, and told how.
@@ -180,7 +180,8 @@ impl Events {
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        self.add(name, Location::caller(), recorded_with(make))
+        let event = unaccepted_with(&self.record, make);
+        self.record.track(name, Location::caller(), |ticket, cause| event.accepted(ticket, cause))
     }
 
     /// Reserves room for one event of this exchange, so that tracking it cannot be refused any more.
@@ -203,7 +204,7 @@ impl Events {
     /// ```
     #[track_caller]
     pub fn reserve(&self) -> Result<Permit, Refused> {
-        Permit::reserve_in(&self.record, Location::caller())
+        Permit::reserve(&self.record.shard, Some(&self.record), Location::caller())
     }
 
     /// Gives the handle of the layer, for events that should start at once and for guards.
@@ -223,17 +224,6 @@ impl Events {
     /// ```
     pub fn handle(&self) -> TrackEventsHandle {
         TrackEventsHandle::of(&self.record.shard)
-    }
-
-    fn add(
-        &self,
-        name: &'static str,
-        location: &'static Location<'static>,
-        event: RecordedEvent,
-    ) -> Result<(), Refused> {
-        let launch = self.record.accept(name, location)?;
-        self.record.add(launch, event);
-        Ok(())
     }
 }
 

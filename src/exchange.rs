@@ -3,7 +3,10 @@
 //! [`Progress`] is fed what the layer sees: the head, each frame, the end, a drop. It answers two questions: is the
 //! response over, and how did it end. It neither polls nor spawns anything.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
 
@@ -67,7 +70,7 @@ impl Outcome {
         self == Self::Complete
     }
 
-    /// A lower-case name, for logs and metrics.
+    /// Gives a lower-case name, for logs and metrics.
     ///
     /// # Examples
     ///
@@ -127,7 +130,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// An exchange that ended so, for tests; all that may be missing is missing, the rest zero. Set the other fields
+    /// Makes an exchange that ended with `outcome`, for tests: each `Option` is `None`, each number zero. Set the other fields
     /// as the test needs them.
     ///
     /// # Examples
@@ -145,127 +148,146 @@ impl Exchange {
 }
 
 /// What the layer has seen of one exchange so far.
-#[derive(Debug)]
+///
+/// It stands in the record, which others have as well, but the guard of the exchange alone writes and reads it: the
+/// atomics are in the place of cells.
+#[derive(Debug, Default)]
 pub(crate) struct Progress {
-    stage: Stage,
-    time_to_head: Option<Duration>,
-    body_bytes: u64,
-    declared: Option<u64>,
-    status: Option<StatusCode>,
-    grpc_status: Option<i32>,
     is_head: bool,
     is_connect: bool,
     /// On HTTP/1 the last declared byte ends the response; later versions may send trailers after it.
     ends_at_length: bool,
+    /// Of the response; zero before its head.
+    status: AtomicU16,
+    time_to_head: Optional,
+    declared: Optional,
+    body_bytes: AtomicU64,
+    grpc_status: Optional,
+    /// The service before the head, or the body after it.
+    failed: AtomicBool,
     /// `None`, trailers, or `is_end_stream` was seen.
-    ended: bool,
+    ended: AtomicBool,
     /// User code is being polled. It stays set when that panics.
-    polling: bool,
+    polling: AtomicBool,
 }
 
-#[derive(Debug, PartialEq)]
-enum Stage {
-    AwaitingHead,
-    ServiceFailed,
-    Body,
-    BodyFailed,
+/// A number that may be missing.
+#[derive(Debug)]
+struct Optional(AtomicU64);
+
+impl Optional {
+    const NONE: u64 = u64::MAX;
+
+    fn get(&self) -> Option<u64> {
+        Some(self.0.load(Relaxed)).filter(|number| *number != Self::NONE)
+    }
+
+    /// The largest number is taken for the one below it.
+    fn set(&self, number: Option<u64>) {
+        self.0.store(number.map_or(Self::NONE, |number| number.min(Self::NONE - 1)), Relaxed);
+    }
+}
+
+impl Default for Optional {
+    fn default() -> Self {
+        Self(AtomicU64::new(Self::NONE))
+    }
 }
 
 impl Progress {
+    #[inline]
     pub(crate) fn new(method: &Method, version: Version) -> Self {
         Self {
-            stage: Stage::AwaitingHead,
-            time_to_head: None,
-            body_bytes: 0,
-            declared: None,
-            status: None,
-            grpc_status: None,
             is_head: *method == Method::HEAD,
             is_connect: *method == Method::CONNECT,
             ends_at_length: version <= Version::HTTP_11,
-            ended: false,
-            polling: false,
+            ..Self::default()
         }
     }
 
     /// User code is about to run. A panic leaves the mark standing, which is how it is told: under a layer that
     /// catches panics, `thread::panicking()` is false by the time of the drop.
-    pub(crate) fn poll_begins(&mut self) {
-        self.polling = true;
+    #[inline]
+    pub(crate) fn poll_begins(&self) {
+        self.polling.store(true, Relaxed);
     }
 
-    pub(crate) fn poll_returned(&mut self) {
-        self.polling = false;
+    #[inline]
+    pub(crate) fn poll_returned(&self) {
+        self.polling.store(false, Relaxed);
     }
 
+    #[inline]
     pub(crate) fn has_panicked(&self) -> bool {
-        self.polling
+        self.polling.load(Relaxed)
     }
 
-    pub(crate) fn service_failed(&mut self) {
-        self.stage = Stage::ServiceFailed;
+    /// The service has returned an error, or its body has.
+    #[inline]
+    pub(crate) fn failed(&self) {
+        self.failed.store(true, Relaxed);
     }
 
     /// The head of the response, with what its body says of itself before it is polled.
     pub(crate) fn head(
-        &mut self,
+        &self,
         status: StatusCode,
         headers: &HeaderMap,
         exact_size: Option<u64>,
         ended: bool,
         time_to_head: Option<Duration>,
     ) {
-        self.time_to_head = time_to_head;
-        self.stage = Stage::Body;
-        self.status = Some(status);
-        self.declared = content_length(headers).or(exact_size);
-        self.grpc_status = grpc_status(headers);
-        self.ended = ended;
+        self.status.store(status.as_u16(), Relaxed);
+        self.time_to_head.set(time_to_head.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)));
+        self.declared.set(content_length(headers).or(exact_size));
+        self.grpc_status.set(grpc_status(headers).map(to_number));
+        self.ended.store(ended, Relaxed);
     }
 
-    pub(crate) fn data(&mut self, bytes: usize) {
-        self.body_bytes = self.body_bytes.saturating_add(bytes as u64);
+    #[inline]
+    pub(crate) fn data(&self, bytes: usize) {
+        self.body_bytes.store(self.body_bytes.load(Relaxed).saturating_add(bytes as u64), Relaxed);
     }
 
-    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
-        self.grpc_status = grpc_status(trailers).or(self.grpc_status);
-        self.ended = true;
+    pub(crate) fn trailers(&self, trailers: &HeaderMap) {
+        if let Some(status) = grpc_status(trailers) {
+            self.grpc_status.set(Some(to_number(status)));
+        }
+        self.body_ended();
     }
 
-    pub(crate) fn body_failed(&mut self) {
-        self.stage = Stage::BodyFailed;
+    #[inline]
+    pub(crate) fn body_ended(&self) {
+        self.ended.store(true, Relaxed);
     }
 
-    pub(crate) fn body_ended(&mut self) {
-        self.ended = true;
+    fn status(&self) -> Option<StatusCode> {
+        StatusCode::from_u16(self.status.load(Relaxed)).ok()
     }
 
     /// Whether the last thing that was seen ends the response; otherwise the drop will.
+    #[inline]
     pub(crate) fn is_over(&self) -> bool {
-        match self.stage {
-            Stage::AwaitingHead => false,
-            Stage::ServiceFailed | Stage::BodyFailed => true,
-            Stage::Body => {
-                self.ended || (self.ends_at_length && self.declared.is_some_and(|declared| self.body_bytes >= declared))
-            }
+        if self.failed.load(Relaxed) {
+            return true;
         }
+        let has_length = || self.declared.get().is_some_and(|declared| self.body_bytes.load(Relaxed) >= declared);
+        self.status.load(Relaxed) != 0 && (self.ended.load(Relaxed) || (self.ends_at_length && has_length()))
     }
 
     /// How the exchange ends if nothing more is seen of it: the rule, first match wins.
     fn outcome(&self) -> Outcome {
-        if self.polling {
+        if self.has_panicked() {
             return Outcome::Panicked;
         }
-        let Some(status) = self.status else {
-            return match self.stage {
-                Stage::ServiceFailed => Outcome::ServiceError,
-                _ => Outcome::NoResponse,
-            };
+        let (failed, ended) = (self.failed.load(Relaxed), self.ended.load(Relaxed));
+        let Some(status) = self.status() else {
+            return if failed { Outcome::ServiceError } else { Outcome::NoResponse };
         };
         if status == StatusCode::SWITCHING_PROTOCOLS || (self.is_connect && status.is_success()) {
             return Outcome::Upgraded;
         }
-        if self.stage == Stage::BodyFailed {
+        if failed {
             return Outcome::BodyError;
         }
         let without_body = self.is_head
@@ -275,11 +297,12 @@ impl Progress {
         if without_body {
             return Outcome::Complete;
         }
-        match self.declared {
-            Some(declared) if self.body_bytes == declared => Outcome::Complete,
+        let body_bytes = self.body_bytes.load(Relaxed);
+        match self.declared.get() {
+            Some(declared) if body_bytes == declared => Outcome::Complete,
             // More than was declared cannot become right again, whether an end is seen or not.
-            Some(declared) if self.ended || self.body_bytes > declared => Outcome::LengthMismatch,
-            _ if self.ended => Outcome::Complete,
+            Some(declared) if ended || body_bytes > declared => Outcome::LengthMismatch,
+            _ if ended => Outcome::Complete,
             _ => Outcome::Aborted,
         }
     }
@@ -287,13 +310,18 @@ impl Progress {
     pub(crate) fn exchange(&self, elapsed: Duration) -> Exchange {
         Exchange {
             outcome: self.outcome(),
-            status: self.status,
-            body_bytes: self.body_bytes,
-            time_to_head: self.time_to_head,
+            status: self.status(),
+            body_bytes: self.body_bytes.load(Relaxed),
+            time_to_head: self.time_to_head.get().map(Duration::from_nanos),
             elapsed,
-            grpc_status: self.grpc_status,
+            grpc_status: self.grpc_status.get().map(|number| number as u32 as i32),
         }
     }
+}
+
+/// Not the largest number there is.
+fn to_number(status: i32) -> u64 {
+    u64::from(status as u32)
 }
 
 /// The declared length; `None` as well when the header is not a number or says two different things.

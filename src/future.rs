@@ -81,17 +81,17 @@ where
             guard.waits();
             return Poll::Pending;
         };
-        let mut guard = this.guard.take();
+        let guard = this.guard.take();
         match result {
             Ok((response, exact_size, is_end)) => {
-                if let Some(guard) = &mut guard {
+                if let Some(guard) = &guard {
                     guard.see_head(response.status(), response.headers(), exact_size, is_end);
                 }
                 Poll::Ready(Ok(response.map(|body| ResponseBody::new(body, guard))))
             }
             Err(error) => {
-                if let Some(guard) = &mut guard {
-                    guard.see(|progress| progress.service_failed());
+                if let Some(guard) = &guard {
+                    guard.see(|progress| progress.failed());
                 }
                 Poll::Ready(Err(error))
             }

@@ -7,8 +7,9 @@ use tokio::runtime;
 use crate::{
     batch::EventSink,
     drain::Drain,
+    entry::Stage,
     house::{House, Settings, Shard, Shards},
-    ledger::Ticket,
+    ledger::{NewEvent, Ticket},
     metrics,
     output::EventOutput,
     permit::Permit,
@@ -16,7 +17,8 @@ use crate::{
     setting::InvalidSetting,
     sink::SinkBuilder,
     snapshot::{SinkSnapshot, Snapshot},
-    task::{Launch, current_span},
+    start::Place,
+    task::{Cause, Launch, track},
     wait_idle::WaitIdle,
 };
 
@@ -72,7 +74,7 @@ impl TrackEventsHandle {
     }
 
     /// Makes a builder: capacity 65,536, settle time 100 ms, a line about the progress of a drain each second, no event
-    /// timeout, events run on the runtime in which they are tracked; those of one exchange where the first of them was.
+    /// timeout, events run on the runtime in which they are tracked.
     ///
     /// # Examples
     ///
@@ -96,8 +98,8 @@ impl TrackEventsHandle {
 
     /// Starts `future` at once as an event called `name`.
     ///
-    /// The event runs as a task of the current runtime. A drain waits for it. If it panics, that is caught, counted and
-    /// logged; if it returns an `Err`, likewise.
+    /// The event runs in a task of the current runtime; those that start together may share one until the first of them has
+    /// to wait. A drain waits for it. If it panics, that is caught, counted and logged; if it returns an `Err`, likewise.
     ///
     /// Inside a handler, [`Events::track`](crate::Events::track) starts the event when the response is over.
     ///
@@ -123,9 +125,7 @@ impl TrackEventsHandle {
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        let (launch, runtime) = Launch::now(self.shard(), name, Location::caller())?;
-        launch.spawn(&runtime, &current_span(), future);
-        Ok(())
+        track(self.shard(), name, Location::caller(), future)
     }
 
     /// Starts `work` at once, on the runtime's blocking threads, as an event called `name`.
@@ -154,8 +154,9 @@ impl TrackEventsHandle {
         F: FnOnce() -> T + Send + 'static,
         T: EventOutput,
     {
-        let (launch, runtime) = Launch::now(self.shard(), name, Location::caller())?;
-        launch.spawn_blocking(&runtime, &current_span(), work);
+        let (shard, location) = (self.shard(), Location::caller());
+        let event = NewEvent { name, stage: Stage::Started, location, since: None };
+        Launch::accept(shard, Place::here(shard, name)?, event)?.start_blocking(Cause::current(), work);
         Ok(())
     }
 
@@ -197,10 +198,6 @@ impl TrackEventsHandle {
     ///
     /// # Examples
     ///
-    /// See [`Permit`].
-    ///
-    /// # Examples
-    ///
     /// ```
     /// use tower_track_events::{Refused, TrackEventsHandle};
     ///
@@ -213,7 +210,7 @@ impl TrackEventsHandle {
     /// ```
     #[track_caller]
     pub fn reserve(&self) -> Result<Permit, Refused> {
-        Permit::reserve(self.shard(), Location::caller())
+        Permit::reserve(self.shard(), None, Location::caller())
     }
 
     /// Raises the drain signal: readiness turns red, endless streams end themselves. It refuses nothing yet.
@@ -234,10 +231,6 @@ impl TrackEventsHandle {
     }
 
     /// Whether the drain signal has been raised.
-    ///
-    /// # Examples
-    ///
-    /// See [`begin_drain`](Self::begin_drain).
     ///
     /// # Examples
     ///
@@ -309,7 +302,7 @@ impl TrackEventsHandle {
     /// takes from sinks what is handed over.
     /// [`InsideItself`](crate::DrainError::InsideItself) when polled from inside an event, a handler or a body of this
     /// handle. This is not seen through a task that such code spawns and awaits, nor when the caller holds a guard or a
-    /// permit himself. [`NoTimer`](crate::DrainError::NoTimer) outside of a tokio runtime with timers.
+    /// permit of its own. [`NoTimer`](crate::DrainError::NoTimer) outside of a tokio runtime with timers.
     ///
     /// # Cancel safety
     ///
@@ -398,7 +391,8 @@ impl TrackEventsHandle {
         WaitIdle::new(Arc::clone(&self.shards), limit)
     }
 
-    /// Lets typed events be sent to `sink`, which is given them in batches: one task and one statement for many events.
+    /// Makes a builder for a sender of typed events, which `sink` is given in batches: one task and one statement for many
+    /// of them.
     ///
     /// They are events called `name` like all others: pending until the sink has acknowledged them, counted, and waited
     /// for by a drain, which lets them be delivered at once and again until its limit.
@@ -437,10 +431,6 @@ impl TrackEventsHandle {
     /// Counts what has been sent to each sink and how it has ended, by name.
     ///
     /// These counts are a part of the [`snapshot`](Self::snapshot), which costs as much.
-    ///
-    /// # Examples
-    ///
-    /// See [`SinkSnapshot`].
     ///
     /// # Examples
     ///
@@ -504,10 +494,6 @@ impl TrackEventsHandle {
     ///
     /// It takes all locks of the ledger for the time of a few additions: fit for a metrics endpoint, not for each
     /// request.
-    ///
-    /// # Examples
-    ///
-    /// See [`Snapshot`].
     ///
     /// # Examples
     ///
@@ -576,7 +562,7 @@ impl TrackEventsHandleBuilder {
     /// Bounds the number of events that are pending or reserved at one time. Default: 65,536.
     ///
     /// From 1 to 4,294,967,295. What comes beyond is refused; nothing is dropped after it was accepted. A pending event
-    /// takes some hundred bytes and what it has captured. What is sent to a [sink](TrackEventsHandle::sink) is bounded by
+    /// takes some 250 bytes and what it has captured. What is sent to a [sink](TrackEventsHandle::sink) is bounded by
     /// [its own capacity](SinkBuilder::capacity) and not by this one.
     ///
     /// # Examples

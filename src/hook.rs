@@ -17,11 +17,11 @@ use crate::{
     overflow::{self, Overflow, Waiting, WaitingEvent},
     permit::fill,
     record::{HookListId, NO_HOOKS, Observe, Record},
-    task::RecordedEvent,
+    task::UnacceptedEvent,
 };
 
 type Filter = Box<dyn Fn(&Parts) -> bool + Send + Sync>;
-type Make = Box<dyn Fn(&Parts) -> RecordedEvent + Send + Sync>;
+pub(crate) type Make = Box<dyn Fn(&Arc<Record>, &Parts) -> UnacceptedEvent + Send + Sync>;
 
 /// One event for every exchange that its filter lets pass.
 pub(crate) struct Hook {
@@ -83,8 +83,8 @@ impl Hook {
         let Ok(launch) = record.accept(self.name, self.location) else {
             return;
         };
-        match self.event(applies, request) {
-            Ok(event) => record.add(launch, event),
+        match self.event(applies, record, request) {
+            Ok(event) => record.add(launch, |ticket, cause| event.accepted(ticket, cause)),
             Err(panic) => launch.panicked(panic),
         }
     }
@@ -95,18 +95,19 @@ impl Hook {
             return None;
         }
         let Self { name, location, .. } = *self;
-        let room = overflow::room_for(record, name, location).ok()?;
-        let event = self.event(applies, request);
+        let (place, room) = overflow::room_for(record, name, location).ok()?;
+        let event = self.event(applies, record, request);
         match (room, event) {
             (Room::Granted(permit), Ok(event)) => {
-                record.add(fill(permit, name, Some(record), location), event);
+                let launch = fill(permit, place, name, Some(record), location);
+                record.add(launch, |ticket, cause| event.accepted(ticket, cause));
                 None
             }
             (Room::Granted(permit), Err(panic)) => {
-                fill(permit, name, Some(record), location).panicked(panic);
+                fill(permit, place, name, Some(record), location).panicked(panic);
                 None
             }
-            (Room::Queued(room), event) => Some(WaitingEvent { name, location, event, room }),
+            (Room::Queued(room), event) => Some(WaitingEvent { name, location, event, place, room }),
         }
     }
 
@@ -115,8 +116,13 @@ impl Hook {
     }
 
     /// The event, or the panic of the hook. The request is served, whatever the hook does.
-    fn event(&self, applies: Result<bool, String>, request: &Parts) -> Result<RecordedEvent, String> {
-        applies.and_then(|_| contain(|| (self.make)(request)))
+    fn event(
+        &self,
+        applies: Result<bool, String>,
+        record: &Arc<Record>,
+        request: &Parts,
+    ) -> Result<UnacceptedEvent, String> {
+        applies.and_then(|_| contain(|| (self.make)(record, request)))
     }
 }
 

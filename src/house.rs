@@ -2,6 +2,7 @@
 
 use std::{
     panic::Location,
+    pin::Pin,
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::Duration,
 };
@@ -10,14 +11,25 @@ use tokio::{runtime, sync::watch, time::Instant};
 
 use crate::{
     contain::contain,
-    entry::{Nanos, Stage},
-    ledger::{self, EventTicket, Ledger, NewEvent, PermitTicket, Room, ShardRef},
+    entry::Nanos,
+    ledger::{self, Context, EventTicket, Ledger, PermitTicket, Room, ShardRef, Starts},
     metrics,
     refused::Refused,
     snapshot::Endings,
 };
 
 pub(crate) type Shard = ShardRef<House>;
+
+/// The task of an event, which accounts for itself also when it is dropped. Its ending counts when the ticket that it gives
+/// is dropped; without one it has gone elsewhere.
+pub(crate) type EventTask = Pin<Box<dyn Future<Output = Option<EventTicket<House>>> + Send>>;
+
+/// An accepted event on its way to its first poll.
+pub(crate) struct Starting {
+    pub(crate) task: EventTask,
+    /// Where it starts, if not where the others of its shard do. Boxed, because it is rare.
+    pub(crate) elsewhere: Option<Box<runtime::Handle>>,
+}
 
 /// What stands for the name of the event, which is not known yet, when a permit is refused.
 pub(crate) const PERMIT: &str = "(permit)";
@@ -35,6 +47,8 @@ pub(crate) struct House {
     draining: watch::Sender<bool>,
     drain_began: OnceLock<DrainBegan>,
     shards: Mutex<Weak<Shards>>,
+    /// For each shard the runtime on which its events start: the first on which one did.
+    homes: Box<[OnceLock<runtime::Handle>]>,
 }
 
 /// What the builder of the handle was told.
@@ -55,7 +69,7 @@ pub(crate) struct DrainBegan {
 
 impl House {
     pub(crate) fn build(settings: Settings) -> Arc<Shards> {
-        let capacity = settings.capacity;
+        let (capacity, shards) = (settings.capacity, shard_count());
         let house = Self {
             settings,
             epoch: Instant::now(),
@@ -63,13 +77,9 @@ impl House {
             draining: watch::Sender::new(false),
             drain_began: OnceLock::new(),
             shards: Mutex::default(),
+            homes: (0..shards).map(|_| OnceLock::new()).collect(),
         };
-        Shards::of(&Ledger::new(capacity, shard_count(), house, Self::announce_room, Self::now))
-    }
-
-    /// The end of an episode whose begin was announced.
-    fn announce_room(&self) {
-        let _ = contain(|| tracing::info!("events are accepted again: the house has room"));
+        Shards::of(&Ledger::new(capacity, shards, house))
     }
 
     #[inline]
@@ -88,6 +98,27 @@ impl House {
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<bool> {
         self.draining.subscribe()
+    }
+}
+
+impl Context for House {
+    type Starting = Starting;
+
+    #[inline]
+    fn now(&self) -> Nanos {
+        self.now()
+    }
+
+    /// The end of an episode whose begin was announced.
+    fn has_room_again(&self) {
+        let _ = contain(|| tracing::info!(capacity = self.settings.capacity, "events are accepted again"));
+    }
+}
+
+impl Starts for Starting {
+    #[inline]
+    fn is_at_home(&self) -> bool {
+        self.elsewhere.is_none()
     }
 }
 
@@ -140,6 +171,12 @@ impl Shard {
         &self.ledger.context
     }
 
+    /// The runtime on which its events start, as soon as one has.
+    #[inline]
+    pub(crate) fn home(&self) -> &OnceLock<runtime::Handle> {
+        &self.house().homes[self.index()]
+    }
+
     /// Tells ledgers apart while they live.
     #[inline]
     pub(crate) fn ledger_id(&self) -> usize {
@@ -179,17 +216,6 @@ impl Shard {
         }
     }
 
-    #[inline]
-    pub(crate) fn accept_event(
-        self: &Arc<Self>,
-        name: &'static str,
-        stage: Stage,
-        location: &'static Location<'static>,
-        since: Option<Nanos>,
-    ) -> Result<EventTicket<House>, Refused> {
-        self.accept(NewEvent { name, stage, location, since }).inspect_err(|refused| self.tell_refused(*refused, name))
-    }
-
     /// Refuses an event that has waited for room for long enough.
     pub(crate) fn shed(&self, name: &'static str) {
         self.count_refused();
@@ -213,7 +239,7 @@ impl Shard {
     }
 
     /// Tells of a refusal that the ledger has counted; that the house is full, once an episode.
-    fn tell_refused(&self, refused: Refused, name: &'static str) {
+    pub(crate) fn tell_refused(&self, refused: Refused, name: &'static str) {
         metrics::refused(name, refused);
         if refused == Refused::Full && self.ledger.should_announce_full() {
             let _ = contain(|| {

@@ -14,30 +14,43 @@ thread_local! {
     static OUTER: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Puts back what was there before.
-struct Unmark(usize);
+/// This thread is under the mark of a ledger until this is dropped.
+#[must_use = "the mark is gone when this is dropped"]
+pub(crate) struct Mark {
+    before: usize,
+    /// Whether the ledger that was marked before is among the outer ones.
+    is_outer: bool,
+}
 
-impl Drop for Unmark {
-    fn drop(&mut self) {
-        INNERMOST.set(self.0);
+impl Mark {
+    #[inline]
+    pub(crate) fn of(ledger: usize) -> Self {
+        let before = INNERMOST.replace(ledger);
+        let is_outer = before != NONE && before != ledger && push_outer(before);
+        Self { before, is_outer }
     }
 }
 
-struct ForgetOuter;
-
-impl Drop for ForgetOuter {
+impl Drop for Mark {
+    #[inline]
     fn drop(&mut self) {
-        // An error means that the thread is ending and its marks are gone already.
-        let _ = OUTER.try_with(|outer| outer.borrow_mut().pop());
+        INNERMOST.set(self.before);
+        if self.is_outer {
+            // An error means that the thread is ending and its marks are gone already.
+            let _ = OUTER.try_with(|outer| outer.borrow_mut().pop());
+        }
     }
+}
+
+#[cold]
+fn push_outer(ledger: usize) -> bool {
+    OUTER.try_with(|outer| outer.borrow_mut().push(ledger)).is_ok()
 }
 
 /// Runs `run` under the mark of `ledger`.
+#[inline(always)]
 pub(crate) fn enter<T>(ledger: usize, run: impl FnOnce() -> T) -> T {
-    let before = INNERMOST.replace(ledger);
-    let _unmark = Unmark(before);
-    let is_new = before != NONE && before != ledger;
-    let _forget = is_new.then(|| OUTER.try_with(|outer| outer.borrow_mut().push(before)).map(|()| ForgetOuter));
+    let _mark = Mark::of(ledger);
     run()
 }
 

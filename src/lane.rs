@@ -151,7 +151,7 @@ pub(crate) struct LaneBook {
     full_is_announced: bool,
     refused: u64,
     endings: Endings,
-    permits: Slots,
+    permits: Slots<()>,
     permit_arrivals: u64,
     /// Those who wait until so many events have ended.
     waits: Vec<(u64, u64)>,
@@ -205,7 +205,7 @@ impl LaneBook {
 
     pub(crate) fn reserve(&mut self, location: &'static Location<'static>, since: Nanos) -> u32 {
         self.permit_arrivals += 1;
-        self.permits.insert(Entry { kind: Kind::Permit, era: 0, location, since }, None)
+        self.permits.insert(Entry { kind: Kind::Permit, era: 0, location, since }, ())
     }
 
     pub(crate) fn use_permit(&mut self, permit: u32) {

@@ -8,11 +8,11 @@ use tower_layer::Layer;
 use crate::{
     exchange::Exchange,
     handle::TrackEventsHandle,
-    hook::{Hook, HookList, Observer},
+    hook::{Hook, HookList, Make, Observer},
     output::EventOutput,
     overflow::Overflow,
+    record::unaccepted_with,
     service::TrackEvents,
-    task::{RecordedEvent, recorded_with},
 };
 
 /// A layer that tracks the requests of a service and starts their events once the responses are over.
@@ -306,14 +306,14 @@ impl TrackEventsLayerBuilder {
     }
 }
 
-fn boxed<M, W, F>(make: M) -> Box<dyn Fn(&Parts) -> RecordedEvent + Send + Sync>
+fn boxed<M, W, F>(make: M) -> Make
 where
     M: Fn(&Parts) -> W + Send + Sync + 'static,
     W: FnOnce(Exchange) -> F + Send + 'static,
     F: Future + Send + 'static,
     F::Output: EventOutput,
 {
-    Box::new(move |request| recorded_with(make(request)))
+    Box::new(move |record, request| unaccepted_with(record, make(request)))
 }
 
 impl fmt::Debug for TrackEventsLayerBuilder {

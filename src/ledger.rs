@@ -10,9 +10,9 @@
 //! 1. *An entry and its counters change together*, under the lock of their shard. A look at all shards under all locks
 //!    is therefore a look at one instant (L1). `accepted` is counted on its own, when an event enters.
 //! 2. *A ticket is an entry.* A ticket is made only by [`ShardRef::admit`], has no `Clone`, and removes its entry exactly
-//!    once, in its `Drop`; the ending is `Aborted` unless [`EventTicket::end`] said otherwise. So every event that is
-//!    accepted has one ending (L4), also when the runtime drops it. The one exception is a request, whose key has no `Drop`:
-//!    the guard of its exchange closes it in its own.
+//!    once, in its `Drop` or in [`ShardRef::end_and_take`]; the ending is `Aborted` unless [`EventTicket::ended`] said
+//!    otherwise. So every event that is accepted has one ending (L4), also when the runtime drops it. The one exception is a
+//!    request, whose key has no `Drop`: the guard of its exchange closes it in its own.
 //! 3. *Closing is one instant.* [`Ledger::look`] closes all shards under all locks, and only if none has an entry. Every
 //!    admission looks at `closed` under its shard's lock. So before that instant everything is taken, after it nothing
 //!    is, and nothing was open at it (L2, L3).
@@ -22,23 +22,26 @@
 //! 5. *A drain cannot sleep through the end.* It registers its waker first and looks under all locks afterwards. A
 //!    shard that runs empty after that look took its lock after the look released it, and so sees the registration.
 //! 6. *No user code under a lock* (L6): names and locations are `&'static`, wakers are taken out of their list before
-//!    they are woken (that of a request, which stays, is ours, and cloned), and what an event owns is dropped by its
-//!    owner before the ticket.
+//!    they are woken, and what an event owns is dropped by its owner before the ticket. The tasks of events are kept here
+//!    until they run, but nothing more is done to them under a lock than to move them.
 //! 7. *Eras divide the events.* An event belongs to the era in which it was accepted. An abort and the begin of a wait
 //!    for idleness each end an era, under all locks, so that "accepted before" is exact.
 //! 8. *Room that is waited for is not given away.* A queue is entered under all locks, when there is no room anywhere.
 //!    From then on what is given back goes to the first in the queue, as a permit, under the lock of its shard; so no
 //!    shard and no pool has room before the queue is empty.
+//! 9. *What a request records is beside its entry*, with the keys of the events, which are in the same shard: a permit of
+//!    another one moves when it becomes an event. So an abort finds all of it under all locks, and the end of the exchange
+//!    starts it under one. Whoever records asks under that lock whether the exchange is over.
+//! 10. *A lane is a shard of another kind.* The values that are sent to a sink are counted in its lane, which has a lock of
+//!     its own. Looks and closings take it together with the shards, so that 1, 3 and 5 hold for lanes as well.
 //!
-//! 9. *A lane is a shard of another kind.* The values that are sent to a sink are counted in its lane, which has a lock of
-//!    its own. Looks and closings take it together with the shards, so that 1, 3 and 5 hold for lanes as well.
-//!
-//! Locks are taken in the order: shards by index, the list of lanes, lanes, then a list of waiters. The reference count of the ledger is a line
-//! that every thread would write, so a ticket holds a [`ShardRef`] instead: one reference count per shard.
+//! Locks are taken in the order: shards by index, the list of lanes, lanes, then a list of waiters. The reference count of
+//! the ledger is a line that every thread would write, so a ticket holds a [`ShardRef`] instead: one reference count per
+//! shard.
 
 use std::{
     cell::Cell,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     mem,
     panic::Location,
     sync::{
@@ -52,7 +55,8 @@ use std::{
 use crate::{
     contain::contain,
     entry::{Entry, Era, Kind, Nanos, Slots, Stage},
-    lane::{Lane, Lanes, Left, LockedLane},
+    lane::{self, Lane, Lanes, LockedLane},
+    line::{Line, Taken},
     refused::Refused,
     snapshot::{Ending, Endings, SinkSnapshot, Snapshot},
 };
@@ -63,9 +67,24 @@ pub(crate) const MAX_CAPACITY: usize = u32::MAX as usize;
 /// Room travels in blocks of at most this size.
 const MAX_BLOCK: u32 = 256;
 
-/// `C` is what the users of the ledger keep beside it.
-pub(crate) struct Ledger<C> {
-    shards: Box<[Shard]>,
+/// What the users of a ledger keep beside it, and what they keep in it.
+pub(crate) trait Context: Sized {
+    /// An event that has been accepted and does not run yet. It has its ticket, and ends the event when it is dropped.
+    type Starting: Starts;
+
+    fn now(&self) -> Nanos;
+
+    /// Called, without a lock, when the house was full and has room again.
+    fn has_room_again(&self);
+}
+
+pub(crate) trait Starts {
+    /// Whether it starts where the others of its shard do.
+    fn is_at_home(&self) -> bool;
+}
+
+pub(crate) struct Ledger<C: Context> {
+    shards: Box<[Shard<C::Starting>]>,
     capacity: u32,
     /// How much room a shard takes from the pool at once.
     block: u32,
@@ -78,9 +97,6 @@ pub(crate) struct Ledger<C> {
     waiters: Waiters,
     idle_waits: Mutex<IdleWaits>,
     room_queue: RoomQueue<C>,
-    /// Called, without a lock, when the house was full and has room again.
-    on_room_again: fn(&C),
-    clock: fn(&C) -> Nanos,
     pub(crate) context: C,
 }
 
@@ -92,11 +108,9 @@ const FULL_AND_ANNOUNCED: u8 = 2;
 
 /// Two cache lines, because neighbouring lines are fetched in pairs.
 #[repr(align(128))]
-#[derive(Default)]
-struct Shard(Mutex<State>);
+struct Shard<S>(Mutex<State<S>>);
 
-#[derive(Default)]
-struct State {
+struct State<S> {
     closed: bool,
     /// The same in all shards.
     era: Era,
@@ -112,8 +126,28 @@ struct State {
     endings: Endings,
     /// By event name, for what did not complete.
     wrong: HashMap<&'static str, Endings>,
-    slots: Slots,
+    slots: Slots<Holder<S>>,
     fresh: Fresh,
+    line: Line<S>,
+}
+
+type Locked<'a, C> = MutexGuard<'a, State<<C as Context>::Starting>>;
+
+/// What an abort finds beside an entry.
+enum Holder<S> {
+    Nothing,
+    /// Nothing: the event is [fresh](Fresh).
+    Fresh,
+    /// Whoever has the event, and ends it.
+    Waker(Waker),
+    /// The events of a request.
+    Request(Vec<Recorded<S>>),
+}
+
+/// An event that starts when its exchange is over.
+struct Recorded<S> {
+    key: u32,
+    event: S,
 }
 
 /// Events that have started and have neither waited nor ended yet. Most never do but end at once, so the clock is read
@@ -126,12 +160,15 @@ struct Fresh {
     left: u8,
 }
 
+/// How many events a request that records any has room for at first.
+const RECORDED_MOSTLY: usize = 4;
+
 /// How many events have one reading of the clock at most.
 const FRESH_TOGETHER: u8 = 64;
 
 /// A reference to one shard, with a reference count that only the users of this shard touch.
 #[repr(align(128))]
-pub(crate) struct ShardRef<C> {
+pub(crate) struct ShardRef<C: Context> {
     pub(crate) ledger: Arc<Ledger<C>>,
     index: usize,
 }
@@ -150,23 +187,42 @@ pub(crate) struct NewEvent {
 pub(crate) struct RequestKey(u32);
 
 /// Who has it is responsible for one entry, and removes it by dropping the ticket.
-pub(crate) struct Ticket<C> {
+pub(crate) struct Ticket<C: Context> {
     shard: Arc<ShardRef<C>>,
     key: u32,
     /// Of an event: the era in which it was accepted.
     era: Era,
     ending: Ending,
-    /// Whether its shard counts it as fresh.
-    is_fresh: bool,
     /// Whether somebody is woken when the event is to be aborted.
     is_held: bool,
 }
 
+/// Says of which event one speaks, without being responsible for it.
+#[derive(Clone, Copy)]
+pub(crate) struct EventId {
+    key: u32,
+    era: Era,
+}
+
 /// The ticket of a permit: room for one event.
-pub(crate) struct PermitTicket<C>(Ticket<C>);
+pub(crate) struct PermitTicket<C: Context>(Ticket<C>);
 
 /// The ticket of an accepted event.
-pub(crate) struct EventTicket<C>(Ticket<C>);
+pub(crate) struct EventTicket<C: Context>(Ticket<C>);
+
+/// What is to be done for events that begin.
+pub(crate) struct Begun<S> {
+    /// The number of tasks that are to come for those in the line.
+    pub(crate) due: usize,
+    /// Those that do not start where the others of their shard do.
+    pub(crate) elsewhere: Vec<S>,
+}
+
+impl<S> Default for Begun<S> {
+    fn default() -> Self {
+        Self { due: 0, elsewhere: Vec::new() }
+    }
+}
 
 /// What [`Ledger::look`] found.
 pub(crate) enum Look {
@@ -188,8 +244,8 @@ pub(crate) struct Holdings {
 }
 
 /// The house at one instant.
-struct Instant<'a> {
-    shards: Vec<MutexGuard<'a, State>>,
+struct Instant<'a, S> {
+    shards: Vec<MutexGuard<'a, State<S>>>,
     lanes: Vec<Box<dyn LockedLane + 'a>>,
     /// The lanes, in the same order, and those that are gone.
     list: &'a Lanes,
@@ -227,15 +283,9 @@ impl Group {
     }
 }
 
-impl<C> Ledger<C> {
+impl<C: Context> Ledger<C> {
     /// The capacity is at least 1.
-    pub(crate) fn new(
-        capacity: u32,
-        shards: usize,
-        context: C,
-        on_room_again: fn(&C),
-        clock: fn(&C) -> Nanos,
-    ) -> Arc<Self> {
+    pub(crate) fn new(capacity: u32, shards: usize, context: C) -> Arc<Self> {
         let block = (capacity / (4 * shards as u32)).clamp(1, MAX_BLOCK);
         Arc::new(Self {
             shards: (0..shards).map(|_| Shard::default()).collect(),
@@ -248,8 +298,6 @@ impl<C> Ledger<C> {
             waiters: Waiters::default(),
             idle_waits: Mutex::default(),
             room_queue: RoomQueue::default(),
-            on_room_again,
-            clock,
             context,
         })
     }
@@ -311,18 +359,28 @@ impl<C> Ledger<C> {
 
     /// Lets all events that are pending now be aborted by whoever holds them.
     pub(crate) fn abort(&self) {
-        let (holders, lanes) = self.at_one_instant(|now| {
+        let (wakers, recorded, lanes) = self.at_one_instant(|now| {
             let era = next_era(&mut now.shards);
-            // Relaxed: whoever holds an event looks here under a lock that is taken after its holder was set, or after
-            // it was woken.
+            // Relaxed: whoever has an event looks here under a lock that is taken after its waker was set, or after it
+            // was woken or is dropped by this thread.
             self.aborted_before.store(era, Ordering::Relaxed);
             for lane in &mut now.lanes {
                 lane.set_aside(Ending::Aborted);
             }
-            let holders: Vec<_> = now.shards.iter_mut().flat_map(|state| state.slots.holders()).collect();
-            (holders, now.list.open.clone())
+            let (mut wakers, mut recorded) = (Vec::new(), Vec::new());
+            for holder in now.shards.iter_mut().flat_map(|state| state.slots.beside_mut()) {
+                match mem::replace(holder, Holder::Nothing) {
+                    Holder::Waker(waker) => wakers.push(waker),
+                    Holder::Request(events) => recorded.extend(events),
+                    unheld => *holder = unheld,
+                }
+            }
+            (wakers, recorded, now.list.open.clone())
         });
-        wake(holders);
+        wake(wakers);
+        for Recorded { event, .. } in recorded {
+            let _ = contain(|| drop(event));
+        }
         for lane in lanes {
             lane.end_what_is_aside();
         }
@@ -358,14 +416,14 @@ impl<C> Ledger<C> {
     }
 
     /// All shards, in the order of their index: the one order in which two locks are held.
-    fn lock_all(&self) -> Vec<MutexGuard<'_, State>> {
+    fn lock_all(&self) -> Vec<Locked<'_, C>> {
         self.shards.iter().map(Shard::lock).collect()
     }
 }
 
-impl<C> Ledger<C> {
+impl<C: Context> Ledger<C> {
     /// Runs `look` under all locks.
-    fn at_one_instant<T>(&self, look: impl FnOnce(&mut Instant<'_>) -> T) -> T {
+    fn at_one_instant<T>(&self, look: impl FnOnce(&mut Instant<'_, C::Starting>) -> T) -> T {
         let shards = self.lock_all();
         let list = lock(&self.lanes);
         let lanes = list.open.iter().map(|lane| lane.lock()).collect();
@@ -448,7 +506,7 @@ impl<C> Ledger<C> {
     }
 
     /// Counts for the waits that a lane has reached, under the lock of the lane.
-    pub(crate) fn lane_reached(&self, left: &Left) -> Vec<Waker> {
+    pub(crate) fn lane_reached(&self, left: &lane::Left) -> Vec<Waker> {
         if left.reached.is_empty() {
             return Vec::new();
         }
@@ -467,7 +525,7 @@ impl<C> Ledger<C> {
     }
 }
 
-impl Instant<'_> {
+impl<S> Instant<'_, S> {
     fn holdings(&self) -> Holdings {
         Holdings {
             snapshot: self.count(),
@@ -554,36 +612,181 @@ impl Instant<'_> {
 }
 
 /// Ends the era, and gives the next one.
-fn next_era(shards: &mut [MutexGuard<'_, State>]) -> Era {
+fn next_era<S>(shards: &mut [MutexGuard<'_, State<S>>]) -> Era {
     for state in shards.iter_mut() {
         state.era += 1;
     }
     shards[0].era
 }
 
-impl Shard {
+impl<S> Default for Shard<S> {
+    fn default() -> Self {
+        Self(Mutex::new(State {
+            closed: false,
+            era: Era::default(),
+            room: 0,
+            arrivals: 0,
+            open_requests: 0,
+            open_guards: 0,
+            reserved: 0,
+            pending: 0,
+            accepted: 0,
+            refused: 0,
+            endings: Endings::default(),
+            wrong: HashMap::new(),
+            slots: Slots::default(),
+            fresh: Fresh::default(),
+            line: Line::default(),
+        }))
+    }
+}
+
+impl<S> Shard<S> {
     #[inline]
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<S>> {
         lock(&self.0)
     }
 }
 
-impl<C> ShardRef<C> {
+impl<C: Context> ShardRef<C> {
     /// Opens a request. It is refused when the house is drained: then it is served nevertheless, and counted nowhere.
     ///
-    /// No ticket, because whoever opens it keeps the reference to the shard for longer anyway. The holder is woken when
-    /// events are to be aborted, of which the request may have recorded some; it is ours, and made under the lock.
-    pub(crate) fn open_request(&self, since: Nanos, holder: impl FnOnce() -> Waker) -> Result<RequestKey, Refused> {
+    /// No ticket, because whoever opens it keeps the reference to the shard for longer anyway.
+    #[inline]
+    pub(crate) fn open_request(&self, since: Nanos) -> Result<RequestKey, Refused> {
         let entry = Entry { kind: Kind::Request, location: Location::caller(), since, era: 0 };
         let mut state = self.lock();
         if state.closed {
             return Err(state.refuse(Kind::Request, Refused::Drained));
         }
-        Ok(RequestKey(state.enter(entry, Some(holder())).0))
+        Ok(RequestKey(state.enter(entry, Holder::Nothing).0))
     }
 
-    pub(crate) fn close_request(self: &Arc<Self>, request: RequestKey) {
-        self.leave(request.0, Ending::Aborted, false);
+    /// Keeps an event of an open request until its exchange is over. If it is over, or the event is to be aborted, then it
+    /// starts now.
+    pub(crate) fn record(
+        &self,
+        request: Option<&RequestKey>,
+        is_over: impl FnOnce() -> bool,
+        id: EventId,
+        event: C::Starting,
+    ) -> Begun<C::Starting> {
+        let mut state = self.lock();
+        let request = request.filter(|_| !self.ledger.is_aborted(id.era) && !is_over());
+        self.keep(&mut state, request, Recorded { key: id.key, event })
+    }
+
+    /// Accepts an event, or refuses it: the one decision. Then keeps what `task` makes of its ticket, as [`record`] does.
+    ///
+    /// [`record`]: Self::record
+    #[inline]
+    pub(crate) fn accept_and_record(
+        self: &Arc<Self>,
+        event: NewEvent,
+        request: Option<&RequestKey>,
+        is_over: impl FnOnce() -> bool,
+        task: impl FnOnce(EventTicket<C>) -> C::Starting,
+    ) -> Result<Begun<C::Starting>, Refused> {
+        let (mut state, key, era) = self.admit(event.entry())?;
+        let event = task(EventTicket(self.ticket(key, era)));
+        Ok(self.keep(&mut state, request.filter(|_| !is_over()), Recorded { key, event }))
+    }
+
+    #[inline]
+    fn keep(
+        &self,
+        state: &mut State<C::Starting>,
+        request: Option<&RequestKey>,
+        recorded: Recorded<C::Starting>,
+    ) -> Begun<C::Starting> {
+        let mut begun = Begun::default();
+        match request.and_then(|request| state.slots.get_mut(request.0)) {
+            Some((_, Holder::Request(events))) => events.push(recorded),
+            Some((_, holder)) => {
+                let mut events = Vec::with_capacity(RECORDED_MOSTLY);
+                events.push(recorded);
+                *holder = Holder::Request(events);
+            }
+            None => {
+                self.begin(state, &mut begun, recorded, None);
+                begun.due = state.line.due();
+            }
+        }
+        begun
+    }
+
+    /// The exchange of a request is over, and its events begin: from now on the age of each is its own.
+    pub(crate) fn start_recorded(&self, request: &RequestKey, now: Option<Nanos>) -> Begun<C::Starting> {
+        let mut begun = Begun::default();
+        let mut state = self.lock();
+        let holder = state.slots.get_mut(request.0).map(|(_, holder)| mem::replace(holder, Holder::Nothing));
+        if let Some(Holder::Request(events)) = holder {
+            for event in events {
+                self.begin(&mut state, &mut begun, event, now);
+            }
+        }
+        begun.due = state.line.due();
+        begun
+    }
+
+    #[inline]
+    fn begin(
+        &self,
+        state: &mut State<C::Starting>,
+        begun: &mut Begun<C::Starting>,
+        recorded: Recorded<C::Starting>,
+        now: Option<Nanos>,
+    ) {
+        let Recorded { key, event } = recorded;
+        state.line_up(event, begun);
+        let since = now.unwrap_or_else(|| self.ledger.time_of_fresh(state));
+        if let Some((entry, holder)) = state.slots.get_mut(key) {
+            entry.since = since;
+            entry.advance(Stage::Started);
+            *holder = if now.is_some() { Holder::Nothing } else { Holder::Fresh };
+        }
+    }
+
+    /// Accepts an event, or refuses it: the one decision. Then starts what `task` makes of its ticket.
+    #[inline]
+    pub(crate) fn accept_and_start(
+        self: &Arc<Self>,
+        event: NewEvent,
+        task: impl FnOnce(EventTicket<C>) -> C::Starting,
+    ) -> Result<Begun<C::Starting>, Refused> {
+        let (mut state, key, era) = self.admit(event.entry())?;
+        let event = task(EventTicket(self.ticket(key, era)));
+        Ok(state.start(event))
+    }
+
+    /// Starts an event that has been accepted.
+    pub(crate) fn start(&self, event: C::Starting) -> Begun<C::Starting> {
+        self.lock().start(event)
+    }
+
+    /// Takes the next event that starts, for a task that has come before or comes now.
+    #[inline]
+    pub(crate) fn take(&self, comes_now: bool) -> Taken<C::Starting> {
+        self.lock().line.take(comes_now)
+    }
+
+    /// A task will not come, because its runtime is shutting down. What it leaves if no other does.
+    pub(crate) fn give_up(&self) -> VecDeque<C::Starting> {
+        self.lock().line.give_up()
+    }
+
+    #[inline]
+    pub(crate) fn close_request(&self, request: &RequestKey) {
+        let mut state = self.lock();
+        let removed = state.exit(request.0);
+        let is_empty = state.slots.is_empty();
+        drop(state);
+        if is_empty {
+            self.ledger.waiters.wake_all();
+        }
+        if let Some((_, holder)) = removed {
+            drop_holder(holder);
+        }
     }
 
     pub(crate) fn guard(
@@ -591,7 +794,8 @@ impl<C> ShardRef<C> {
         location: &'static Location<'static>,
         since: Nanos,
     ) -> Result<Ticket<C>, Refused> {
-        self.admit(Entry { kind: Kind::Guard, location, since, era: 0 })
+        let (_state, key, era) = self.admit(Entry { kind: Kind::Guard, location, since, era: 0 })?;
+        Ok(self.ticket(key, era))
     }
 
     pub(crate) fn reserve(
@@ -599,16 +803,15 @@ impl<C> ShardRef<C> {
         location: &'static Location<'static>,
         since: Nanos,
     ) -> Result<PermitTicket<C>, Refused> {
-        self.admit(Entry { kind: Kind::Permit, location, since, era: 0 }).map(PermitTicket)
+        let (_state, key, era) = self.admit(Entry { kind: Kind::Permit, location, since, era: 0 })?;
+        Ok(PermitTicket(self.ticket(key, era)))
     }
 
     /// Accepts an event, or refuses it: the one decision.
     #[inline]
     pub(crate) fn accept(self: &Arc<Self>, event: NewEvent) -> Result<EventTicket<C>, Refused> {
-        let is_fresh = event.since.is_none();
-        let mut ticket = self.admit(event.entry())?;
-        ticket.is_fresh = is_fresh;
-        Ok(EventTicket(ticket))
+        let (_state, key, era) = self.admit(event.entry())?;
+        Ok(EventTicket(self.ticket(key, era)))
     }
 
     /// Takes room for one event, or a place in the queue for it.
@@ -623,7 +826,7 @@ impl<C> ShardRef<C> {
             return Err(state.refuse(Kind::Permit, Refused::Drained));
         }
         if self.ledger.take_room(&mut state) {
-            let (key, era) = state.enter(entry, None);
+            let (key, era) = state.enter(entry, Holder::Nothing);
             return Ok(Room::Granted(PermitTicket(self.ticket(key, era))));
         }
         drop(state);
@@ -632,7 +835,7 @@ impl<C> ShardRef<C> {
             return Err(shards[self.index].refuse(Kind::Permit, Refused::Drained));
         }
         if self.ledger.take_any_room(&mut shards, self.index) {
-            let (key, era) = shards[self.index].enter(entry, None);
+            let (key, era) = shards[self.index].enter(entry, Holder::Nothing);
             return Ok(Room::Granted(PermitTicket(self.ticket(key, era))));
         }
         let (number, place) = self.ledger.room_queue.push(entry);
@@ -652,46 +855,55 @@ impl<C> ShardRef<C> {
         state.wrong.entry(name).or_default().count(Ending::Panicked);
     }
 
-    #[inline]
-    fn admit(self: &Arc<Self>, entry: Entry) -> Result<Ticket<C>, Refused> {
+    /// Lets an entry in, and keeps the lock for what follows.
+    #[inline(always)]
+    fn admit(&self, entry: Entry) -> Result<(Locked<'_, C>, u32, Era), Refused> {
         let mut state = self.lock();
-        let (key, era) = if state.closed {
+        if state.closed {
             Err(state.refuse(entry.kind, Refused::Drained))
         } else if !entry.kind.needs_room() || self.ledger.take_room(&mut state) {
-            let entry = self.ledger.timed(&mut state, entry);
-            Ok(state.enter(entry, None))
+            let (key, era) = self.ledger.enter(&mut state, entry);
+            Ok((state, key, era))
         } else {
             drop(state);
             self.admit_with_all_room(entry)
-        }?;
-        Ok(self.ticket(key, era))
+        }
     }
 
     /// Neither this shard nor the pool has room: takes what lies in other shards, or knows that there is none.
     #[cold]
-    fn admit_with_all_room(&self, entry: Entry) -> Result<(u32, Era), Refused> {
+    fn admit_with_all_room(&self, entry: Entry) -> Result<(Locked<'_, C>, u32, Era), Refused> {
         let mut shards = self.ledger.lock_all();
         if shards[self.index].closed {
             return Err(shards[self.index].refuse(entry.kind, Refused::Drained));
         }
         if self.ledger.take_any_room(&mut shards, self.index) {
-            let state = &mut *shards[self.index];
-            let entry = self.ledger.timed(state, entry);
-            return Ok(state.enter(entry, None));
+            let mut state = shards.swap_remove(self.index);
+            let (key, era) = self.ledger.enter(&mut state, entry);
+            return Ok((state, key, era));
         }
         Err(shards[self.index].refuse(entry.kind, Refused::Full))
     }
 
+    /// Which of the shards it is.
     #[inline]
-    fn ticket(self: &Arc<Self>, key: u32, era: Era) -> Ticket<C> {
-        Ticket { shard: Arc::clone(self), key, era, ending: Ending::Aborted, is_fresh: false, is_held: false }
+    pub(crate) fn index(&self) -> usize {
+        self.index
     }
 
     #[inline]
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn ticket(self: &Arc<Self>, key: u32, era: Era) -> Ticket<C> {
+        Ticket { shard: Arc::clone(self), key, era, ending: Ending::Aborted, is_held: false }
+    }
+
+    #[inline]
+    fn lock(&self) -> Locked<'_, C> {
         self.ledger.shards[self.index].lock()
     }
 }
+
+/// In the place of the key of an entry that was removed.
+const GONE: u32 = u32::MAX;
 
 /// In the place of a time that is not known yet.
 const STARTS_NOW: Nanos = Nanos::MAX;
@@ -704,11 +916,11 @@ impl NewEvent {
     }
 }
 
-impl<C> Ledger<C> {
+impl<C: Context> Ledger<C> {
     /// Takes room for one event, from the shard or else from the pool. The lock that comes with `state` is what makes
     /// the pool's relaxed ordering enough: all who must agree on it hold at least one lock in common with its writer.
     #[inline]
-    fn take_room(&self, state: &mut State) -> bool {
+    fn take_room(&self, state: &mut State<C::Starting>) -> bool {
         if state.room == 0 {
             let take = |pool: u32| (pool > 0).then(|| pool - pool.min(self.block));
             if let Ok(before) = self.pool.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
@@ -721,7 +933,7 @@ impl<C> Ledger<C> {
     }
 
     /// Takes room for one event from wherever there is some. Under all locks, so that an answer of no is true.
-    fn take_any_room(&self, shards: &mut [MutexGuard<'_, State>], index: usize) -> bool {
+    fn take_any_room(&self, shards: &mut [Locked<'_, C>], index: usize) -> bool {
         let found: u32 = shards.iter_mut().map(|state| mem::take(&mut state.room)).sum();
         self.pool.fetch_add(found, Ordering::Relaxed);
         let has_room = self.take_room(&mut shards[index]);
@@ -734,7 +946,7 @@ impl<C> Ledger<C> {
 
     /// Takes room back, under the lock of the shard that gives it. Whether this ends an episode that was announced.
     #[inline]
-    fn give_room(&self, state: &mut State) -> bool {
+    fn give_room(&self, state: &mut State<C::Starting>) -> bool {
         state.room += 1;
         let is_full = self.fullness.load(Ordering::Relaxed) != ROOMY;
         let surplus = if is_full {
@@ -753,10 +965,10 @@ impl<C> Ledger<C> {
 
     /// The time of an event that starts now: at most that of the first fresh one too early.
     #[inline]
-    fn time_of_fresh(&self, state: &mut State) -> Nanos {
+    fn time_of_fresh(&self, state: &mut State<C::Starting>) -> Nanos {
         let fresh = &mut state.fresh;
         if fresh.count == 0 || fresh.left == 0 {
-            fresh.since = (self.clock)(&self.context);
+            fresh.since = self.context.now();
             fresh.left = FRESH_TOGETHER;
         }
         fresh.count += 1;
@@ -764,19 +976,46 @@ impl<C> Ledger<C> {
         fresh.since
     }
 
-    #[inline]
-    fn timed(&self, state: &mut State, mut entry: Entry) -> Entry {
-        if entry.since == STARTS_NOW {
-            entry.since = self.time_of_fresh(state);
+    /// Enters what has been admitted.
+    #[inline(always)]
+    fn enter(&self, state: &mut State<C::Starting>, mut entry: Entry) -> (u32, Era) {
+        if entry.since != STARTS_NOW {
+            return state.enter(entry, Holder::Nothing);
         }
-        entry
+        entry.since = self.time_of_fresh(state);
+        state.enter(entry, Holder::Fresh)
+    }
+
+    /// Whether an event of this era is to be aborted.
+    #[inline]
+    fn is_aborted(&self, era: Era) -> bool {
+        era < self.aborted_before.load(Ordering::Relaxed)
     }
 }
 
-impl State {
-    /// Gives the key of the entry, and the era in which it enters.
+impl<S: Starts> State<S> {
     #[inline]
-    fn enter(&mut self, mut entry: Entry, holder: Option<Waker>) -> (u32, Era) {
+    fn start(&mut self, event: S) -> Begun<S> {
+        let mut begun = Begun::default();
+        self.line_up(event, &mut begun);
+        begun.due = self.line.due();
+        begun
+    }
+
+    #[inline]
+    fn line_up(&mut self, event: S, begun: &mut Begun<S>) {
+        if event.is_at_home() {
+            self.line.push(event);
+        } else {
+            begun.elsewhere.push(event);
+        }
+    }
+}
+
+impl<S> State<S> {
+    /// Gives the key of the entry, and the era in which it enters.
+    #[inline(always)]
+    fn enter(&mut self, mut entry: Entry, holder: Holder<S>) -> (u32, Era) {
         self.arrivals += 1;
         entry.era = self.era;
         match entry.kind {
@@ -791,6 +1030,20 @@ impl State {
         (self.slots.insert(entry, holder), self.era)
     }
 
+    /// Removes an entry, with whoever holds it.
+    #[inline(always)]
+    fn exit(&mut self, key: u32) -> Option<(Entry, Holder<S>)> {
+        let (entry, holder) = self.slots.remove(key)?;
+        match entry.kind {
+            Kind::Request => self.open_requests -= 1,
+            Kind::Guard => self.open_guards -= 1,
+            Kind::Permit => self.reserved -= 1,
+            Kind::Event { .. } => self.pending -= 1,
+        }
+        self.fresh.count -= u32::from(matches!(holder, Holder::Fresh));
+        Some((entry, holder))
+    }
+
     /// Counts what somebody loses by the refusal. A request is served nevertheless, and so is what has no guard.
     fn refuse(&mut self, kind: Kind, refused: Refused) -> Refused {
         self.refused += u64::from(kind.needs_room());
@@ -798,130 +1051,164 @@ impl State {
     }
 }
 
-impl<C> Drop for Ticket<C> {
+impl<C: Context> Drop for Ticket<C> {
     fn drop(&mut self) {
-        self.shard.leave(self.key, self.ending, self.is_fresh);
+        if self.key != GONE {
+            self.shard.leave(self.key, self.ending);
+        }
     }
 }
 
-impl<C> ShardRef<C> {
-    /// Removes an entry, counts the ending if it is an event's, and hands on its room.
-    fn leave(self: &Arc<Self>, key: u32, ending: Ending, is_fresh: bool) {
-        let ledger = &*self.ledger;
+/// What is left to do, without a lock, when an entry has been removed.
+struct Left<C: Context> {
+    holder: Holder<C::Starting>,
+    /// Who has waited for the room of the entry, and the key of the permit that is theirs.
+    granted: Option<(Arc<RoomPlace<C>>, u32)>,
+    has_room_again: bool,
+    /// The waits that have come to their end.
+    idle: Vec<Waker>,
+    is_empty: bool,
+}
+
+impl<C: Context> Left<C> {
+    fn runs_user_code(&self) -> bool {
+        let Self { holder, granted, has_room_again, idle, is_empty } = self;
+        let is_held = matches!(holder, Holder::Waker(_) | Holder::Request(_));
+        is_held || granted.is_some() || *has_room_again || !idle.is_empty() || *is_empty
+    }
+}
+
+impl<C: Context> ShardRef<C> {
+    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {
         let mut state = self.lock();
-        let Some((entry, holder)) = state.slots.remove(key) else {
-            return;
-        };
+        let left = self.remove(&mut state, key, ending);
+        drop(state);
+        if let Some(left) = left {
+            self.finish(left);
+        }
+    }
+
+    /// Removes an entry, counts the ending if it is an event's, and hands on its room.
+    #[inline(always)]
+    fn remove(&self, state: &mut State<C::Starting>, key: u32, ending: Ending) -> Option<Left<C>> {
+        let ledger = &*self.ledger;
+        let (entry, holder) = state.exit(key)?;
         let (mut idle, mut granted, mut has_room_again) = (Vec::new(), None, false);
-        state.fresh.count -= u32::from(is_fresh);
-        match entry.kind {
-            Kind::Request => state.open_requests -= 1,
-            Kind::Guard => state.open_guards -= 1,
-            Kind::Permit => state.reserved -= 1,
-            Kind::Event { name, .. } => {
-                state.pending -= 1;
-                state.endings.count(ending);
-                if ending != Ending::Completed {
-                    state.wrong.entry(name).or_default().count(ending);
-                }
-                if entry.era != state.era {
-                    idle = lock(&ledger.idle_waits).event_ended(entry.era);
-                }
+        if let Kind::Event { name, .. } = entry.kind {
+            state.endings.count(ending);
+            if ending != Ending::Completed {
+                state.wrong.entry(name).or_default().count(ending);
+            }
+            if entry.era != state.era {
+                idle = lock(&ledger.idle_waits).event_ended(entry.era);
             }
         }
         if entry.kind.needs_room() {
-            granted = ledger.room_queue.pop(|permit| state.enter(permit, None).0);
+            granted = ledger.room_queue.pop(|permit| state.enter(permit, Holder::Nothing).0);
             if granted.is_none() {
-                has_room_again = ledger.give_room(&mut state);
+                has_room_again = ledger.give_room(state);
             }
         }
-        let is_empty = state.slots.is_empty();
-        drop(state);
+        Some(Left { holder, granted, has_room_again, idle, is_empty: state.slots.is_empty() })
+    }
+
+    #[inline(always)]
+    fn finish(self: &Arc<Self>, left: Left<C>) {
+        let Left { holder, granted, has_room_again, idle, is_empty } = left;
         if let Some((place, key)) = granted {
             // Whoever has left the queue meanwhile gives it back, and the next one has it.
             drop(place.grant(PermitTicket(self.ticket(key, 0))));
         }
         if is_empty {
-            ledger.waiters.wake_all();
+            self.ledger.waiters.wake_all();
         }
-        wake(idle);
-        let _ = contain(|| drop(holder));
+        if !idle.is_empty() {
+            wake(idle);
+        }
+        drop_holder(holder);
         if has_room_again {
-            (ledger.on_room_again)(&ledger.context);
+            self.ledger.context.has_room_again();
         }
     }
-}
 
-impl<C> PermitTicket<C> {
-    /// The permit becomes an event in its place, so neither room nor the ledger's being open is in question.
-    #[inline]
-    pub(crate) fn accept(mut self, event: NewEvent) -> EventTicket<C> {
-        self.0.is_fresh = event.since.is_none();
-        let mut state = self.0.shard.lock();
-        let mut entry = self.0.shard.ledger.timed(&mut state, event.entry());
-        entry.era = state.era;
-        let era = state.era;
-        state.reserved -= 1;
-        state.pending += 1;
-        state.accepted += 1;
-        state.slots.replace(self.0.key, entry);
+    /// Ends an event of this shard and takes the next one: what dropping the ticket and [`take`](Self::take) would do.
+    pub(crate) fn end_and_take(self: &Arc<Self>, mut ticket: EventTicket<C>) -> Taken<C::Starting> {
+        debug_assert_eq!(ticket.0.shard.index, self.index, "an event is in the line of its shard");
+        let (key, ending) = (mem::replace(&mut ticket.0.key, GONE), ticket.0.ending);
+        let mut state = self.lock();
+        let left = self.remove(&mut state, key, ending);
+        let runs_user_code = left.as_ref().is_some_and(Left::runs_user_code);
+        // That comes before the next event is taken, which would wait for it.
+        let next = (!runs_user_code).then(|| state.line.take(false));
         drop(state);
-        self.0.era = era;
-        EventTicket(self.0)
+        if let Some(left) = left {
+            self.finish(left);
+        }
+        next.unwrap_or_else(|| self.take(false))
     }
 }
 
-impl<C> EventTicket<C> {
+impl<C: Context> PermitTicket<C> {
     pub(crate) fn shard(&self) -> &Arc<ShardRef<C>> {
         &self.0.shard
     }
 
-    /// The exchange of these events is over and they begin: from now on the age of each is its own. One lock for those of
-    /// one shard, which mostly are all.
-    pub(crate) fn start_all<'a>(tickets: impl Iterator<Item = &'a mut Self>, now: Option<Nanos>)
-    where
-        C: 'a,
-    {
-        let mut locked: Option<(&ShardRef<C>, MutexGuard<'_, State>)> = None;
-        for ticket in tickets {
-            ticket.0.is_fresh = now.is_none();
-            let (shard, key) = (&*ticket.0.shard, ticket.0.key);
-            if locked.as_ref().is_none_or(|(other, _)| other.index != shard.index) {
-                // One lock is let go before the next is taken.
-                drop(locked.take());
-            }
-            let (_, state) = locked.get_or_insert_with(|| (shard, shard.lock()));
-            let now = now.unwrap_or_else(|| shard.ledger.time_of_fresh(state));
-            if let Some((entry, _)) = state.slots.get_mut(key) {
-                entry.since = now;
-                entry.advance(Stage::Started);
-            }
-        }
+    /// The permit becomes an event of this shard. It has its room, so neither that nor the ledger's being open is in
+    /// question. A permit that was waited for may be in another shard: then both are locked, in their order.
+    pub(crate) fn accept(mut self, shard: &Arc<ShardRef<C>>, event: NewEvent) -> EventTicket<C> {
+        let from = &self.0.shard;
+        let mut first = (from.index < shard.index).then(|| from.lock());
+        let mut state = shard.lock();
+        let mut last = (from.index > shard.index).then(|| from.lock());
+        first.as_mut().or(last.as_mut()).unwrap_or(&mut state).exit(self.0.key);
+        let (key, era) = shard.ledger.enter(&mut state, event.entry());
+        drop((first, state, last));
+        self.0.shard = Arc::clone(shard);
+        (self.0.key, self.0.era) = (key, era);
+        EventTicket(self.0)
+    }
+}
+
+impl<C: Context> EventTicket<C> {
+    pub(crate) fn shard(&self) -> &Arc<ShardRef<C>> {
+        &self.0.shard
+    }
+
+    #[inline]
+    pub(crate) fn id(&self) -> EventId {
+        EventId { key: self.0.key, era: self.0.era }
     }
 
     /// The event has a thread of its own: nobody can abort it any more.
     pub(crate) fn block(&self) {
         let mut state = self.0.shard.lock();
-        let holder = state.slots.get_mut(self.0.key).and_then(|(entry, holder)| {
+        let holder = state.slots.get_mut(self.0.key).map(|(entry, holder)| {
             entry.advance(Stage::Blocking);
-            holder.take()
+            mem::replace(holder, Holder::Nothing)
         });
         drop(state);
-        let _ = contain(|| drop(holder));
+        if let Some(holder) = holder {
+            drop_holder(holder);
+        }
     }
 
     /// Whether the event is to be aborted. If it is not when asked with a lock that the holder takes when it is woken,
     /// the holder will be woken for it.
     #[inline]
     pub(crate) fn is_aborted(&self) -> bool {
-        self.0.era < self.0.shard.ledger.aborted_before.load(Ordering::Relaxed)
+        self.0.shard.ledger.is_aborted(self.0.era)
     }
 
-    /// The name of the event. It is in the entry alone, because most events end without being asked for it.
     pub(crate) fn name(&self) -> &'static str {
+        self.source().0
+    }
+
+    /// The name of the event, and where it was recorded. They are in the entry alone, because most events end without being
+    /// asked for them.
+    pub(crate) fn source(&self) -> (&'static str, &'static Location<'static>) {
         match self.0.shard.lock().slots.get_mut(self.0.key) {
-            Some((Entry { kind: Kind::Event { name, .. }, .. }, _)) => name,
-            _ => "",
+            Some((&mut Entry { kind: Kind::Event { name, .. }, location, .. }, _)) => (name, location),
+            _ => ("", Location::caller()),
         }
     }
 
@@ -933,60 +1220,55 @@ impl<C> EventTicket<C> {
         }
         let waker = waker.clone();
         let mut state = self.0.shard.lock();
-        state.fresh.count -= u32::from(mem::take(&mut self.0.is_fresh));
-        // An abort stores its era under this lock before it takes the holders.
+        // An abort stores its era under this lock before it takes the wakers.
         let may_hold = !self.is_aborted();
-        let mut unused = Some(waker);
-        if may_hold {
-            if let Some((_, held_by)) = state.slots.get_mut(self.0.key) {
-                mem::swap(held_by, &mut unused);
-            }
+        let mut unused = Holder::Waker(waker);
+        if let Some((_, holder)) = state.slots.get_mut(self.0.key).filter(|_| may_hold) {
+            mem::swap(holder, &mut unused);
         }
+        state.fresh.count -= u32::from(matches!(unused, Holder::Fresh));
         drop(state);
-        let _ = contain(|| drop(unused));
+        drop_holder(unused);
         may_hold
     }
 
-    /// The next to [`hold`](Self::hold) the event takes the place of whoever does.
-    pub(crate) fn release(&mut self) {
-        self.0.is_held = false;
-    }
-
-    /// Ends the event. Dropping the ticket instead counts it as aborted.
-    pub(crate) fn end(mut self, ending: Ending) {
+    /// The event has ended so, which is counted when the ticket is dropped. If nothing was said it counts as aborted.
+    #[inline]
+    pub(crate) fn ended(mut self, ending: Ending) -> Self {
         self.0.ending = ending;
+        self
     }
 }
 
 /// Places in the order in which they wait for room. Entered under all locks, left under that of any shard.
-struct RoomQueue<C> {
+struct RoomQueue<C: Context> {
     /// Whether somebody waits; read under the lock of a shard, so that relaxed is enough.
     any: AtomicBool,
     places: Mutex<RoomPlaces<C>>,
 }
 
-struct RoomPlaces<C> {
+struct RoomPlaces<C: Context> {
     next: u64,
     /// With the entry of the permit that is waited for.
     waiting: BTreeMap<u64, (Arc<RoomPlace<C>>, Entry)>,
 }
 
 /// Where somebody who waits for room finds it.
-struct RoomPlace<C>(Mutex<RoomState<C>>);
+struct RoomPlace<C: Context>(Mutex<RoomState<C>>);
 
-enum RoomState<C> {
+enum RoomState<C: Context> {
     Waiting(Option<Waker>),
     Granted(PermitTicket<C>),
     Left,
 }
 
-impl<C> Default for RoomQueue<C> {
+impl<C: Context> Default for RoomQueue<C> {
     fn default() -> Self {
         Self { any: AtomicBool::new(false), places: Mutex::new(RoomPlaces { next: 0, waiting: BTreeMap::new() }) }
     }
 }
 
-impl<C> RoomQueue<C> {
+impl<C: Context> RoomQueue<C> {
     fn push(&self, permit: Entry) -> (u64, Arc<RoomPlace<C>>) {
         let place = Arc::new(RoomPlace(Mutex::new(RoomState::Waiting(None))));
         let mut places = lock(&self.places);
@@ -1016,7 +1298,7 @@ impl<C> RoomQueue<C> {
     }
 }
 
-impl<C> RoomPlace<C> {
+impl<C: Context> RoomPlace<C> {
     /// Hands a permit over, or gives it back if nobody waits any more.
     fn grant(&self, permit: PermitTicket<C>) -> Option<PermitTicket<C>> {
         let mut state = lock(&self.0);
@@ -1034,19 +1316,19 @@ impl<C> RoomPlace<C> {
 }
 
 /// What [`ShardRef::reserve_or_queue`] gives.
-pub(crate) enum Room<C> {
+pub(crate) enum Room<C: Context> {
     Granted(PermitTicket<C>),
     Queued(RoomWait<C>),
 }
 
 /// A place in the queue for room, left when dropped.
-pub(crate) struct RoomWait<C> {
+pub(crate) struct RoomWait<C: Context> {
     ledger: Arc<Ledger<C>>,
     number: u64,
     place: Arc<RoomPlace<C>>,
 }
 
-impl<C> RoomWait<C> {
+impl<C: Context> RoomWait<C> {
     /// Gives the permit, once.
     pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<PermitTicket<C>> {
         let mut new = Some(waker.clone());
@@ -1066,7 +1348,7 @@ impl<C> RoomWait<C> {
     }
 }
 
-impl<C> Drop for RoomWait<C> {
+impl<C: Context> Drop for RoomWait<C> {
     fn drop(&mut self) {
         let left = mem::replace(&mut *lock(&self.place.0), RoomState::Left);
         self.ledger.room_queue.remove(self.number);
@@ -1123,7 +1405,7 @@ impl IdleWaits {
 }
 
 /// A wait until the events that were accepted before it began have ended; given up when dropped.
-pub(crate) struct IdleWait<C> {
+pub(crate) struct IdleWait<C: Context> {
     ledger: Arc<Ledger<C>>,
     id: u64,
     before: Era,
@@ -1131,7 +1413,7 @@ pub(crate) struct IdleWait<C> {
     lanes: Vec<(Arc<dyn Lane>, u64)>,
 }
 
-impl<C> IdleWait<C> {
+impl<C: Context> IdleWait<C> {
     /// For all events.
     pub(crate) fn begin(ledger: &Arc<Ledger<C>>) -> Self {
         ledger
@@ -1182,7 +1464,7 @@ impl<C> IdleWait<C> {
     }
 }
 
-impl<C> Drop for IdleWait<C> {
+impl<C: Context> Drop for IdleWait<C> {
     fn drop(&mut self) {
         for (lane, _) in &self.lanes {
             lane.lock().book_mut().forget_wait(self.id);
@@ -1204,6 +1486,14 @@ fn wait_for(lane: &Arc<dyn Lane>, locked: &mut dyn LockedLane, id: u64) -> Optio
 #[inline]
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A waker is user code, and so is its destructor.
+#[inline]
+fn drop_holder<S>(holder: Holder<S>) {
+    if matches!(holder, Holder::Waker(_) | Holder::Request(_)) {
+        let _ = contain(|| drop(holder));
+    }
 }
 
 /// Wakers are user code, and this may run in a destructor.
@@ -1229,10 +1519,10 @@ fn thread_index() -> usize {
     })
 }
 
-/// The shard of this thread.
+/// The shard of this thread. Their number is a power of two.
 #[inline]
-pub(crate) fn of_this_thread<C>(shards: &[Arc<ShardRef<C>>]) -> &Arc<ShardRef<C>> {
-    &shards[thread_index() % shards.len()]
+pub(crate) fn of_this_thread<C: Context>(shards: &[Arc<ShardRef<C>>]) -> &Arc<ShardRef<C>> {
+    &shards[thread_index() & (shards.len() - 1)]
 }
 
 /// The wakers of the drains that wait for the house to be empty.
@@ -1269,12 +1559,12 @@ impl Waiters {
 }
 
 /// One place in the list of waiters, left when dropped.
-pub(crate) struct Waiter<C> {
+pub(crate) struct Waiter<C: Context> {
     ledger: Arc<Ledger<C>>,
     id: u64,
 }
 
-impl<C> Waiter<C> {
+impl<C: Context> Waiter<C> {
     pub(crate) fn new(ledger: &Arc<Ledger<C>>) -> Self {
         let mut list = ledger.waiters.lock();
         list.next_id += 1;
@@ -1296,7 +1586,7 @@ impl<C> Waiter<C> {
     }
 }
 
-impl<C> Drop for Waiter<C> {
+impl<C: Context> Drop for Waiter<C> {
     fn drop(&mut self) {
         let mut list = self.ledger.waiters.lock();
         let left = list.take(self.id);

@@ -46,9 +46,11 @@
 //! - An *exchange* is one request and its response, from the call of the service until the response is over.
 //! - An *event* is one named piece of work that is tracked: a future or blocking closure that starts after the
 //!   response, or at once through the handle.
-//! - An event is *accepted* or *refused* when it is recorded, and never dropped in between. An accepted one has exactly
+//! - An event is *accepted* or *refused* when it is recorded, and never dropped later. An accepted one has exactly
 //!   one [ending](Endings); a refused one is an `Err` in the caller's hand, and a count.
 //! - A *sink* is given typed events in batches, instead of a task for each: see [`guide::sinks`].
+//! - A *guard* keeps a drain waiting for as long as it lives; a *permit* is room for an event that is not there yet.
+//! - The *house* is all that one handle counts, and the *ledger* its counts.
 //! - To *drain* is to wait, within a limit, until no exchange is open and no event pending, and then to refuse
 //!   everything.
 //!
@@ -70,8 +72,9 @@
 //!
 //! 1. [`begin_drain`](TrackEventsHandle::begin_drain): readiness turns red, endless streams end themselves. Requests
 //!    are still served, their events still taken.
-//! 2. Stop the server gracefully, but with a limit: one client with half a request head would hold it for ever.
-//! 3. [`drain`](TrackEventsHandle::drain) with the time that is left, and print what it answers.
+//! 2. Pause until load balancers have looked away.
+//! 3. Stop the server gracefully, but with a limit: one client with half a request head would hold it for ever.
+//! 4. [`drain`](TrackEventsHandle::drain) with the time that is left, and print what it answers.
 //!
 //! [`guide::shutdown`] has the whole of it: the budget, the wiring for each server, WebSockets, the exit.
 //!
@@ -83,7 +86,7 @@
 //!    has been refused since. What the events wrote, and their destructors, happened before it returned.
 //! 3. *Nothing falls between.* Before that instant every event is accepted, within the capacity: an event may record
 //!    another, an open exchange may record its own.
-//! 4. *At most once, accounted for always.*
+//! 4. *At most once, accounted for always.* (What is sent to a sink is given to it at least once.)
 //! 5. *Bounded.* `pending + reserved` never exceeds the [capacity](TrackEventsHandleBuilder::capacity), and
 //!    [`Refused::Full`] is said only when that many are taken. The requests of a layer may [wait](Overflow) for room.
 //!    What is sent to a sink counts against the [capacity of that sink](SinkBuilder::capacity) instead.
@@ -141,10 +144,10 @@ mod hook;
 mod house;
 mod inside;
 mod lane;
-
 mod layer;
 mod ledger;
 mod limit;
+mod line;
 #[cfg_attr(not(feature = "metrics"), path = "unmeasured.rs")]
 mod metrics;
 mod output;
@@ -158,6 +161,7 @@ mod service;
 mod setting;
 mod sink;
 mod snapshot;
+mod start;
 mod task;
 mod wait_idle;
 

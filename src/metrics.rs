@@ -7,14 +7,10 @@ use tokio::time::Instant;
 
 use crate::{contain::contain, refused::Refused, snapshot::Ending};
 
-/// When an event has begun to run; unknown if it has not, or if nobody listens.
+/// When an event has begun to run; unknown if nobody listens.
 pub(crate) struct Began(Option<Instant>);
 
 impl Began {
-    pub(crate) fn not_yet() -> Self {
-        Self(None)
-    }
-
     pub(crate) fn now() -> Self {
         Self(is_heard().then(Instant::now))
     }
@@ -67,12 +63,12 @@ pub(crate) fn panicked_in_place(event: &'static str) {
 }
 
 /// An event that has never run has no duration.
-pub(crate) fn ended(event: impl FnOnce() -> &'static str, ending: Ending, began: &Began) {
+pub(crate) fn ended(event: impl FnOnce() -> &'static str, ending: Ending, began: Option<Began>) {
     tell(|| {
         let event = event();
         counter!("tower_track_events_ended_total", "event" => event, "ending" => ending.as_str()).increment(1);
         gauge!("tower_track_events_pending_events").decrement(1);
-        if let Began(Some(began)) = began {
+        if let Some(Began(Some(began))) = began {
             histogram!("tower_track_events_event_duration_seconds", "event" => event).record(began.elapsed());
         }
     });

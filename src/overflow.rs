@@ -15,7 +15,8 @@ use crate::{
     permit::fill,
     record::Record,
     refused::Refused,
-    task::RecordedEvent,
+    start::Place,
+    task::UnacceptedEvent,
 };
 
 /// What a layer does with an event of its own when the house is full, set by
@@ -65,7 +66,8 @@ pub(crate) struct WaitingEvent {
     pub(crate) name: &'static str,
     pub(crate) location: &'static Location<'static>,
     /// The event, or the panic of the hook that was to make it.
-    pub(crate) event: Result<RecordedEvent, String>,
+    pub(crate) event: Result<UnacceptedEvent, String>,
+    pub(crate) place: Place,
     pub(crate) room: RoomWait<House>,
 }
 
@@ -105,11 +107,11 @@ impl Waiting {
 
 impl WaitingEvent {
     fn accept(self, record: &Arc<Record>, permit: PermitTicket<House>) {
-        let Self { name, location, event, room } = self;
+        let Self { name, location, event, place, room } = self;
         drop(room);
-        let launch = fill(permit, name, Some(record), location);
+        let launch = fill(permit, place, name, Some(record), location);
         match event {
-            Ok(event) => record.add(launch, event),
+            Ok(event) => record.add(launch, |ticket, cause| event.accepted(ticket, cause)),
             Err(panic) => launch.panicked(panic),
         }
     }
@@ -127,7 +129,7 @@ pub(crate) fn room_for(
     record: &Record,
     name: &'static str,
     location: &'static Location<'static>,
-) -> Result<Room<House>, Refused> {
-    record.find_runtime(name)?;
-    record.shard.room(name, location)
+) -> Result<(Place, Room<House>), Refused> {
+    let place = record.place(name)?;
+    Ok((place, record.shard.room(name, location)?))
 }

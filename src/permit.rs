@@ -2,8 +2,6 @@
 
 use std::{fmt, panic::Location, sync::Arc};
 
-use tokio::runtime;
-
 use crate::{
     entry::Stage,
     house::{House, PERMIT, Shard},
@@ -12,14 +10,15 @@ use crate::{
     output::EventOutput,
     record::Record,
     refused::Refused,
-    task::{Launch, current_span, recorded, recorded_blocking},
+    start::Place,
+    task::{Cause, Launch, tracked, tracked_blocking},
 };
 
 /// Room for one event, from [`TrackEventsHandle::reserve`](crate::TrackEventsHandle::reserve) or
 /// [`Events::reserve`](crate::Events::reserve).
 ///
 /// A permit is how a handler decides before it does the work: once it has one, the event will be accepted. A drain
-/// waits for a permit that is held. Dropped unused, it gives its room back and is nothing.
+/// waits for a permit that is held. Dropped unused, it gives its room back; nothing is counted.
 ///
 /// # Examples
 ///
@@ -36,27 +35,23 @@ use crate::{
 #[must_use = "a permit that is dropped gives its room back"]
 pub struct Permit {
     ticket: PermitTicket<House>,
-    start: Start,
-}
-
-/// When the event starts.
-enum Start {
-    Now(runtime::Handle),
-    /// When the exchange is over.
-    After(Arc<Record>),
+    place: Place,
+    /// The exchange that is over when the event starts. Without one it starts at once.
+    record: Option<Arc<Record>>,
 }
 
 impl Permit {
-    pub(crate) fn reserve(shard: &Arc<Shard>, location: &'static Location<'static>) -> Result<Self, Refused> {
-        let runtime = shard.runtime().inspect_err(|refused| metrics::refused(PERMIT, *refused))?;
+    pub(crate) fn reserve(
+        shard: &Arc<Shard>,
+        record: Option<&Arc<Record>>,
+        location: &'static Location<'static>,
+    ) -> Result<Self, Refused> {
+        let place = match record {
+            Some(record) => record.place(PERMIT)?,
+            None => Place::here(shard, PERMIT)?,
+        };
         let ticket = shard.reserve_event(location)?;
-        Ok(Self { ticket, start: Start::Now(runtime) })
-    }
-
-    pub(crate) fn reserve_in(record: &Arc<Record>, location: &'static Location<'static>) -> Result<Self, Refused> {
-        record.find_runtime(PERMIT)?;
-        let ticket = record.shard.reserve_event(location)?;
-        Ok(Self { ticket, start: Start::After(Arc::clone(record)) })
+        Ok(Self { ticket, place, record: record.cloned() })
     }
 
     /// Tracks `future` under `name`, in the room that this permit holds.
@@ -78,10 +73,10 @@ impl Permit {
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        let (launch, start) = self.accept(name, Location::caller());
-        match start {
-            Start::Now(runtime) => launch.spawn(&runtime, &current_span(), future),
-            Start::After(record) => record.add(launch, recorded(future)),
+        let (launch, record) = self.accept(name, Location::caller());
+        match record {
+            None => launch.start(Cause::current(), future),
+            Some(record) => record.add(launch, |ticket, cause| tracked(ticket, cause, future)),
         }
     }
 
@@ -106,41 +101,41 @@ impl Permit {
         F: FnOnce() -> T + Send + 'static,
         T: EventOutput,
     {
-        let (launch, start) = self.accept(name, Location::caller());
-        match start {
-            Start::Now(runtime) => launch.spawn_blocking(&runtime, &current_span(), work),
-            Start::After(record) => record.add(launch, recorded_blocking(work)),
+        let (launch, record) = self.accept(name, Location::caller());
+        match record {
+            None => launch.start_blocking(Cause::current(), work),
+            Some(record) => record.add(launch, |ticket, cause| tracked_blocking(ticket, cause, work)),
         }
     }
 
-    fn accept(self, name: &'static str, location: &'static Location<'static>) -> (Launch, Start) {
-        let Self { ticket, start } = self;
-        let record = match &start {
-            Start::Now(_) => None,
-            Start::After(record) => Some(record),
-        };
-        (fill(ticket, name, record, location), start)
+    fn accept(self, name: &'static str, location: &'static Location<'static>) -> (Launch, Option<Arc<Record>>) {
+        let Self { ticket, place, record } = self;
+        (fill(ticket, place, name, record.as_ref(), location), record)
     }
 }
 
 /// Makes an event of the room that was taken for it.
 pub(crate) fn fill(
     ticket: PermitTicket<House>,
+    place: Place,
     name: &'static str,
     record: Option<&Arc<Record>>,
     location: &'static Location<'static>,
 ) -> Launch {
-    let (stage, since) = match record {
-        Some(record) => (Stage::Recorded, Some(record.time())),
-        None => (Stage::Started, None),
-    };
     metrics::accepted(name);
-    Launch { ticket: ticket.accept(NewEvent { name, stage, location, since }) }
+    let ticket = match record {
+        Some(record) => ticket.accept(&record.shard, record.event(name, location)),
+        None => {
+            let shard = Arc::clone(ticket.shard());
+            ticket.accept(&shard, NewEvent { name, stage: Stage::Started, location, since: None })
+        }
+    };
+    Launch { ticket, place }
 }
 
 impl fmt::Debug for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ticket: _, start } = self;
-        f.debug_struct("Permit").field("of_exchange", &matches!(start, Start::After(_))).finish_non_exhaustive()
+        let Self { ticket: _, place: _, record } = self;
+        f.debug_struct("Permit").field("of_exchange", &record.is_some()).finish_non_exhaustive()
     }
 }

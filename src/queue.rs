@@ -408,7 +408,8 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         let is_handed_over = self.on_undelivered.is_some();
         let _ = contain(|| {
             let error = last_error.as_deref();
-            let fate = if is_handed_over { "handed over" } else { "dropped" };
+            let fate =
+                if is_handed_over { "given to `on_undelivered`" } else { "dropped, without an `on_undelivered`" };
             tracing::error!(sink, events = count, error, "events were not delivered, and are {fate}");
         });
         let ended = inside::enter(self.shard.ledger_id(), || {
@@ -420,7 +421,14 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         let ending = match ended {
             Ok(()) => ending,
             Err(panic) => {
-                let _ = contain(|| tracing::error!(sink, events = count, panic, "events were lost to a panic"));
+                let _ = contain(|| {
+                    tracing::error!(
+                        sink,
+                        events = count,
+                        panic,
+                        "`on_undelivered` panicked: what it has not stored is lost"
+                    )
+                });
                 Ending::Panicked
             }
         };

@@ -1,30 +1,29 @@
 //! What one exchange has recorded: its events, until it is over.
 
 use std::{
-    fmt, mem,
+    fmt,
     panic::Location,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{self, AtomicBool, Ordering},
     },
-    task::Wake,
     time::Duration,
 };
 
-use smallvec::smallvec;
-use tokio::runtime;
 use tracing::Span;
 
 use crate::{
     contain::contain,
     entry::{Nanos, Stage},
-    exchange::Exchange,
-    house::Shard,
+    exchange::{Exchange, Outcome, Progress},
+    house::{EventTask, House, Shard},
     inside,
-    ledger::EventTicket,
+    ledger::{EventTicket, NewEvent, RequestKey},
     metrics,
+    output::EventOutput,
     refused::Refused,
-    task::{Launch, RecordedEvent, RecordedEvents, current_span, spawn_all},
+    start::{Place, begin},
+    task::{Cause, Launch, UnacceptedEvent, unaccepted},
 };
 
 /// Is told how the exchange ended, when it has.
@@ -34,22 +33,32 @@ pub(crate) type Observe = Box<dyn FnOnce(&Exchange) + Send>;
 const OBSERVER: &str = "(observer)";
 
 /// Shared by the guard of an exchange and all clones of its `Events`.
+///
+/// There is one for every request, and most record nothing: what only some need is in the book, which is made when it is
+/// first written into. The events that it records are in the ledger, beside the entry of the request.
 pub(crate) struct Record {
     pub(crate) shard: Arc<Shard>,
-    pub(crate) began: Nanos,
+    began: Nanos,
+    /// None once the house is drained; the request is served nevertheless.
+    request: Option<RequestKey>,
     /// The hook list of the layer that opened the exchange.
     opened_by: HookListId,
     /// The open exchange of another handle in which this one was opened.
     outer: Option<Arc<Record>>,
-    /// Where its events run: where the first of them was recorded.
-    runtime: OnceLock<runtime::Handle>,
+    pub(crate) progress: Progress,
+    /// How the exchange ended: from then on what is recorded starts at once.
+    over: OnceLock<Exchange>,
+    /// It is over, whether anybody is told how it ended or not. Of the guard alone.
+    has_ended: AtomicBool,
     has_waited: AtomicBool,
+    /// Whether an event was recorded that starts where the others of its shard do.
+    is_at_home: AtomicBool,
     /// Whether anything waits for the end of the exchange.
     is_awaited: AtomicBool,
     /// Whether anything is to be told how it ended.
     is_asked: AtomicBool,
     has_span: bool,
-    book: Mutex<Book>,
+    book: Mutex<Option<Box<Book>>>,
 }
 
 /// Tells the hook lists of layers apart.
@@ -60,33 +69,41 @@ pub(crate) const NO_HOOKS: HookListId = 0;
 
 #[derive(Default)]
 struct Book {
-    /// Set when the exchange is over; from then on nothing is recorded, and what comes starts at once.
-    over: Option<Exchange>,
-    recorded: RecordedEvents,
     observers: Vec<Observe>,
     /// The hook lists of inner layers that this exchange has met, so that none fires twice.
     joined: Vec<HookListId>,
     /// Released when the exchange is over: a `WebSocket` task may keep the record for hours.
-    span: Option<Span>,
+    span: Cause,
 }
 
 impl Record {
-    pub(crate) fn new(
+    /// Opens a request, which somebody has to [close](Self::close_request).
+    #[inline]
+    pub(crate) fn open(
         shard: &Arc<Shard>,
-        began: Nanos,
+        progress: Progress,
         opened_by: HookListId,
         outer: Option<Arc<Record>>,
     ) -> Arc<Self> {
-        let span = current_span();
-        let has_span = !span.is_none();
-        let book = Book { span: has_span.then_some(span), ..Book::default() };
+        let span = Cause::current();
+        let has_span = span.span().is_some();
+        let book = has_span.then(|| Box::new(Book { span, ..Book::default() }));
+        let began = shard.house().now();
+        let request = shard.open_request(began).ok();
+        if request.is_some() {
+            metrics::request_opened();
+        }
         Arc::new(Self {
             shard: Arc::clone(shard),
             began,
+            request,
             opened_by,
             outer,
-            runtime: OnceLock::new(),
+            progress,
+            over: OnceLock::new(),
+            has_ended: AtomicBool::new(false),
             has_waited: AtomicBool::new(false),
+            is_at_home: AtomicBool::new(false),
             is_awaited: AtomicBool::new(false),
             is_asked: AtomicBool::new(false),
             has_span,
@@ -94,81 +111,119 @@ impl Record {
         })
     }
 
-    /// Accepts an event of this exchange, or refuses it. Then comes [`add`](Self::add).
-    pub(crate) fn accept(
-        self: &Arc<Self>,
+    /// Until then a drain waits. To be called once, after all else.
+    #[inline]
+    pub(crate) fn close_request(&self) {
+        if let Some(request) = &self.request {
+            metrics::request_closed();
+            self.shard.close_request(request);
+        }
+    }
+
+    /// The time since the exchange has begun.
+    pub(crate) fn age(&self) -> Duration {
+        self.shard.house().age(self.began)
+    }
+
+    /// Accepts an event of this exchange, or refuses it. It is kept until the exchange is over; if it is already, the event
+    /// starts now.
+    #[inline]
+    pub(crate) fn track(
+        &self,
         name: &'static str,
         location: &'static Location<'static>,
-    ) -> Result<Launch, Refused> {
-        self.find_runtime(name)?;
-        Launch::accept(&self.shard, name, Stage::Recorded, location, Some(self.time()))
+        task: impl FnOnce(EventTicket<House>, Cause) -> EventTask,
+    ) -> Result<(), Refused> {
+        let shard = &self.shard;
+        let place = self.place(name)?;
+        let cause = self.cause();
+        let task = |ticket| place.of(task(ticket, cause));
+        // Asked under the lock of the shard, which whoever ends the exchange takes after it is over.
+        let is_over = || self.is_over();
+        let begun = shard.accept_and_record(self.event(name, location), self.request.as_ref(), is_over, task);
+        let begun = begun.inspect_err(|refused| shard.tell_refused(*refused, name))?;
+        self.is_awaited.store(true, Ordering::Relaxed);
+        begin(shard, begun);
+        // Not before it is on its way: a recorder may be slow.
+        metrics::accepted(name);
+        Ok(())
+    }
+
+    /// Where an event starts that is recorded here and now. If one was recorded at home all that follow are.
+    #[inline]
+    pub(crate) fn place(&self, name: &'static str) -> Result<Place, Refused> {
+        // Acquire and release: who sees it sees the runtime of the shard as well.
+        if self.is_at_home.load(Ordering::Acquire) {
+            return Ok(Place::HOME);
+        }
+        let place = Place::here(&self.shard, name)?;
+        self.is_at_home.store(place.is_home(), Ordering::Release);
+        Ok(place)
+    }
+
+    /// Accepts an event, or refuses it, before it is made. Then comes [`add`](Self::add).
+    pub(crate) fn accept(&self, name: &'static str, location: &'static Location<'static>) -> Result<Launch, Refused> {
+        Launch::accept(&self.shard, self.place(name)?, self.event(name, location))
+    }
+
+    #[inline]
+    pub(crate) fn event(&self, name: &'static str, location: &'static Location<'static>) -> NewEvent {
+        NewEvent { name, stage: Stage::Recorded, location, since: Some(self.time()) }
     }
 
     /// The time at which an event is recorded. The clock is not read in the first poll of the service, where most are.
-    pub(crate) fn time(&self) -> Nanos {
+    fn time(&self) -> Nanos {
         if self.has_waited.load(Ordering::Relaxed) { self.shard.house().now() } else { self.began }
     }
 
     /// The first poll of the service is over.
+    #[inline]
     pub(crate) fn waits(&self) {
         // Relaxed: nothing but a time depends on it.
         self.has_waited.store(true, Ordering::Relaxed);
     }
 
-    /// Sees to it that there is a runtime for the event. A refusal is counted.
-    pub(crate) fn find_runtime(&self, name: &'static str) -> Result<(), Refused> {
-        if self.runtime.get().is_none() {
-            let runtime = self.shard.runtime().inspect_err(|refused| metrics::refused(name, *refused))?;
-            // Another thread may have been first, which is as good.
-            let _ = self.runtime.set(runtime);
-        }
-        Ok(())
-    }
-
     /// Keeps the event until the exchange is over. If it is over already the event starts now.
-    pub(crate) fn add(&self, launch: Launch, mut event: RecordedEvent) {
-        event.as_mut().accepted(launch);
-        let mut book = self.lock();
-        let Some(exchange) = book.over.clone() else {
-            // Asked under the lock that an abort takes: one that has come before did not find the event.
-            if event.is_aborted() {
-                drop(book);
-                event.as_mut().abort();
-            } else {
-                self.is_awaited.store(true, Ordering::Relaxed);
-                if event.asks() {
-                    self.is_asked.store(true, Ordering::Relaxed);
-                }
-                book.recorded.push(event);
-            }
-            return;
-        };
-        drop(book);
-        self.start(smallvec![event], None, &Span::none(), &exchange);
+    pub(crate) fn add(&self, launch: Launch, task: impl FnOnce(EventTicket<House>, Cause) -> EventTask) {
+        let Launch { ticket, place } = launch;
+        let id = ticket.id();
+        let event = place.of(task(ticket, self.cause()));
+        self.is_awaited.store(true, Ordering::Relaxed);
+        begin(&self.shard, self.shard.record(self.request.as_ref(), || self.is_over(), id, event));
     }
 
-    fn start(&self, mut events: RecordedEvents, now: Option<Nanos>, span: &Span, exchange: &Exchange) {
-        if let Some(runtime) = self.runtime.get() {
-            EventTicket::start_all(events.iter_mut().filter_map(|event| event.as_mut().ticket()), now);
-            events.retain(|event| event.as_mut().begin(runtime, span, exchange));
-            spawn_all(runtime, events);
+    fn cause(&self) -> Cause {
+        if !self.has_span {
+            return Cause::default();
         }
+        self.lock().as_ref().map(|book| book.span.clone()).unwrap_or_default()
+    }
+
+    /// How the exchange ended, for an event of it: none begins before that.
+    fn exchange(&self) -> Exchange {
+        self.over.get_or_init(|| Exchange::new(Outcome::NoResponse)).clone()
     }
 
     /// Keeps an observer until the exchange is over.
     pub(crate) fn observe(&self, observe: Observe) {
-        let mut book = self.lock();
-        let Some(exchange) = book.over.clone() else {
+        let mut guard = self.lock();
+        if let Some(exchange) = self.over.get() {
+            drop(guard);
+            self.tell(observe, None, exchange);
+        } else {
             self.is_asked.store(true, Ordering::Relaxed);
-            book.observers.push(observe);
-            return;
-        };
-        drop(book);
-        self.tell(observe, &Span::none(), &exchange);
+            book(&mut guard).observers.push(observe);
+        }
     }
 
-    fn tell(&self, observe: Observe, span: &Span, exchange: &Exchange) {
-        let told = inside::enter(self.shard.ledger_id(), || contain(|| span.in_scope(|| observe(exchange))));
+    fn tell(&self, observe: Observe, span: Option<&Span>, exchange: &Exchange) {
+        let observe = || observe(exchange);
+        let told = inside::enter(self.shard.ledger_id(), || {
+            contain(|| match span {
+                Some(span) => span.in_scope(observe),
+                None => observe(),
+            })
+        });
         if let Err(panic) = told {
             self.observer_panicked(&panic);
         }
@@ -176,7 +231,7 @@ impl Record {
 
     /// Counts the panic of an observer, or of what makes it.
     pub(crate) fn observer_panicked(&self, panic: &str) {
-        let _ = contain(|| tracing::error!(panic, "observer of an exchange panicked"));
+        let _ = contain(|| tracing::error!(event = OBSERVER, panic, "observer panicked; the request was served"));
         self.shard.count_panicked(OBSERVER);
         metrics::panicked_in_place(OBSERVER);
     }
@@ -186,16 +241,18 @@ impl Record {
         std::iter::successors(Some(self), |record| record.outer.as_ref())
     }
 
+    #[inline]
     pub(crate) fn is_over(&self) -> bool {
-        self.lock().over.is_some()
+        self.over.get().is_some()
     }
 
     /// Enters the hook list of an inner layer, if the exchange is open and has not met it yet.
     pub(crate) fn join(&self, list: HookListId) -> Joined {
-        let mut book = self.lock();
-        if book.over.is_some() {
+        let mut guard = self.lock();
+        if self.is_over() {
             return Joined::Over;
         }
+        let book = book(&mut guard);
         if self.opened_by == list || book.joined.contains(&list) {
             return Joined::Again;
         }
@@ -203,10 +260,11 @@ impl Record {
         Joined::New
     }
 
-    /// Who is left to be told that the exchange is over. `others` are the references to the record of which is known
-    /// that they record nothing.
-    pub(crate) fn listeners(self: &Arc<Self>, others: usize) -> Listeners {
-        if Arc::strong_count(self) > 1 + others {
+    /// Who is left to be told that the exchange is over.
+    #[inline]
+    pub(crate) fn listeners(self: &Arc<Self>) -> Listeners {
+        // That of its guard is one.
+        if Arc::strong_count(self) > 1 {
             return Listeners::ToFacts;
         }
         // What those have recorded who had it before is seen.
@@ -218,50 +276,64 @@ impl Record {
         }
     }
 
-    /// Ends the exchange: starts what was recorded, and lets what is recorded from now on start at once. The clock is
+    #[inline]
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Relaxed)
+    }
+
+    /// Ends the exchange, once: starts what was recorded, and lets what is recorded from now on start at once. The clock is
     /// read only if somebody asks for the time.
-    pub(crate) fn close(self: &Arc<Self>, listeners: Listeners, end: impl FnOnce(Duration) -> Exchange) {
+    #[inline]
+    pub(crate) fn end(&self, listeners: Listeners, end: impl FnOnce(Duration) -> Exchange) {
+        // Not swapped, because the guard alone does this.
+        if self.has_ended() {
+            return;
+        }
+        self.has_ended.store(true, Ordering::Relaxed);
         if listeners == Listeners::None {
             if self.has_span {
-                let span = self.lock().span.take();
-                let _ = contain(|| drop(span));
+                drop(self.lock().take());
             }
             return;
         }
-        let now = (listeners == Listeners::ToFacts).then(|| self.shard.house().now());
-        let elapsed = now.map_or(Duration::ZERO, |now| Duration::from_nanos(now.saturating_sub(self.began)));
-        let exchange = end(elapsed);
-        let mut book = self.lock();
-        book.over = Some(exchange.clone());
-        let recorded = mem::take(&mut book.recorded);
-        let observers = mem::take(&mut book.observers);
-        let span = book.span.take().unwrap_or_else(Span::none);
-        drop(book);
-        for observe in observers {
-            self.tell(observe, &span, &exchange);
+        let now = (listeners == Listeners::ToFacts).then(|| {
+            let now = self.shard.house().now();
+            self.over.get_or_init(|| end(Duration::from_nanos(now.saturating_sub(self.began))));
+            now
+        });
+        // Where nobody is told the facts nobody else writes, either.
+        let book = if self.has_span || now.is_some() { self.lock().take() } else { None };
+        let Book { observers, span, .. } = book.map(|book| *book).unwrap_or_default();
+        if let Some(exchange) = self.over.get() {
+            for observe in observers {
+                self.tell(observe, span.span(), exchange);
+            }
         }
-        self.start(recorded, now, &span, &exchange);
-        let _ = contain(|| drop(span));
+        drop(span);
+        if let Some(request) = &self.request {
+            begin(&self.shard, self.shard.start_recorded(request, now));
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Book> {
+    fn lock(&self) -> MutexGuard<'_, Option<Box<Book>>> {
         // Nothing that runs under the lock is user code.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// An abort wakes whoever holds an event.
-impl Wake for Record {
-    fn wake(self: Arc<Self>) {
-        let mut book = self.lock();
-        let (aborted, kept): (RecordedEvents, _) =
-            mem::take(&mut book.recorded).into_iter().partition(|event| event.is_aborted());
-        book.recorded = kept;
-        drop(book);
-        for mut event in aborted {
-            event.as_mut().abort();
-        }
-    }
+fn book(guard: &mut Option<Box<Book>>) -> &mut Book {
+    guard.get_or_insert_default()
+}
+
+/// An event of an exchange whose future is made when it is known how that ended.
+pub(crate) fn unaccepted_with<M, F>(record: &Arc<Record>, make: M) -> UnacceptedEvent
+where
+    M: FnOnce(Exchange) -> F + Send + 'static,
+    F: Future + Send + 'static,
+    F::Output: EventOutput,
+{
+    let record = Arc::clone(record);
+    unaccepted(move || make(record.exchange()))
 }
 
 /// Who is to be told that an exchange is over.
@@ -285,9 +357,6 @@ pub(crate) enum Joined {
 
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let book = self.lock();
-        let (over, recorded) = (book.over.clone(), book.recorded.len());
-        drop(book);
-        f.debug_struct("Record").field("over", &over).field("recorded", &recorded).finish_non_exhaustive()
+        f.debug_struct("Record").field("over", &self.over.get()).finish_non_exhaustive()
     }
 }

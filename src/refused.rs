@@ -33,7 +33,7 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Drained => "refused: the server is shutting down and its events are drained",
-            Self::Full => "refused: as many events are pending as the capacity allows",
+            Self::Full => "refused: as many events are pending as the capacity allows; try again when some have ended",
             Self::NoRuntime => {
                 "refused: there is no tokio runtime to run the event on: track it inside one, or give one to the \
                  builder of the handle"

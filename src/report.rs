@@ -110,10 +110,11 @@ impl DrainReport {
 }
 
 /// Writes a line such as
-/// `drained in 1.2 s: 40 events accepted, 38 completed, 2 failed (audit: 2 failed), 17 of them since the drain began`.
+/// `drained 1.2 s after the signal: 40 events accepted, 38 completed, 2 failed (audit: 2 failed); 17 ended since the drain
+/// began`.
 impl fmt::Display for DrainReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "drained in {}: ", Seconds(self.elapsed))?;
+        write!(f, "drained {} after the signal: ", Seconds(self.elapsed))?;
         self.write_account(f)
     }
 }
@@ -313,10 +314,10 @@ impl fmt::Display for PendingEvents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, count, started, blocking, queued, oldest, location } = self;
         let state = match (queued, blocking, started) {
-            (true, ..) => "waiting for their sink",
+            (true, ..) => "queued for the sink",
             (_, true, _) => "running on blocking threads",
             (_, _, true) => "running",
-            _ => "waiting for its request",
+            _ => "waiting for the response",
         };
         write!(f, "{name} x{count} {state} (oldest {}, {location})", Seconds(*oldest))
     }
@@ -478,8 +479,8 @@ impl Unfinished {
     }
 }
 
-/// Writes what is open, oldest first: `2 requests open (oldest 4.1 s), 15 order.created pending (oldest 3.2 s,
-/// src/main.rs:40:12)`.
+/// Writes what is open: requests, guards, permits, events, the oldest first of each, as in `2 requests open (oldest 4.1 s),
+/// order.created x15 running (oldest 3.2 s, src/main.rs:40:12)`.
 impl fmt::Display for Unfinished {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
@@ -517,7 +518,7 @@ impl fmt::Display for DrainError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CutShort(unfinished) => {
-                write!(f, "drain cut short after {}: {unfinished}; ", Seconds(unfinished.report.elapsed))?;
+                write!(f, "drain cut short {} after the signal: {unfinished}; ", Seconds(unfinished.report.elapsed))?;
                 unfinished.report.write_account(f)
             }
             Self::InsideItself => f.write_str(
@@ -525,7 +526,7 @@ impl fmt::Display for DrainError {
                  drain from the task that stops the server",
             ),
             Self::NoTimer => f.write_str(
-                "drain needs a tokio runtime with timers: enable them with `enable_time`, or pass a limit of zero",
+                "drain needs a tokio runtime with timers for its limit and its settle time: enable them with `enable_time`",
             ),
         }
     }

@@ -155,11 +155,10 @@ impl<S> TrackEvents<S> {
             outer = innermost.and_outer().find(|record| !record.is_over()).cloned();
         }
         shard.remember_runtime();
-        let began = shard.house().now();
-        let record = Record::new(shard, began, self.hooks.id, outer);
         let progress = Progress::new(request.method(), request.version());
+        let record = Record::open(shard, progress, self.hooks.id, outer);
         // Before anything is recorded: from here on the exchange ends, whatever happens.
-        let guard = ExchangeGuard::new(progress, Arc::clone(&record));
+        let guard = ExchangeGuard::new(Arc::clone(&record));
         Opened { guard: Some(guard), hooked: Some(record) }
     }
 
@@ -192,7 +191,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
-        let Opened { mut guard, hooked } = self.open(&request);
+        let Opened { guard, hooked } = self.open(&request);
         let mut waiting = None;
         if let Some(record) = hooked {
             if !self.hooks.is_empty() {
@@ -202,10 +201,11 @@ where
                 request.extensions_mut().insert(Events::new(record));
             }
         }
-        let future = match &mut guard {
-            Some(guard) => guard.watch(|| self.inner.call(request)),
-            None => self.inner.call(request),
-        };
+        let watch = guard.as_ref().map(ExchangeGuard::begin_watch);
+        let future = self.inner.call(request);
+        if let Some(watch) = watch {
+            watch.end();
+        }
         ResponseFuture::new(future, guard, waiting)
     }
 }

@@ -398,10 +398,6 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     ///
     /// # Examples
     ///
-    /// See [`EventSender`].
-    ///
-    /// # Examples
-    ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tower_track_events::{Batch, TrackEventsHandle};
@@ -422,10 +418,6 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     /// # Errors
     ///
     /// As for [`send`](Self::send).
-    ///
-    /// # Examples
-    ///
-    /// See [`SendPermit`].
     ///
     /// # Examples
     ///
@@ -465,10 +457,6 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     ///
     /// # Examples
     ///
-    /// See [`SinkSnapshot`].
-    ///
-    /// # Examples
-    ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use tower_track_events::{Batch, TrackEventsHandle};
@@ -486,10 +474,6 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     }
 
     /// Counts what has been sent to this sink, at one instant.
-    ///
-    /// # Examples
-    ///
-    /// See [`SinkSnapshot`].
     ///
     /// # Examples
     ///

@@ -1,6 +1,7 @@
 //! A tracked event as a task: its span, its time limit, its panic, its one ending.
 
 use std::{
+    mem,
     panic::Location,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,119 +10,148 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use smallvec::SmallVec;
 use tokio::runtime;
-use tracing::{Span, level_filters::LevelFilter};
+use tracing::{Span, field::display, level_filters::LevelFilter};
 
 use crate::{
     contain::contain,
-    entry::{Nanos, Stage},
-    exchange::Exchange,
-    house::{House, Shard},
+    entry::Stage,
+    house::{EventTask, House, Shard},
     inside,
-    ledger::EventTicket,
+    ledger::{EventTicket, NewEvent},
     limit::{Limit, NoTimer},
     metrics::{self, Began},
     output::{EventOutput, sealed::Judge},
     refused::Refused,
     snapshot::Ending,
+    start::{Place, begin},
 };
+
+/// Accepts an event and starts it, or refuses it. If the runtime is going down the event is dropped instead, and counted as
+/// aborted.
+#[inline]
+pub(crate) fn track<F>(
+    shard: &Arc<Shard>,
+    name: &'static str,
+    location: &'static Location<'static>,
+    future: F,
+) -> Result<(), Refused>
+where
+    F: Future + Send + 'static,
+    F::Output: EventOutput,
+{
+    let place = Place::here(shard, name)?;
+    let cause = Cause::current();
+    let event = NewEvent { name, stage: Stage::Started, location, since: None };
+    let begun = shard.accept_and_start(event, |ticket| place.of(tracked(ticket, cause, future)));
+    let begun = begun.inspect_err(|refused| shard.tell_refused(*refused, name))?;
+    begin(shard, begun);
+    // Not before it is on its way: a recorder may be slow.
+    metrics::accepted(name);
+    Ok(())
+}
 
 /// An accepted event that is about to be recorded, or to start.
 pub(crate) struct Launch {
     pub(crate) ticket: EventTicket<House>,
+    pub(crate) place: Place,
 }
 
 impl Launch {
-    /// Accepts an event, or refuses it: the one decision.
-    #[inline]
-    pub(crate) fn accept(
-        shard: &Arc<Shard>,
-        name: &'static str,
-        stage: Stage,
-        location: &'static Location<'static>,
-        since: Option<Nanos>,
-    ) -> Result<Self, Refused> {
-        let ticket = shard.accept_event(name, stage, location, since)?;
+    /// Accepts an event, or refuses it.
+    pub(crate) fn accept(shard: &Arc<Shard>, place: Place, event: NewEvent) -> Result<Self, Refused> {
+        let name = event.name;
+        let ticket = shard.accept(event).inspect_err(|refused| shard.tell_refused(*refused, name))?;
         metrics::accepted(name);
-        Ok(Self { ticket })
-    }
-
-    /// Accepts an event that starts at once, on the runtime of here and now.
-    #[inline]
-    pub(crate) fn now(
-        shard: &Arc<Shard>,
-        name: &'static str,
-        location: &'static Location<'static>,
-    ) -> Result<(Self, runtime::Handle), Refused> {
-        let runtime = shard.runtime().inspect_err(|refused| metrics::refused(name, *refused))?;
-        Ok((Self::accept(shard, name, Stage::Started, location, None)?, runtime))
+        Ok(Self { ticket, place })
     }
 
     /// Runs the event as a task. If the runtime is going down the event is dropped instead, and counted as aborted.
-    pub(crate) fn spawn<F>(self, runtime: &runtime::Handle, cause: &Span, future: F)
+    pub(crate) fn start<F>(self, cause: Cause, future: F)
     where
         F: Future + Send + 'static,
         F::Output: EventOutput,
     {
-        let mut tracked = Tracked::<fn(&Exchange) -> F, F>::new(Work::Running { future });
-        let mut running = self.limited();
-        running.begin(cause);
-        tracked.running = Some(running);
-        runtime.spawn(tracked);
+        let Self { ticket, place } = self;
+        let shard = Arc::clone(ticket.shard());
+        begin(&shard, shard.start(place.of(tracked(ticket, cause, future))));
     }
 
     /// Runs the event on a blocking thread. If the runtime is going down it is dropped instead, and counted as aborted.
     /// Until it has a thread it can be aborted.
-    pub(crate) fn spawn_blocking<F, T>(self, runtime: &runtime::Handle, cause: &Span, work: F)
+    pub(crate) fn start_blocking<F, T>(self, cause: Cause, work: F)
     where
         F: FnOnce() -> T + Send + 'static,
         T: EventOutput,
     {
-        let mut running = self.unlimited();
-        running.begin(cause);
-        spawn_blocking(runtime, work, running);
+        let Self { ticket, place } = self;
+        let shard = Arc::clone(ticket.shard());
+        let blocking = blocking(work, Running::new(ticket, cause));
+        place.spawn_blocking(&shard, move || blocking.run());
     }
 
     /// Ends the event as panicked before it could start, because the code that makes it did.
     pub(crate) fn panicked(self, message: String) {
-        self.unlimited().end(Verdict::Panicked(message));
-    }
-
-    #[inline]
-    fn limited(self) -> Running {
-        let limit = self.ticket.shard().house().settings.event_timeout;
-        let mut running = self.unlimited();
-        if let Some(limit) = limit {
-            running.extra().limit = Some(Limit::after(limit));
-        }
-        running
-    }
-
-    #[inline]
-    fn unlimited(self) -> Running {
-        Running { extra: None, ticket: self.ticket, began: Began::not_yet() }
+        drop(Running::new(self.ticket, Cause::default()).end(Verdict::Panicked(message)));
     }
 }
 
-/// The span in which an event is tracked. Asked for only if somebody listens.
+/// The task of an event whose future is there already.
 #[inline]
-pub(crate) fn current_span() -> Span {
-    if LevelFilter::current() == LevelFilter::OFF { Span::none() } else { Span::current() }
+pub(crate) fn tracked<F>(ticket: EventTicket<House>, cause: Cause, future: F) -> EventTask
+where
+    F: Future + Send + 'static,
+    F::Output: EventOutput,
+{
+    let running = Some(Running::limited(ticket, cause));
+    Box::pin(Tracked::<fn() -> F, F> { work: Work::Running { future }, running })
+}
+
+/// The span in which an event is tracked, if there is one. A clone is no more than a count, and so can be made under a lock.
+#[derive(Clone, Default)]
+pub(crate) struct Cause(Option<Arc<Span>>);
+
+impl Cause {
+    /// Asked for only if somebody listens.
+    #[inline]
+    pub(crate) fn current() -> Self {
+        if LevelFilter::current() == LevelFilter::OFF {
+            return Self::default();
+        }
+        Self(contain(Span::current).ok().filter(|span| !span.is_none()).map(Arc::new))
+    }
+
+    #[inline]
+    pub(crate) fn span(&self) -> Option<&Span> {
+        self.0.as_deref()
+    }
+}
+
+/// A subscriber that panics when the span ends takes nothing along.
+impl Drop for Cause {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(span) = self.0.take() {
+            let _ = contain(|| drop(span));
+        }
+    }
 }
 
 /// The span has no parent, since a child would keep the span of its request open.
-#[inline]
-fn event_span(ticket: &EventTicket<House>, cause: &Span) -> Span {
-    if LevelFilter::current() < LevelFilter::INFO {
-        return Span::none();
-    }
-    contain(|| {
-        let span = tracing::info_span!(parent: None, "event", name = ticket.name());
-        span.follows_from(cause);
+fn event_span(ticket: &EventTicket<House>, cause: &Cause) -> Option<Span> {
+    let span = contain(|| {
+        let span = wants_span().then(|| tracing::info_span!(parent: None, "event", name = ticket.name()));
+        if let (Some(span), Some(cause)) = (&span, cause.span()) {
+            span.follows_from(cause);
+        }
         span
-    })
-    .unwrap_or_else(|_| Span::none())
+    });
+    span.unwrap_or_default()
+}
+
+#[inline]
+fn wants_span() -> bool {
+    LevelFilter::current() >= LevelFilter::INFO
 }
 
 /// What an event that was accepted holds until its end.
@@ -129,11 +159,14 @@ struct Running {
     /// Boxed, because most often there is none, and what is small is moved at less cost.
     extra: Option<Box<Extra>>,
     ticket: EventTicket<House>,
-    began: Began,
+    /// None before it begins.
+    began: Option<Began>,
 }
 
 #[derive(Default)]
 struct Extra {
+    /// Until it begins.
+    cause: Cause,
     span: Option<Span>,
     limit: Option<Limit>,
 }
@@ -149,12 +182,34 @@ enum Verdict {
 
 impl Running {
     #[inline]
-    fn begin(&mut self, cause: &Span) {
-        let span = event_span(&self.ticket, cause);
-        if !span.is_none() {
-            self.extra().span = Some(span);
+    fn new(ticket: EventTicket<House>, cause: Cause) -> Self {
+        let mut running = Self { extra: None, ticket, began: None };
+        if cause.span().is_some() || wants_span() {
+            running.extra().cause = cause;
         }
-        self.began = Began::now();
+        running
+    }
+
+    #[inline]
+    fn limited(ticket: EventTicket<House>, cause: Cause) -> Self {
+        let limit = ticket.shard().house().settings.event_timeout;
+        let mut running = Self::new(ticket, cause);
+        if let Some(limit) = limit {
+            running.extra().limit = Some(Limit::after(limit));
+        }
+        running
+    }
+
+    #[inline]
+    fn begin(&mut self) {
+        if self.began.is_some() {
+            return;
+        }
+        self.began = Some(Began::now());
+        let ticket = &self.ticket;
+        if let Some(extra) = &mut self.extra {
+            extra.span = event_span(ticket, &mem::take(&mut extra.cause));
+        }
     }
 
     fn extra(&mut self) -> &mut Extra {
@@ -170,11 +225,15 @@ impl Running {
     }
 
     fn enter<T>(&self, run: impl FnOnce() -> T) -> Result<T, String> {
-        inside::enter(self.ticket.shard().ledger_id(), || {
-            contain(|| match self.span() {
-                Some(span) => span.in_scope(run),
-                None => run(),
-            })
+        inside::enter(self.ticket.shard().ledger_id(), || match self.span() {
+            Some(span) => {
+                // A subscriber that panics costs its span, and not the work.
+                let entered = contain(|| span.enter());
+                let result = contain(run);
+                let _ = contain(|| drop(entered));
+                result
+            }
+            None => contain(run),
         })
     }
 
@@ -185,28 +244,34 @@ impl Running {
             tracing::warn!(
                 parent: span,
                 event,
-                "event runs without its time limit: the runtime has no timer, which `enable_time` gives it"
+                "event runs without its time limit: its runtime has no timer; build it with `enable_time`"
             );
         });
     }
 
-    fn abort(self, drop_work: impl FnOnce()) {
-        let verdict = self.enter(drop_work).map_or_else(Verdict::Panicked, |()| Verdict::Aborted);
-        self.end(verdict);
+    /// Ends the event before it has returned.
+    fn abandon(self, drop_work: impl FnOnce()) {
+        let ended = self.enter(drop_work);
+        let verdict = match ended {
+            Err(panic) => Verdict::Panicked(panic),
+            Ok(()) if self.ticket.is_aborted() => Verdict::Aborted,
+            Ok(()) => Verdict::Dropped,
+        };
+        drop(self.end(verdict));
     }
 
     /// To be called when all that the event owned is dropped: with the ticket, the drain may go on.
-    fn end(self, verdict: Verdict) {
+    fn end(self, verdict: Verdict) -> EventTicket<House> {
         let Self { extra, ticket, began } = self;
-        let span = extra.and_then(|extra| extra.span);
-        if !verdict.is_silent() || span.is_some() {
-            // A subscriber that panics costs its line, not the count.
-            let _ = contain(|| verdict.log(ticket.name(), span.as_ref().unwrap_or(&Span::none())));
-            let _ = contain(|| drop(span));
-        }
         let ending = verdict.ending();
-        metrics::ended(|| ticket.name(), ending, &began);
-        ticket.end(ending);
+        if extra.is_some() || ending != Ending::Completed {
+            // A subscriber that panics costs its line, not the count.
+            let span = extra.as_ref().and_then(|extra| extra.span.as_ref());
+            let _ = contain(|| verdict.log(ticket.source(), span.unwrap_or(&Span::none())));
+            let _ = contain(|| drop(extra));
+        }
+        metrics::ended(|| ticket.name(), ending, began);
+        ticket.ended(ending)
     }
 }
 
@@ -221,119 +286,48 @@ impl Verdict {
         }
     }
 
-    fn is_silent(&self) -> bool {
-        matches!(self, Self::Returned(Ok(())))
-    }
-
-    fn log(&self, event: &'static str, span: &Span) {
+    fn log(&self, (event, location): (&'static str, &'static Location<'static>), span: &Span) {
+        let location = display(location);
         match self {
             Self::Returned(Ok(())) => {}
-            Self::Returned(Err(error)) => tracing::error!(parent: span, event, error, "event failed"),
-            Self::Panicked(panic) => tracing::error!(parent: span, event, panic, "event panicked"),
-            Self::TimedOut(limit) => tracing::error!(parent: span, event, ?limit, "event timed out"),
-            Self::Aborted => tracing::warn!(parent: span, event, "event aborted"),
+            Self::Returned(Err(error)) => tracing::error!(parent: span, event, error, location, "event failed"),
+            Self::Panicked(panic) => tracing::error!(parent: span, event, panic, location, "event panicked"),
+            Self::TimedOut(limit) => tracing::error!(parent: span, event, ?limit, location, "event timed out"),
+            Self::Aborted => {
+                tracing::warn!(parent: span, event, location, "event aborted by `TrackEventsHandle::abort`")
+            }
             Self::Dropped => {
-                tracing::warn!(parent: span, event, "event aborted: its runtime is shutting down");
+                tracing::warn!(parent: span, event, location, "event aborted: its runtime went away before it ended; drain before the runtime is dropped");
             }
         }
     }
 }
 
-/// An event that waits for the end of its exchange, and is its future from then on.
-pub(crate) trait Recorded: Future<Output = ()> + Send {
-    /// Comes before all else: the event has been accepted.
-    fn accepted(self: Pin<&mut Self>, launch: Launch);
-
-    /// None when it has ended.
-    fn ticket(self: Pin<&mut Self>) -> Option<&mut EventTicket<House>>;
-
-    fn is_aborted(&self) -> bool;
-
-    /// Whether it wants to know how the exchange ended.
-    fn asks(&self) -> bool;
-
-    /// Ends the event as aborted before it could start.
-    fn abort(self: Pin<&mut Self>);
-
-    /// The exchange is over, and the ticket knows it. False if the event needs no task, because it has been given a thread.
-    fn begin(self: Pin<&mut Self>, runtime: &runtime::Handle, cause: &Span, exchange: &Exchange) -> bool;
-
-    /// From now on another task polls the event.
-    fn moves_to_another_task(self: Pin<&mut Self>);
+/// An event before it is accepted.
+pub(crate) trait Unaccepted: Send {
+    /// Gives its task.
+    fn accepted(self: Pin<Box<Self>>, ticket: EventTicket<House>, cause: Cause) -> EventTask;
 }
 
-pub(crate) type RecordedEvent = Pin<Box<dyn Recorded>>;
+pub(crate) type UnacceptedEvent = Pin<Box<dyn Unaccepted>>;
 
-/// Those of one exchange, mostly few.
-pub(crate) type RecordedEvents = SmallVec<[RecordedEvent; 4]>;
-
-/// An event whose future is there already.
-pub(crate) fn recorded<F>(future: F) -> RecordedEvent
+/// An event whose future is made when it begins.
+pub(crate) fn unaccepted<M, F>(make: M) -> UnacceptedEvent
 where
+    M: FnOnce() -> F + Send + 'static,
     F: Future + Send + 'static,
     F::Output: EventOutput,
 {
-    Box::pin(Tracked::<fn(&Exchange) -> F, F>::new(Work::Running { future }))
+    Box::pin(Tracked { work: Work::Unmade { make: Some(make) }, running: None })
 }
 
-/// An event whose future is made when it is known how the exchange ended.
-pub(crate) fn recorded_with<M, F>(make: M) -> RecordedEvent
-where
-    M: FnOnce(Exchange) -> F + Send + 'static,
-    F: Future + Send + 'static,
-    F::Output: EventOutput,
-{
-    // What is called here is ours: the user's function runs inside the event.
-    let make = |exchange: &Exchange| {
-        let exchange = exchange.clone();
-        async move { make(exchange).await }
-    };
-    Box::pin(Tracked::new(Work::Unmade { make: Some(make) }))
-}
-
-/// An event that occupies a blocking thread.
-pub(crate) fn recorded_blocking<F, T>(work: F) -> RecordedEvent
+/// The task of an event that occupies a blocking thread: it gives itself one.
+pub(crate) fn tracked_blocking<F, T>(ticket: EventTicket<House>, cause: Cause, work: F) -> EventTask
 where
     F: FnOnce() -> T + Send + 'static,
     T: EventOutput,
 {
-    Box::pin(RecordedBlocking { work: Some(work), running: None })
-}
-
-/// Runs the events of one exchange.
-pub(crate) fn spawn_all(runtime: &runtime::Handle, mut events: RecordedEvents) {
-    if events.len() == 1 {
-        events.pop().map(|event| runtime.spawn(event));
-    } else if !events.is_empty() {
-        events.reverse();
-        runtime.spawn(FirstPolls { events });
-    }
-}
-
-/// Polls each of a few events once. One that is not ready then gets a task of its own, so that none waits for another
-/// after that; the last one stays. Most events of one exchange that are short cost one task together.
-struct FirstPolls {
-    /// The next one last.
-    events: RecordedEvents,
-}
-
-impl Future for FirstPolls {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        while let Some(event) = self.events.last_mut() {
-            let is_pending = event.as_mut().poll(cx).is_pending();
-            if is_pending && self.events.len() == 1 {
-                return Poll::Pending;
-            }
-            let event = self.events.pop().filter(|_| is_pending);
-            if let Some(mut event) = event {
-                event.as_mut().moves_to_another_task();
-                tokio::spawn(event);
-            }
-        }
-        Poll::Ready(())
-    }
+    Box::pin(ToThread(Some((work, Running::new(ticket, cause)))))
 }
 
 pin_project! {
@@ -359,36 +353,36 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             if let Some(running) = this.running.take() {
-                let _ = running.enter(|| this.work.set(Work::Over));
-                running.end(Verdict::Dropped);
+                running.abandon(|| this.work.set(Work::Over));
             }
         }
     }
 }
 
-impl<M, F> Tracked<M, F> {
-    fn new(work: Work<M, F>) -> Self {
-        Self { work, running: None }
-    }
-}
-
 impl<M, F> Future for Tracked<M, F>
 where
+    M: FnOnce() -> F,
     F: Future,
     F::Output: EventOutput,
 {
-    type Output = ();
+    type Output = Option<EventTicket<House>>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let Some(running) = this.running else {
-            return Poll::Ready(());
+            return Poll::Ready(None);
         };
+        running.begin();
         // The order of these questions decides which ending wins.
         let mut verdict = if running.ticket.is_aborted() {
             Some(Verdict::Aborted)
         } else {
             let returned = running.enter(|| {
+                if let WorkProjection::Unmade { make } = this.work.as_mut().project() {
+                    if let Some(future) = make.take().map(|make| make()) {
+                        this.work.set(Work::Running { future });
+                    }
+                }
                 let WorkProjection::Running { future } = this.work.as_mut().project() else {
                     return Poll::Pending;
                 };
@@ -426,140 +420,58 @@ where
                 verdict = Verdict::Panicked(panic);
             }
         }
-        if let Some(running) = this.running.take() {
-            running.end(verdict);
-        }
-        Poll::Ready(())
+        Poll::Ready(this.running.take().map(|running| running.end(verdict)))
     }
 }
 
-impl<M, F> Recorded for Tracked<M, F>
+impl<M, F> Unaccepted for Tracked<M, F>
 where
-    M: FnOnce(&Exchange) -> F + Send,
-    F: Future + Send,
+    M: FnOnce() -> F + Send + 'static,
+    F: Future + Send + 'static,
     F::Output: EventOutput,
 {
-    fn accepted(self: Pin<&mut Self>, launch: Launch) {
-        *self.project().running = Some(launch.limited());
-    }
-
-    fn ticket(self: Pin<&mut Self>) -> Option<&mut EventTicket<House>> {
-        self.project().running.as_mut().map(|running| &mut running.ticket)
-    }
-
-    fn is_aborted(&self) -> bool {
-        self.running.as_ref().is_some_and(|running| running.ticket.is_aborted())
-    }
-
-    fn asks(&self) -> bool {
-        matches!(self.work, Work::Unmade { .. })
-    }
-
-    fn abort(self: Pin<&mut Self>) {
-        let mut this = self.project();
-        if let Some(running) = this.running.take() {
-            running.abort(|| this.work.set(Work::Over));
-        }
-    }
-
-    fn begin(self: Pin<&mut Self>, _runtime: &runtime::Handle, cause: &Span, exchange: &Exchange) -> bool {
-        let mut this = self.project();
-        let Some(running) = this.running else {
-            return false;
-        };
-        running.begin(cause);
-        let make = match this.work.as_mut().project() {
-            WorkProjection::Unmade { make } => make.take(),
-            WorkProjection::Running { .. } | WorkProjection::Over => None,
-        };
-        if let Some(make) = make {
-            this.work.set(Work::Running { future: make(exchange) });
-        }
-        true
-    }
-
-    fn moves_to_another_task(self: Pin<&mut Self>) {
-        if let Some(running) = self.project().running {
-            running.ticket.release();
-        }
+    fn accepted(mut self: Pin<Box<Self>>, ticket: EventTicket<House>, cause: Cause) -> EventTask {
+        *self.as_mut().project().running = Some(Running::limited(ticket, cause));
+        self
     }
 }
 
 /// A blocking event that has not started.
-struct RecordedBlocking<W> {
-    work: Option<W>,
-    running: Option<Running>,
-}
+struct ToThread<W>(Option<(W, Running)>);
 
 /// Nothing in it is pinned.
-impl<W> Unpin for RecordedBlocking<W> {}
+impl<W> Unpin for ToThread<W> {}
 
-/// It has nothing to poll: when it begins it is given a thread.
-impl<W> Future for RecordedBlocking<W> {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<()> {
-        Poll::Ready(())
-    }
-}
-
-impl<W, T> Recorded for RecordedBlocking<W>
+impl<W, T> Future for ToThread<W>
 where
     W: FnOnce() -> T + Send + 'static,
     T: EventOutput,
 {
-    fn accepted(mut self: Pin<&mut Self>, launch: Launch) {
-        self.running = Some(launch.unlimited());
-    }
+    type Output = Option<EventTicket<House>>;
 
-    fn ticket(self: Pin<&mut Self>) -> Option<&mut EventTicket<House>> {
-        self.get_mut().running.as_mut().map(|running| &mut running.ticket)
-    }
-
-    fn is_aborted(&self) -> bool {
-        self.running.as_ref().is_some_and(|running| running.ticket.is_aborted())
-    }
-
-    fn asks(&self) -> bool {
-        false
-    }
-
-    fn abort(mut self: Pin<&mut Self>) {
-        let work = self.work.take();
-        if let Some(running) = self.running.take() {
-            running.abort(|| drop(work));
-        }
-    }
-
-    fn begin(mut self: Pin<&mut Self>, runtime: &runtime::Handle, cause: &Span, _exchange: &Exchange) -> bool {
-        if let (Some(mut running), Some(work)) = (self.running.take(), self.work.take()) {
-            running.begin(cause);
+    fn poll(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some((work, running)) = self.0.take() {
             // If it panics because no thread can be started the event has been dropped, and counted as aborted.
-            let _ = contain(|| spawn_blocking(runtime, work, running));
+            let _ = contain(|| {
+                let blocking = blocking(work, running);
+                runtime::Handle::current().spawn_blocking(move || blocking.run())
+            });
         }
-        false
+        Poll::Ready(None)
     }
-
-    fn moves_to_another_task(self: Pin<&mut Self>) {}
 }
 
-impl<W> Drop for RecordedBlocking<W> {
+impl<W> Drop for ToThread<W> {
     fn drop(&mut self) {
-        if let Some(running) = self.running.take() {
-            let work = self.work.take();
-            let _ = running.enter(|| drop(work));
-            running.end(Verdict::Dropped);
+        if let Some((work, running)) = self.0.take() {
+            running.abandon(|| drop(work));
         }
     }
 }
 
-fn spawn_blocking<F, T>(runtime: &runtime::Handle, work: F, running: Running)
-where
-    F: FnOnce() -> T + Send + 'static,
-    T: EventOutput,
-{
-    let blocking = Blocking(Queued::new(work, running));
-    runtime.spawn_blocking(move || blocking.run());
+fn blocking<F: Send + 'static>(work: F, mut running: Running) -> Blocking<F> {
+    running.begin();
+    Blocking(Queued::new(work, running))
 }
 
 /// The closure of a blocking event with its ticket, until it has a thread.
@@ -576,7 +488,7 @@ impl<F: Send + 'static> Queued<F> {
             drop(place);
         } else {
             drop(place);
-            running.abort(|| drop(work));
+            running.abandon(|| drop(work));
         }
         queued
     }
@@ -596,7 +508,7 @@ impl<F> Queued<F> {
 impl<F: Send + 'static> Wake for Queued<F> {
     fn wake(self: Arc<Self>) {
         if let Some((work, running)) = self.take() {
-            running.abort(|| drop(work));
+            running.abandon(|| drop(work));
         }
     }
 }
@@ -618,15 +530,14 @@ where
             Ok(result) => Verdict::Returned(result),
             Err(panic) => Verdict::Panicked(panic),
         };
-        running.end(verdict);
+        drop(running.end(verdict));
     }
 }
 
 impl<F> Drop for Blocking<F> {
     fn drop(&mut self) {
         if let Some((work, running)) = self.0.take() {
-            let _ = running.enter(|| drop(work));
-            running.end(Verdict::Dropped);
+            running.abandon(|| drop(work));
         }
     }
 }

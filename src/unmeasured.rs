@@ -7,10 +7,6 @@ use crate::{refused::Refused, snapshot::Ending};
 pub(crate) struct Began;
 
 impl Began {
-    pub(crate) fn not_yet() -> Self {
-        Self
-    }
-
     pub(crate) fn now() -> Self {
         Self
     }
@@ -24,7 +20,7 @@ pub(crate) fn ended_many(_event: &'static str, _ending: Ending, _count: u64) {}
 
 pub(crate) fn panicked_in_place(_event: &'static str) {}
 
-pub(crate) fn ended(_event: impl FnOnce() -> &'static str, _ending: Ending, _began: &Began) {}
+pub(crate) fn ended(_event: impl FnOnce() -> &'static str, _ending: Ending, _began: Option<Began>) {}
 
 pub(crate) fn refused(_event: &'static str, _refused: Refused) {}
 

@@ -20,6 +20,8 @@ mod entry;
 #[allow(dead_code, reason = "the ledger needs a part of it")]
 #[path = "../../src/lane.rs"]
 mod lane;
+#[path = "../../src/line.rs"]
+mod line;
 #[allow(dead_code, reason = "the ledger needs a part of it")]
 #[path = "../../src/refused.rs"]
 mod refused;
@@ -75,6 +77,10 @@ pub mod seeded {
         grant_to_one_who_left_is_forgotten
         grant_that_was_not_taken_is_forgotten
         poll_forgets_who_polls_again
+        abort_forgets_what_is_recorded
+        recorded_after_an_abort_is_kept
+        take_sends_nobody
+        end_and_take_wakes_nobody
     }
 }
 

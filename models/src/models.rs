@@ -14,18 +14,40 @@ use loom::{
     thread,
 };
 
-use super::ledger::{EventTicket, IdleWait, Ledger, Look, NewEvent, PermitTicket, Room, RoomWait, ShardRef, Waiter};
+use super::ledger::{
+    Context, EventTicket, IdleWait, Ledger, Look, NewEvent, PermitTicket, Room, RoomWait, ShardRef, Starts, Waiter,
+};
 use crate::{
     Depth, Order,
     entry::{Nanos, Stage},
     explore,
     lane::{Gate, Lane, LaneBook, LockedLane},
+    line::Taken,
     refused::Refused,
     snapshot::{Ending, Snapshot},
 };
 
 type Shard = Arc<ShardRef<()>>;
 type Event = EventTicket<()>;
+
+impl Context for () {
+    type Starting = Starting;
+
+    fn now(&self) -> Nanos {
+        0
+    }
+
+    fn has_room_again(&self) {}
+}
+
+/// An event that has not been polled.
+pub(crate) struct Starting(Event);
+
+impl Starts for Starting {
+    fn is_at_home(&self) -> bool {
+        true
+    }
+}
 
 /// A ledger, and what has been seen of it. What is seen is outside of the model: it is true at the instant.
 #[derive(Clone)]
@@ -44,7 +66,7 @@ const SEEN: sync::atomic::Ordering = sync::atomic::Ordering::SeqCst;
 
 impl World {
     fn new(capacity: u32) -> Self {
-        let ledger = Ledger::new(capacity, 2, (), |()| {}, |()| 0);
+        let ledger = Ledger::new(capacity, 2, ());
         let refs = ledger.shard_refs();
         Self {
             shards: [Arc::clone(&refs[0]), Arc::clone(&refs[1])],
@@ -94,7 +116,7 @@ impl World {
     fn end(&self, ticket: Event) {
         self.expect(!self.is_drained(), "the drain was over while an event was pending");
         self.held.fetch_sub(1, SEEN);
-        ticket.end(Ending::Completed);
+        drop(ticket.ended(Ending::Completed));
     }
 
     fn look_at_the_counts(&self, capacity: u64) -> Snapshot {
@@ -280,9 +302,9 @@ pub fn admission_against_drain() {
         let exchange = thread::spawn({
             let (world, notes) = (world.clone(), notes.clone());
             move || {
-                let Ok(request) = world.shards[0].open_request(0, || Waker::noop().clone()) else { return };
+                let Ok(request) = world.shards[0].open_request(0) else { return };
                 let ticket = world.must_accept(1);
-                world.shards[0].close_request(request);
+                world.shards[0].close_request(&request);
                 notes.write(0);
                 ticket.into_iter().for_each(|ticket| world.end(ticket));
             }
@@ -437,7 +459,9 @@ pub fn conservation() {
             move || {
                 let permit = world.shards[0].reserve(Location::caller(), 0);
                 world.expect(permit.is_ok(), "there was room");
-                permit.into_iter().for_each(|permit| permit.accept(event()).end(Ending::Failed));
+                // It becomes an event of another shard.
+                let event = |permit: PermitTicket<()>| permit.accept(&world.shards[1], event());
+                permit.into_iter().for_each(|permit| drop(event(permit).ended(Ending::Failed)));
             }
         });
         let dropped = thread::spawn({
@@ -481,7 +505,7 @@ pub fn four_takers_who_give_back() {
             let Ok(ticket) = world.shards[shard].accept(event()) else { return };
             world.expect(world.held.fetch_add(1, SEEN) < 2, "there is more than the capacity allows");
             world.held.fetch_sub(1, SEEN);
-            ticket.end(Ending::Completed);
+            drop(ticket.ended(Ending::Completed));
         };
         let takers = [0, 1, 0].map(|shard| {
             let world = world.clone();
@@ -515,7 +539,7 @@ pub fn room_in_another_shard() {
 fn poll_event(mut ticket: Event, task: &mut Task) -> Option<Event> {
     let waker = task.waker();
     if ticket.is_aborted() || !ticket.hold(&waker) {
-        ticket.end(Ending::Aborted);
+        drop(ticket.ended(Ending::Aborted));
         return None;
     }
     Some(ticket)
@@ -528,10 +552,7 @@ pub fn abort_against_hold() {
         let ticket = world.accept(1);
         let running = thread::spawn(move || {
             let mut task = Task::default();
-            let ticket = ticket.and_then(|mut ticket| {
-                EventTicket::start_all([&mut ticket].into_iter(), None);
-                poll_event(ticket, &mut task)
-            });
+            let ticket = ticket.and_then(|ticket| poll_event(ticket, &mut task));
             (ticket, task)
         });
         world.ledger.abort();
@@ -546,45 +567,19 @@ pub fn abort_against_hold() {
     });
 }
 
-/// The book of an exchange, as in `src/record.rs`.
-#[derive(Default)]
-struct Record(Mutex<Vec<Event>>);
-
-impl Record {
-    fn add(&self, ticket: Event) {
-        let mut book = self.0.lock().unwrap();
-        if ticket.is_aborted() {
-            drop(book);
-            ticket.end(Ending::Aborted);
-        } else {
-            book.push(ticket);
-        }
-    }
-}
-
-impl Wake for Record {
-    fn wake(self: Arc<Self>) {
-        let mut book = self.0.lock().unwrap();
-        let (aborted, kept): (Vec<_>, _) = book.drain(..).partition(Event::is_aborted);
-        *book = kept;
-        drop(book);
-        aborted.into_iter().for_each(|ticket| ticket.end(Ending::Aborted));
-    }
-}
-
 /// An event that is recorded while an abort comes ends, unless it was accepted after the abort; two aborts are as one.
 pub fn abort_against_record() {
     explore("abort against record", Depth::All, || {
         let world = World::new(2);
-        let record = Arc::new(Record::default());
-        let Ok(request) = world.shards[1].open_request(0, || Waker::from(Arc::clone(&record))) else {
-            panic!("the house is open")
-        };
+        let Ok(request) = world.shards[1].open_request(0) else { panic!("the house is open") };
+        let request = Arc::new(request);
         let recording = thread::spawn({
-            let (world, record) = (world.clone(), Arc::clone(&record));
+            let (world, request) = (world.clone(), Arc::clone(&request));
             move || {
-                let ticket = world.accept(1);
-                ticket.into_iter().for_each(|ticket| record.add(ticket));
+                if let Some(ticket) = world.accept(1) {
+                    let id = ticket.id();
+                    world.shards[1].record(Some(&request), || false, id, Starting(ticket));
+                }
             }
         });
         let aborting = thread::spawn({
@@ -594,18 +589,84 @@ pub fn abort_against_record() {
         world.ledger.abort();
         recording.join().unwrap();
         aborting.join().unwrap();
-        let kept = std::mem::take(&mut *record.0.lock().unwrap());
-        assert!(!kept.iter().any(Event::is_aborted), "nobody woke the holder of an event that is to be aborted");
-        let now = world.ledger.snapshot();
-        assert_eq!(
-            (now.pending, now.aborted),
-            (kept.len() as u64, 1 - kept.len() as u64),
-            "an event has not one ending"
+        // One that began at once is aborted when it is polled.
+        let mut task = Task::default();
+        let begun = world.shards[1].take(false).event;
+        assert!(
+            begun.is_none_or(|Starting(ticket)| poll_event(ticket, &mut task).is_none()),
+            "an event begins too early"
         );
-        drop(kept);
-        world.shards[1].close_request(request);
-        assert_eq!(Arc::strong_count(&record), 1, "a holder is kept");
+        let now = world.ledger.snapshot();
+        world.shards[1].start_recorded(&request, None);
+        let kept = world.shards[1].take(false).event;
+        let count = u64::from(kept.is_some());
+        assert!(!kept.is_some_and(|Starting(ticket)| ticket.is_aborted()), "an abort has left an event");
+        assert_eq!((now.pending, now.aborted), (count, 1 - count), "an event has not one ending");
+        world.shards[1].close_request(&request);
         world.check_empty(2);
+    });
+}
+
+/// Two events begin. The task that was sent for one of them is dropped, that for the other is kept by the event that it
+/// takes: no event is left without a task.
+pub fn starts_against_tasks() {
+    explore("starts against tasks", Depth::All, || {
+        let world = World::new(4);
+        let comes = thread::spawn({
+            let world = world.clone();
+            move || {
+                let begun = world.shards[0].accept_and_start(event(), Starting).ok().map(|begun| begun.due);
+                come(&world, begun.unwrap_or(0))
+            }
+        });
+        let begun = world.shards[0].accept_and_start(event(), Starting).ok().map(|begun| begun.due);
+        for _ in 0..begun.unwrap_or(0) {
+            drop(world.shards[0].give_up());
+        }
+        let kept = comes.join().unwrap();
+        let now = world.ledger.snapshot();
+        assert_eq!(now.pending, kept.len() as u64, "an event has no task");
+        drop(kept);
+        world.check_empty(4);
+    });
+}
+
+/// So many tasks come, and those that they send for. Each is kept by the event that it takes.
+fn come(world: &World, tasks: usize) -> Vec<Starting> {
+    let mut kept = Vec::new();
+    for _ in 0..tasks {
+        let Taken { event, due, .. } = world.shards[0].take(true);
+        kept.extend(event);
+        kept.extend(come(world, due));
+    }
+    kept
+}
+
+/// An event ends, its task takes the next one, and a drain looks.
+pub fn end_and_take_against_drain() {
+    explore("end and take against drain", Depth::All, || {
+        let world = World::new(4);
+        let due: usize = (0..2)
+            .filter_map(|_| world.shards[0].accept_and_start(event(), Starting).ok())
+            .map(|begun| begun.due)
+            .sum();
+        assert_eq!(due, 2, "a second event sends for another task");
+        world.accepted.store(2, SEEN);
+        let running = thread::spawn({
+            let world = world.clone();
+            move || {
+                let mut next = world.shards[0].take(true).event;
+                while let Some(Starting(ticket)) = next {
+                    world.expect(!world.is_drained(), "the drain was over while an event was pending");
+                    next = world.shards[0].end_and_take(ticket.ended(Ending::Completed)).event;
+                }
+            }
+        });
+        let mut drain = Drain::new(&world, Settle::None);
+        drain.poll_twice();
+        running.join().unwrap();
+        drain.finish();
+        world.check_drained();
     });
 }
 

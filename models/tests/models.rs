@@ -65,3 +65,9 @@ fn what_is_sent_to_a_sink_is_an_event_like_any_other() {
     models::counts_of_a_lane();
     models::wait_against_lane();
 }
+
+#[test]
+fn an_event_that_begins_has_a_task_and_ends_once() {
+    models::starts_against_tasks();
+    models::end_and_take_against_drain();
+}

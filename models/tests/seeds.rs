@@ -157,3 +157,27 @@ fn a_count_of_the_lanes_before_the_shards_is_found() {
 fn a_lane_that_reaches_no_wait_is_found() {
     seeded::lane_reaches_no_wait::models::wait_against_lane();
 }
+
+#[test]
+#[should_panic(expected = "an abort has left an event")]
+fn an_abort_that_forgets_what_is_recorded_is_found() {
+    seeded::abort_forgets_what_is_recorded::models::abort_against_record();
+}
+
+#[test]
+#[should_panic(expected = "an abort has left an event")]
+fn an_event_that_is_recorded_after_its_abort_is_found() {
+    seeded::recorded_after_an_abort_is_kept::models::abort_against_record();
+}
+
+#[test]
+#[should_panic(expected = "an event has no task")]
+fn a_line_to_which_nobody_is_sent_is_found() {
+    seeded::take_sends_nobody::models::starts_against_tasks();
+}
+
+#[test]
+#[should_panic(expected = "nobody woke the drain")]
+fn an_end_that_takes_the_next_and_wakes_nobody_is_found() {
+    seeded::end_and_take_wakes_nobody::models::end_and_take_against_drain();
+}

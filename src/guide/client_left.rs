@@ -13,7 +13,7 @@
 //!
 //! # In the handler: where it stands decides
 //!
-//! A handler is dropped at one of its `.await`s. Behind it nothing is recorded. So record an event beside the act that it
+//! A handler is dropped at one of its `.await`s. What stands after it is not recorded. So record an event beside the act that it
 //! belongs to, with no `.await` in between:
 //!
 //! ```

@@ -8,18 +8,18 @@
 //!
 //! # Log lines
 //!
-//! They are written through [`tracing`](https://docs.rs/tracing), with the target `tower_track_events`.
+//! They are written through [`tracing`](https://docs.rs/tracing), with targets that begin with `tower_track_events`.
 //!
 //! | level | line | when |
 //! |---|---|---|
-//! | `ERROR` | `event failed`, with `error` | an event returned an `Err` |
-//! | `ERROR` | `event panicked`, with `panic` | an event panicked |
-//! | `ERROR` | `event timed out`, with `limit` | an event ran longer than [`event_timeout`] |
-//! | `ERROR` | `observer of an exchange panicked`, with `panic` | it, or the closure that makes it |
+//! | `ERROR` | `event failed`, with `error` and the `location` where it was recorded | an event returned an `Err` |
+//! | `ERROR` | `event panicked`, with `panic`, `location` | an event panicked |
+//! | `ERROR` | `event timed out`, with `limit`, `location` | an event ran longer than [`event_timeout`] |
+//! | `ERROR` | `observer panicked; the request was served`, with `panic` | it, or the closure that makes it |
 //! | `ERROR` | `events were not delivered, and are ..`, with `events`, `error` | their sink has not taken them, and is not asked again |
-//! | `ERROR` | `events were lost to a panic`, with `panic` | of the closure to which they were handed over |
+//! | `ERROR` | `` `on_undelivered` panicked: what it has not stored is lost``, with `panic` | the closure to which they were handed over |
 //! | `WARN` | `batch not delivered, and will be tried again`, with `attempt`, `error`, `again_in` | a sink failed, panicked, or took too long |
-//! | `WARN` | `event aborted` | by [`abort`], or because its runtime is shutting down |
+//! | `WARN` | `event aborted ..`, with `location` | by [`abort`], or because its runtime went away |
 //! | `WARN` | `events are refused: ..` | the house, or the queue of a sink, is full, once an episode |
 //! | `WARN` | `event runs without its time limit: ..` | its runtime has no timer |
 //! | `INFO` | `events are accepted again: ..` | that episode is over: a quarter of the capacity is free |
@@ -41,7 +41,7 @@
 //! # Metrics
 //!
 //! The feature `metrics` counts for the [`metrics`](https://docs.rs/metrics) facade. Without the feature there is no code
-//! for it; without a recorder an event costs a few nanoseconds more. A recorder of size zero is taken for none.
+//! for it; without a recorder an event costs the question whether there is one. A recorder of size zero is taken for none.
 //!
 //! | name | kind | labels |
 //! |---|---|---|

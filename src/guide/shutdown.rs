@@ -219,8 +219,10 @@
 //! handle.begin_drain();
 //! drop(listener);
 //! let _ = timeout_at(at(12), graceful.shutdown()).await;
-//! let report = handle.drain_until(sleep_until(at(20))).await?;
-//! # println!("{report}");
+//! match handle.drain_until(sleep_until(at(20))).await {
+//!     Ok(report) => println!("{report}"),
+//!     Err(error) => eprintln!("{error}"),
+//! }
 //! # Ok(()) }
 //! ```
 //!
@@ -256,8 +258,10 @@
 //! sleep_until(signalled + Duration::from_secs(5)).await;
 //! server.graceful_shutdown(Some(Duration::from_secs(12)));
 //! serving.await??;
-//! let report = handle.drain_until(sleep_until(signalled + Duration::from_secs(25))).await?;
-//! # println!("{report}");
+//! match handle.drain_until(sleep_until(signalled + Duration::from_secs(25))).await {
+//!     Ok(report) => println!("{report}"),
+//!     Err(error) => eprintln!("{error}"),
+//! }
 //! # Ok(()) }
 //! ```
 //!
@@ -295,8 +299,10 @@
 //! sleep_until(at(5)).await;
 //! drop(stop);
 //! let _ = timeout_at(at(17), server).await;
-//! let report = handle.drain_until(sleep_until(at(25))).await?;
-//! # println!("{report}");
+//! match handle.drain_until(sleep_until(at(25))).await {
+//!     Ok(report) => println!("{report}"),
+//!     Err(error) => eprintln!("{error}"),
+//! }
 //! # Ok(()) }
 //! ```
 //!

@@ -54,7 +54,7 @@
 //! in order, to be spilled to a file, say. The drain is then cut short, and names it:
 //!
 //! ```text
-//! drain cut short after 5.0 s: order.created x512 undelivered and handed over (src/main.rs:40:12; last error: connection
+//! drain cut short 5.0 s after the signal: order.created x512 undelivered and handed over (src/main.rs:40:12; last error: connection
 //! refused); 9000 events accepted, 8488 completed, 512 failed (order.created: 512 failed); 700 ended since the drain began
 //! ```
 //!

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio_test::{assert_pending, assert_ready, task};
 use tower::{Layer, Service, service_fn};
 use tower_track_events::{
-    Exchange, Overflow, Permit, Refused, ResponseBody, ResponseFuture, TrackEventsHandle, TrackEventsLayer,
+    DrainError, Exchange, Overflow, Permit, Refused, ResponseBody, ResponseFuture, TrackEventsHandle, TrackEventsLayer,
 };
 
 use crate::support::{Counter, assert_conserved, drain, settle};
@@ -263,4 +263,30 @@ async fn an_abort_frees_the_room_that_others_wait_for() {
     settle().await;
     drop(assert_ready!(future.poll()).unwrap());
     told.await.unwrap();
+}
+
+#[tokio::test]
+async fn room_that_another_thread_gives_back_is_accounted_for_with_its_request() {
+    let (house, permits) = House::full(1, Overflow::Wait(LIMIT));
+    drop(permits);
+    // New threads one after the other: some of them have another part of the ledger than this one.
+    for ended in 1..=8 {
+        let reserving = house.handle.clone();
+        let permit = std::thread::spawn(move || reserving.reserve().unwrap()).join().unwrap();
+        let mut waiting = house.call("/");
+        assert_pending!(waiting.poll());
+        drop(permit);
+        let response = answered(&mut waiting);
+        let now = house.handle.snapshot();
+        assert_eq!((now.open_requests, now.pending, now.reserved), (1, 1, 0));
+        drop(response);
+        assert_eq!(house.handle.snapshot().open_requests, 0);
+        let Err(DrainError::CutShort(unfinished)) = house.handle.drain(Duration::ZERO).await else {
+            panic!("an event is pending");
+        };
+        assert_eq!((unfinished.events[0].name, unfinished.events[0].started), ("audit", true));
+        settle().await;
+        assert_eq!((house.fired.get(), house.handle.snapshot().completed), (ended, ended as u64));
+    }
+    drain(&house.handle).await;
 }

@@ -4,7 +4,8 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
     },
     time::Duration,
 };
@@ -13,16 +14,21 @@ use http::{Request, Response};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_track_events::{Refused, TrackEventsHandle, TrackEventsLayer};
 use tracing::{
-    Event, Metadata, Subscriber,
+    Event, Instrument, Metadata, Subscriber,
     span::{Attributes, Id, Record},
 };
+use tracing_subscriber::{
+    layer::{Context, SubscriberExt},
+    util::SubscriberInitExt,
+};
 
-use crate::support::{Answer, Script, Seen, drain};
+use crate::support::{Answer, OnDrop, Script, Seen, drain};
 
 #[derive(Clone, Copy, PartialEq)]
 enum At {
     Event,
     Span,
+    Enter,
 }
 
 /// A subscriber that panics at one of its methods while it is armed.
@@ -53,7 +59,10 @@ impl Subscriber for Panicking {
 
     fn record(&self, _: &Id, _: &Record<'_>) {}
     fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn enter(&self, _: &Id) {}
+    fn enter(&self, _: &Id) {
+        assert!(!self.is_due(At::Enter), "at an entry");
+    }
+
     fn exit(&self, _: &Id) {}
 }
 
@@ -90,9 +99,26 @@ async fn a_span_that_panics_does_not_keep_an_event_from_starting() {
     let response = seen.layer(&handle).layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap();
     armed.store(true, Ordering::Relaxed);
     drop(response);
+    // The span is made when the event begins.
+    let report = drain(&handle).await;
     armed.store(false, Ordering::Relaxed);
-    assert!(drain(&handle).await.all_completed());
+    assert!(report.all_completed());
     seen.only();
+}
+
+#[tokio::test]
+async fn an_entry_into_a_span_that_panics_does_not_keep_an_event_from_running() {
+    let (_default, armed) = panicking(At::Enter);
+    let handle = TrackEventsHandle::builder().settle(Duration::ZERO).build().unwrap();
+    let pending = Arc::new(AtomicU64::new(u64::MAX));
+    let (seen, watched) = (Arc::clone(&pending), handle.clone());
+    let held = OnDrop::new(move || seen.store(watched.snapshot().pending, Ordering::Relaxed));
+    handle.track("runs", async move { drop(held) }).unwrap();
+    armed.store(true, Ordering::Relaxed);
+    let report = drain(&handle).await;
+    armed.store(false, Ordering::Relaxed);
+    assert!(report.all_completed());
+    assert_eq!(pending.load(Ordering::Relaxed), 1, "it ends when what it owns is gone");
 }
 
 #[tokio::test]
@@ -137,4 +163,62 @@ async fn debug_of_events_lets_its_writer_track() {
     }));
     drop(service.oneshot(Request::new(())).await.unwrap());
     assert!(drain(&handle).await.all_completed());
+}
+
+/// Looks at the handle whenever it is called: that takes all locks.
+struct Looking(TrackEventsHandle);
+
+impl<S: Subscriber> tracing_subscriber::Layer<S> for Looking {
+    fn on_new_span(&self, _: &Attributes<'_>, _: &Id, _: Context<'_, S>) {
+        self.0.snapshot();
+    }
+
+    fn on_follows_from(&self, _: &Id, _: &Id, _: Context<'_, S>) {
+        self.0.snapshot();
+    }
+
+    fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+        self.0.snapshot();
+    }
+
+    fn on_enter(&self, _: &Id, _: Context<'_, S>) {
+        self.0.snapshot();
+    }
+
+    fn on_close(&self, _: Id, _: Context<'_, S>) {
+        self.0.snapshot();
+    }
+}
+
+#[test]
+fn no_subscriber_is_called_under_a_lock() {
+    let (done, is_done) = mpsc::channel();
+    // In a thread of its own: under a lock it would never end.
+    let looking = move || {
+        let handle = TrackEventsHandle::builder().capacity(8).settle(Duration::ZERO).build().unwrap();
+        let _default = tracing_subscriber::registry().with(Looking(handle.clone())).set_default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let seen = Seen::default();
+            let service = seen.layer(&handle).layer(service_fn(|request: Request<()>| async move {
+                let events = tower_track_events::Events::from_extensions(request.extensions()).unwrap();
+                events.track("completes", async {}).unwrap();
+                events.track("fails", async { Err::<(), _>("an error") }).unwrap();
+                events.track_blocking("blocks", || ()).unwrap();
+                events.reserve().unwrap().track("permitted", async {});
+                events.handle().track("at once", std::future::pending::<()>()).unwrap();
+                Answer::Ok(Response::new(Script::empty()))
+            }));
+            let response = service.oneshot(Request::new(())).instrument(tracing::info_span!("request"));
+            drop(response.await.unwrap());
+            tokio::task::yield_now().await;
+            while handle.track("until it is full", std::future::pending::<()>()).is_ok() {}
+            handle.abort();
+            let report = drain(&handle).await;
+            assert_eq!((report.endings.failed, report.endings.panicked), (1, 0));
+        });
+        done.send(()).unwrap();
+    };
+    std::thread::spawn(looking);
+    is_done.recv_timeout(Duration::from_secs(20)).expect("nobody waits for a lock, and nothing fails");
 }

@@ -23,7 +23,7 @@ async fn a_report_is_one_line_that_accounts_for_every_event() {
     let report = drain(&handle).await;
     assert_eq!(
         report.to_string(),
-        "drained in 1.2 s: 4 events accepted, 1 completed, 2 failed, 1 panicked \
+        "drained 1.2 s after the signal: 4 events accepted, 1 completed, 2 failed, 1 panicked \
          (audit: 1 failed, 1 panicked; mail: 1 failed); 3 ended since the drain began"
     );
     assert_eq!(handle.track("late", async {}), Err(Refused::Drained));
@@ -38,7 +38,10 @@ async fn a_clean_report_is_short() {
     handle.track("order.created", async {}).unwrap();
     tokio::time::advance(Duration::from_millis(250)).await;
     let report = drain(&handle).await;
-    assert_eq!(report.to_string(), "drained in 250 ms: 1 event accepted, 1 completed; 1 ended since the drain began");
+    assert_eq!(
+        report.to_string(),
+        "drained 250 ms after the signal: 1 event accepted, 1 completed; 1 ended since the drain began"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -78,8 +81,8 @@ async fn a_drain_that_was_cut_short_says_what_was_open_how_old_and_from_where() 
     assert_eq!(
         error.to_string(),
         format!(
-            "drain cut short after 5.0 s: 1 request open (oldest 65.0 s), 1 guard held (oldest 65.0 s, {}), \
-             1 permit held (oldest 5.0 s, {}), audit x1 waiting for its request (oldest 65.0 s, {}), \
+            "drain cut short 5.0 s after the signal: 1 request open (oldest 65.0 s), 1 guard held (oldest 65.0 s, {}), \
+             1 permit held (oldest 5.0 s, {}), audit x1 waiting for the response (oldest 65.0 s, {}), \
              order.created x3 running (oldest 5.0 s, {}); 5 events accepted, 1 completed; 1 ended since the drain began",
             at(guards),
             at(permits),
@@ -98,9 +101,12 @@ fn the_other_errors_say_what_to_do() {
     );
     assert_eq!(
         DrainError::NoTimer.to_string(),
-        "drain needs a tokio runtime with timers: enable them with `enable_time`, or pass a limit of zero"
+        "drain needs a tokio runtime with timers for its limit and its settle time: enable them with `enable_time`"
     );
-    assert_eq!(Refused::Full.to_string(), "refused: as many events are pending as the capacity allows");
+    assert_eq!(
+        Refused::Full.to_string(),
+        "refused: as many events are pending as the capacity allows; try again when some have ended"
+    );
     assert_eq!(
         Refused::NoRuntime.to_string(),
         "refused: there is no tokio runtime to run the event on: track it inside one, or give one to the builder of the \

@@ -395,7 +395,7 @@ async fn without_a_taker_events_stay_pending_and_are_named() {
     let events = &unfinished.events[0];
     assert_eq!((events.name, events.count, events.queued, events.started), ("row", 3, true, false));
     assert_eq!(events.oldest, Duration::from_secs(1));
-    assert!(error.to_string().contains("row x3 waiting for their sink (oldest 1.0 s, tests/it/sink.rs:"), "{error}");
+    assert!(error.to_string().contains("row x3 queued for the sink (oldest 1.0 s, tests/it/sink.rs:"), "{error}");
 
     store.release.notify_one();
     assert!(drain(&handle).await.all_completed());

@@ -1,19 +1,21 @@
-//! The events of one exchange share a task until each has been polled once, and nothing else.
+//! Events that start together share a task until one waits, and nothing else.
 
 use std::{
     convert::Infallible,
     future::{pending, ready},
-    sync::{Arc, Mutex},
+    pin::Pin,
+    sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use http::{Request, Response};
 use tokio::{
     runtime,
-    sync::{Notify, oneshot},
+    sync::{Notify, Semaphore, oneshot},
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_track_events::{DrainError, Endings, Events, Exchange, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{DrainError, Endings, Events, Exchange, Outcome, TrackEventsHandle, TrackEventsLayer};
 
 use crate::support::{Counter, OnDrop, Script, drain, settle, unsettled};
 
@@ -45,7 +47,7 @@ async fn each_ends_in_its_own_way() {
 }
 
 #[tokio::test]
-async fn they_are_polled_in_order_and_then_each_by_itself() {
+async fn they_are_polled_in_order_and_each_that_waits_keeps_its_task() {
     let handle = unsettled();
     let order = Arc::new(Mutex::new(Vec::new()));
     let gates = [(); 3].map(|()| Arc::new(Notify::new()));
@@ -70,15 +72,18 @@ async fn they_are_polled_in_order_and_then_each_by_itself() {
         assert_eq!(handle.snapshot().pending, left, "gate {open}");
     }
     let order = order.lock().unwrap().clone();
-    assert!(order[..3].iter().all(|(_, task)| *task == order[0].1), "{order:?}");
-    let mut later: Vec<_> = order[3..].iter().map(|(_, task)| task.to_string()).collect();
-    later.sort();
-    later.dedup();
-    assert_eq!(later.len(), 3, "no two share a task any more: {order:?}");
+    for (number, first) in &order[..3] {
+        let tasks: Vec<_> = order.iter().filter(|(other, _)| other == number).map(|(_, task)| *task).collect();
+        assert_eq!(tasks, [*first; 2], "it stays where it was polled first: {order:?}");
+    }
+    let mut tasks: Vec<_> = order[..3].iter().map(|(_, task)| task.to_string()).collect();
+    tasks.sort();
+    tasks.dedup();
+    assert_eq!(tasks.len(), 3, "no two that wait share a task: {order:?}");
 }
 
 #[tokio::test]
-async fn an_abort_reaches_those_that_have_moved() {
+async fn an_abort_reaches_those_that_wait() {
     let handle = unsettled();
     let dropped = Counter::default();
     exchange(&handle, |events| {
@@ -285,4 +290,115 @@ async fn who_asks_for_the_facts_has_the_times_whoever_recorded_before() {
     drop(response);
     drain(&handle).await;
     assert_eq!(*times.lock().unwrap(), Some((2, 5)));
+}
+
+/// The first one blocks its thread until the last one has run.
+fn first_blocks_for_the_last(count: usize, track: impl Fn(Pin<Box<dyn Future<Output = ()> + Send>>)) {
+    let (tell, told) = mpsc::channel();
+    let told = Mutex::new(told);
+    track(Box::pin(async move {
+        told.lock().unwrap().recv_timeout(Duration::from_secs(20)).expect("the others run meanwhile");
+    }));
+    for number in 1..count {
+        let tell = (number == count - 1).then(|| tell.clone());
+        track(Box::pin(async move { tell.into_iter().for_each(|tell| tell.send(()).unwrap()) }));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_blocks_its_thread_does_not_hold_up_the_others() {
+    for count in [2, 3, 16, 17, 100] {
+        let handle = unsettled();
+        let tracking = handle.clone();
+        // From a task, whose thread polls next what it has spawned last.
+        let task = async move {
+            first_blocks_for_the_last(count, |event| tracking.track("tracked", event).unwrap());
+        };
+        tokio::spawn(task).await.unwrap();
+        let report = drain(&handle).await;
+        assert_eq!((report.endings.completed, report.endings.wrong()), (count as u64, 0), "of {count}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_an_exchange_that_blocks_its_thread_does_not_hold_up_the_others() {
+    for count in [2, 4, 40] {
+        let handle = unsettled();
+        let exchanging = handle.clone();
+        let task = async move {
+            exchange(&exchanging, |events| {
+                first_blocks_for_the_last(count, |event| events.track("recorded", event).unwrap());
+            })
+            .await;
+        };
+        tokio::spawn(task).await.unwrap();
+        let report = drain(&handle).await;
+        assert_eq!((report.endings.completed, report.endings.wrong()), (count as u64, 0), "of {count}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_an_event_has_tracked_and_that_blocks_does_not_hold_up_the_next() {
+    let handle = unsettled();
+    let tracking = handle.clone();
+    let task = async move {
+        let inner = tracking.clone();
+        let first = async move { first_blocks_for_the_last(2, |event| inner.track("tracked", event).unwrap()) };
+        tracking.track("tracks", first).unwrap();
+    };
+    tokio::spawn(task).await.unwrap();
+    let report = drain(&handle).await;
+    assert_eq!((report.endings.completed, report.endings.wrong()), (3, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_that_a_task_has_tracked_do_not_wait_until_it_lets_its_thread_go() {
+    let handle = unsettled();
+    let tracking = handle.clone();
+    let task = async move {
+        let (tell, told) = mpsc::channel();
+        tracking.track("tells", async move { tell.send(()).unwrap() }).unwrap();
+        tracking.track("another", async {}).unwrap();
+        told.recv_timeout(Duration::from_secs(20)).expect("it runs meanwhile");
+    };
+    tokio::spawn(task).await.unwrap();
+    assert_eq!(drain(&handle).await.endings.completed, 2);
+}
+
+#[tokio::test]
+async fn one_that_uses_up_the_turn_of_its_task_leaves_the_next_its_own() {
+    let handle = unsettled();
+    let semaphore = Arc::new(Semaphore::new(1));
+    let greedy = Arc::clone(&semaphore);
+    handle
+        .track("greedy", async move {
+            for _ in 0..1_000 {
+                drop(greedy.acquire().now_or_never());
+            }
+        })
+        .unwrap();
+    handle.track("next", async move { semaphore.acquire().now_or_never().map(drop).ok_or("it is free") }).unwrap();
+    assert_eq!(drain(&handle).await.endings.completed, 2);
+}
+
+#[test]
+fn those_of_another_runtime_begin_in_the_order_in_which_they_were_recorded() {
+    let (home, other) = (runtime::Builder::new_current_thread(), runtime::Builder::new_multi_thread());
+    let [home, other] = [home, other].map(|mut runtime| runtime.worker_threads(1).enable_all().build().unwrap());
+    let handle = unsettled();
+    home.block_on(async { handle.track("at home", async {}).unwrap() });
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let (detached, recording) = (Events::detached(&handle), Arc::clone(&order));
+    let ends = other.spawn(async move {
+        for number in 0..5 {
+            let order = Arc::clone(&recording);
+            let event = async move { order.lock().unwrap().push((number, runtime::Handle::current().id())) };
+            detached.events().track("elsewhere", event).unwrap();
+        }
+        detached.end(Exchange::new(Outcome::Complete));
+    });
+    other.block_on(ends).unwrap();
+    home.block_on(drain(&handle));
+    let expected: Vec<_> = (0..5).map(|number| (number, other.handle().id())).collect();
+    assert_eq!(*order.lock().unwrap(), expected);
 }

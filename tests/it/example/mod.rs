@@ -362,7 +362,7 @@ impl Server {
 
             assert_eq!(end.code, Some(1), "{version:?}: {end:?}");
             assert!(end.stderr.contains("1 request open"), "{version:?}: {end:?}");
-            assert!(end.stderr.contains("audit x1 waiting for its request"), "{version:?}: {end:?}");
+            assert!(end.stderr.contains("audit x1 waiting for the response"), "{version:?}: {end:?}");
             assert!(end.took < Duration::from_secs(3), "{version:?}: {end:?}");
         }
     }

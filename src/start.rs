@@ -1,0 +1,175 @@
+//! The tasks that give events their first poll.
+//!
+//! Most of what a short event costs is its task. So events that start stand in a line, and a task polls one after the
+//! other. An event that is not done then keeps the task that has polled it, and a next task goes on with the line.
+//!
+//! # Invariants, and why they hold
+//!
+//! 1. *No event waits for another that is being polled*, if a thread of the runtime is free. While the line has an event, a
+//!    task is on its way to it: how many are due is computed under the lock of the shard, when an event enters and when one
+//!    is taken, and they are spawned before the next poll. The task that a thread of tokio's has spawned last no other
+//!    thread takes from it. So for several events one more is on its way; and before an event is polled while there is but
+//!    one, something is spawned after it.
+//! 2. *No event is left behind.* A task that is on its way either comes, or is dropped because its runtime is shutting
+//!    down. The last one that is dropped so drops what stands in the line.
+
+use std::{
+    cell::Cell,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    runtime::{self, RuntimeFlavor},
+    task::coop,
+};
+
+use crate::{
+    contain::contain,
+    house::{EventTask, Shard, Starting},
+    ledger::Begun,
+    line::{EVENTS_PER_TASK, Taken},
+    metrics,
+    refused::Refused,
+};
+
+/// Where an event is going to run, found before it is accepted: on the runtime of its shard, if there is no other.
+pub(crate) struct Place(Option<Box<runtime::Handle>>);
+
+impl Place {
+    /// For an event that is recorded here and now. A refusal is counted.
+    #[inline]
+    pub(crate) fn here(shard: &Shard, name: &'static str) -> Result<Self, Refused> {
+        let runtime = shard.runtime().inspect_err(|refused| metrics::refused(name, *refused))?;
+        let is_home = shard.home().get_or_init(|| runtime.clone()).id() == runtime.id();
+        Ok(Self(if is_home { None } else { Some(Box::new(runtime)) }))
+    }
+
+    pub(crate) const HOME: Self = Self(None);
+
+    #[inline]
+    pub(crate) fn is_home(&self) -> bool {
+        self.0.is_none()
+    }
+
+    #[inline]
+    pub(crate) fn of(self, task: EventTask) -> Starting {
+        Starting { task, elsewhere: self.0 }
+    }
+
+    /// Runs blocking work there.
+    pub(crate) fn spawn_blocking(&self, shard: &Shard, work: impl FnOnce() + Send + 'static) {
+        if let Some(runtime) = self.0.as_deref().or(shard.home().get()) {
+            runtime.spawn_blocking(work);
+        }
+    }
+}
+
+/// Does what the ledger says is to be done for events that begin.
+#[inline]
+pub(crate) fn begin(shard: &Arc<Shard>, begun: Begun<Starting>) {
+    send(shard, begun.due);
+    let mut last = None;
+    for Starting { task, elsewhere } in begun.elsewhere {
+        if let Some(runtime) = elsewhere {
+            runtime.spawn(task);
+            last = Some(runtime);
+        }
+    }
+    if let Some(runtime) = last {
+        // Or a thread of the runtime would begin with the last one.
+        spawn_nothing(&runtime);
+    }
+}
+
+thread_local! {
+    /// Whether this thread has spawned a task that takes events, and nothing after it that is known of.
+    static SENT_LAST: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Spawns tasks that take events. If the runtime is shutting down they are dropped instead.
+#[inline]
+fn send(shard: &Arc<Shard>, tasks: usize) {
+    for _ in 0..tasks {
+        let starter = Starter { shard: Some(Arc::clone(shard)), event: None };
+        match shard.home().get() {
+            Some(runtime) => drop(runtime.spawn(starter)),
+            None => drop(starter),
+        }
+        SENT_LAST.set(true);
+    }
+}
+
+/// Lets other threads have the one task that is on its way, before this one polls an event, which may block it.
+#[inline]
+fn let_others_have_it(shard: &Shard) {
+    if SENT_LAST.replace(false) {
+        if let Some(runtime) = shard.home().get() {
+            spawn_nothing(runtime);
+        }
+    }
+}
+
+/// The task that a thread has spawned last it keeps for itself.
+fn spawn_nothing(runtime: &runtime::Handle) {
+    if runtime.runtime_flavor() != RuntimeFlavor::CurrentThread {
+        runtime.spawn(async {});
+    }
+}
+
+/// A task that takes events.
+struct Starter {
+    /// Until it has come.
+    shard: Option<Arc<Shard>>,
+    /// The event that keeps it.
+    event: Option<EventTask>,
+}
+
+impl Future for Starter {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(event) = &mut self.event {
+            return event.as_mut().poll(cx).map(drop);
+        }
+        let Some(shard) = self.shard.take() else {
+            return Poll::Ready(());
+        };
+        // What was spawned last before it was taken: this task.
+        SENT_LAST.set(false);
+        let mut taken = shard.take(true);
+        let mut left = EVENTS_PER_TASK;
+        loop {
+            let Taken { event, due, is_last_coming } = taken;
+            send(&shard, due);
+            let Some(Starting { mut task, .. }) = event else {
+                return Poll::Ready(());
+            };
+            if is_last_coming {
+                let_others_have_it(&shard);
+            }
+            let Poll::Ready(ticket) = task.as_mut().poll(cx) else {
+                self.event = Some(task);
+                return Poll::Pending;
+            };
+            left -= 1;
+            taken = match ticket {
+                // The next one is not to be told that it must wait because others have used up the turn.
+                _ if left == 0 || !coop::has_budget_remaining() => return Poll::Ready(()),
+                Some(ticket) => shard.end_and_take(ticket),
+                None => shard.take(false),
+            };
+        }
+    }
+}
+
+impl Drop for Starter {
+    fn drop(&mut self) {
+        if let Some(shard) = self.shard.take() {
+            for event in shard.give_up() {
+                let _ = contain(|| drop(event));
+            }
+        }
+    }
+}
