@@ -4,9 +4,9 @@
 //! cargo run --example axum
 //! ```
 //!
-//! It prints what to try, a page to look at among it; Ctrl-C or SIGTERM stops it. When it exits with 0, every order that was answered with 201 is
-//! in the database. When it could not write them in time they are in a file beside it, one JSON object a line, whose name
-//! ends in `.undelivered.jsonl`. These variables change it:
+//! It prints what to try, a page to look at among it; Ctrl-C or SIGTERM stops it. When it exits with 0, every order that was
+//! answered with 201 is in the database. When it could not write them in time they are in a file beside it, one JSON object
+//! a line, whose name ends in `.undelivered.jsonl`. These variables change it:
 //!
 //! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
 //! - `EVENTS_DB`: the database, a file in the system's folder for temporary files unless set.
