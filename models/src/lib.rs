@@ -20,6 +20,7 @@ mod entry;
 #[allow(dead_code, reason = "the ledger needs a part of it")]
 #[path = "../../src/lane.rs"]
 mod lane;
+#[allow(dead_code, reason = "the ledger needs a part of it")]
 #[path = "../../src/line.rs"]
 mod line;
 #[allow(dead_code, reason = "the ledger needs a part of it")]
