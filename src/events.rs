@@ -21,10 +21,11 @@ use crate::{
 /// once the response is over, whatever its outcome: also when the handler fails or panics, or the client leaves. An
 /// event that should run only after some outcomes asks for it with [`track_with`](Self::track_with).
 ///
-/// Of one runtime, the events of one exchange start in the order in which they were recorded. None waits for another: on a
-/// runtime with several threads they may run at the same time. (On one with a single thread, what computes for long before
-/// it first waits holds up everything, as any task does, and belongs into [`track_blocking`](Self::track_blocking).) They run on the runtime in which they were recorded, unless the
-/// handle was [given one](crate::TrackEventsHandleBuilder::runtime); if these are several, some may run where others do.
+/// Of one runtime, the events of one exchange start in the order in which they were recorded. None waits for another:
+/// on a runtime with several threads they may run at the same time. (On one with a single thread, what computes for
+/// long before it first waits holds up everything, as any task does, and belongs into
+/// [`track_blocking`](Self::track_blocking).) They run on the runtime in which they were recorded, unless the handle
+/// was [given one](crate::TrackEventsHandleBuilder::runtime); if these are several, some may run where others do.
 ///
 /// A clone may outlive the exchange. What it is given from then on starts at once. It does not keep the exchange open,
 /// nor a drain waiting: hold a [guard](TrackEventsHandle::guard) for that.

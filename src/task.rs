@@ -297,7 +297,12 @@ impl Verdict {
                 tracing::warn!(parent: span, event, location, "event aborted by `TrackEventsHandle::abort`")
             }
             Self::Dropped => {
-                tracing::warn!(parent: span, event, location, "event aborted: its runtime went away before it ended; drain before the runtime is dropped");
+                tracing::warn!(
+                    parent: span,
+                    event,
+                    location,
+                    "event aborted: its runtime went away before it ended; drain before the runtime is dropped"
+                );
             }
         }
     }
