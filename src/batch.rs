@@ -56,6 +56,15 @@ pub trait EventSink<E>: Send + 'static {
 
     /// Delivers a batch; `Ok` when the store has acknowledged all of it.
     ///
+    /// # Errors
+    ///
+    /// Any: the batch is tried again, after a [back-off](crate::SinkBuilder::backoff), for as many
+    /// [attempts](crate::SinkBuilder::max_attempts) as the sink has.
+    ///
+    /// # Panics
+    ///
+    /// A panic is caught, and counts as an attempt that failed.
+    ///
     /// # Cancel safety
     ///
     /// The future is dropped when it takes longer than its

@@ -632,7 +632,19 @@ impl TrackEventsHandleBuilder {
     /// draining: 2 requests open, 17 events pending (order.created x15, audit x2), 3.2 s of 5.0 s
     /// ```
     ///
-    /// A drain without a timer logs none of them.
+    /// While nothing is open and the house [settles](Self::settle) it says `nothing open, waiting for stragglers`. The time
+    /// counts from the first poll of the drain, as its limit does. A drain without a timer logs none of them.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use tower_track_events::TrackEventsHandle;
+    ///
+    /// let quiet = TrackEventsHandle::builder().progress(Duration::ZERO).build()?;
+    /// # Ok::<(), tower_track_events::InvalidSetting>(())
+    /// ```
     pub fn progress(mut self, every: Duration) -> Self {
         self.progress = every;
         self

@@ -414,13 +414,19 @@ impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { holdings, elapsed, limit } = self;
         let now = &holdings.snapshot;
-        write!(f, "draining: {} open, ", Plural(now.open_requests, "request"))?;
-        for (count, word) in [(now.open_guards, "guard"), (now.reserved, "permit")] {
-            if count > 0 {
-                write!(f, "{} held, ", Plural(count, word))?;
+        f.write_str("draining: ")?;
+        if now.open_requests + now.open_guards + now.reserved + now.pending == 0 {
+            // For the settle time.
+            f.write_str("nothing open, waiting for stragglers")?;
+        } else {
+            write!(f, "{} open, ", Plural(now.open_requests, "request"))?;
+            for (count, word) in [(now.open_guards, "guard"), (now.reserved, "permit")] {
+                if count > 0 {
+                    write!(f, "{} held, ", Plural(count, word))?;
+                }
             }
+            write!(f, "{} pending", Plural(now.pending, "event"))?;
         }
-        write!(f, "{} pending", Plural(now.pending, "event"))?;
         let mut by_name: BTreeMap<&str, u64> = BTreeMap::new();
         for (&(kind, _), group) in &holdings.open {
             if let Kind::Event { name, .. } = kind {

@@ -124,6 +124,13 @@ async fn a_drain_says_each_second_what_is_left() {
     drop((guard, permit));
     handle.drain_until(tokio::time::sleep(Duration::from_millis(1_500))).await.unwrap_err();
     assert_eq!(lines.take(), ["INFO draining: 0 requests open, 4 events pending (order.created x3, audit x1), 1.0 s"]);
+    handle.abort();
+    drain(&handle).await;
+
+    let settling = TrackEventsHandle::builder().settle(Duration::from_millis(1_500)).build().unwrap();
+    settling.drain(Duration::from_secs(5)).await.unwrap();
+    let lines: Vec<_> = lines.take().into_iter().filter(|line| line.contains("draining")).collect();
+    assert_eq!(lines, ["INFO draining: nothing open, waiting for stragglers, 1.0 s of 5.0 s"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,7 +183,10 @@ async fn each_bad_ending_has_a_line_with_the_name_of_its_event() {
     handle.track("panics", async { std::panic::resume_unwind(Box::new("no ink")) }).unwrap();
     handle.track("is aborted", pending::<()>()).unwrap();
     settle().await;
+    let recorded = Events::detached(&handle);
+    recorded.events().track("is aborted unpolled", async {}).unwrap();
     handle.abort();
+    drop(recorded);
     drain(&handle).await;
     let limit = Duration::from_secs(1);
     let limited = TrackEventsHandle::builder().event_timeout(limit).progress(Duration::ZERO).build().unwrap();
@@ -187,11 +197,13 @@ async fn each_bad_ending_has_a_line_with_the_name_of_its_event() {
     let has = |level: &str, words: &[&str]| {
         lines.iter().any(|line| line.starts_with(level) && words.iter().all(|word| line.contains(word)))
     };
-    assert_eq!(lines.len(), 4, "{lines:#?}");
+    assert_eq!(lines.len(), 5, "{lines:#?}");
     assert!(has("ERROR", &["event failed", "event=\"fails\"", "error=\"disk full\""]), "{lines:#?}");
     assert!(has("ERROR", &["event panicked", "event=\"panics\"", "panic=\"no ink\""]), "{lines:#?}");
     assert!(has("ERROR", &["event timed out", "event=\"is late\"", "limit=1s"]), "{lines:#?}");
-    assert!(has("WARN", &["event aborted", "event=\"is aborted\""]), "{lines:#?}");
+    let by_abort = "event aborted by `TrackEventsHandle::abort`";
+    assert!(has("WARN", &[by_abort, "event=\"is aborted\""]), "{lines:#?}");
+    assert!(has("WARN", &[by_abort, "event=\"is aborted unpolled\""]), "{lines:#?}");
 }
 
 #[tokio::test(start_paused = true)]

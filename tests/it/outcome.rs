@@ -5,15 +5,16 @@ use std::{
     convert::Infallible,
     future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Method, Request, Response, StatusCode, Version, header};
-use http_body::Body;
+use http_body::{Body, Frame};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_track_events::{Events, Exchange, Outcome, TrackEventsHandle, TrackEventsLayer};
 
@@ -346,6 +347,38 @@ async fn a_body_that_is_polled_after_its_panic_ends_the_exchange_as_panicked() {
     drop(response);
     drain(&handle).await;
     assert_eq!(seen.only().outcome, Outcome::Panicked);
+}
+
+/// Panics when it is polled, and counts how often it is asked whether it is at its end.
+struct PanicsAndCounts(Counter);
+
+impl Body for PanicsAndCounts {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        panic!("a body that panics")
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.add();
+        true
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_has_panicked_is_asked_nothing_more() {
+    let handle = TrackEventsHandle::new();
+    let (seen, asked) = (Seen::default(), Counter::default());
+    let service = seen.layer(&handle).layer(service_fn(|_: Request<()>| async {
+        Ok::<_, Infallible>(Response::new(PanicsAndCounts(asked.clone())))
+    }));
+    let mut response = service.oneshot(Request::new(())).await.unwrap();
+    let before = asked.get();
+    assert!(AssertUnwindSafe(next_frame(pin!(response.body_mut()))).catch_unwind().await.is_err());
+    drop(response);
+    drain(&handle).await;
+    assert_eq!((seen.only().outcome, asked.get()), (Outcome::Panicked, before));
 }
 
 #[tokio::test(start_paused = true)]

@@ -352,6 +352,32 @@ async fn one_that_an_event_has_tracked_and_that_blocks_does_not_hold_up_the_next
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_starts_on_another_thread_is_not_left_to_the_one_that_is_blocked() {
+    let handle = unsettled();
+    let (begun, has_begun) = oneshot::channel();
+    let (tell, told) = mpsc::channel();
+    let tracking = handle.clone();
+    let task = async move {
+        let inner = tracking.clone();
+        // Its thread has spawned the task that is on its way to the second event, and takes that event itself.
+        let first = async move {
+            let recorded = Events::detached(&inner);
+            recorded.events().track("recorded", async move { tell.send(()).unwrap() }).unwrap();
+            let second = async move {
+                begun.send(recorded).map_err(drop).unwrap();
+                told.recv_timeout(Duration::from_secs(20)).map_err(|_| "the recorded one runs meanwhile")
+            };
+            inner.track("blocks", second).unwrap();
+        };
+        tracking.track("first", first).unwrap();
+    };
+    tokio::spawn(task).await.unwrap();
+    has_begun.await.unwrap().end(Exchange::new(Outcome::Complete));
+    let report = drain(&handle).await;
+    assert_eq!((report.endings.completed, report.endings.wrong()), (3, 0), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn those_that_a_task_has_tracked_do_not_wait_until_it_lets_its_thread_go() {
     let handle = unsettled();
     let tracking = handle.clone();
