@@ -34,12 +34,12 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     (
         "leave_asks_for_waiters_before_it_locks",
         &[(
-            "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        let mut state = self.lock();\n        \
-                 let left = self.remove(&mut state, key, ending);\n        drop(state);\n",
+            "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        let mut left = Left::default();\n        \
+                 self.remove(&mut self.lock(), key, ending, &mut left);\n",
             "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        \
                  let any_waits = self.ledger.waiters.any.load(Ordering::Relaxed);\n        \
-                 let mut state = self.lock();\n        let mut left = self.remove(&mut state, key, ending);\n        \
-                 drop(state);\n        left.iter_mut().for_each(|left| left.is_empty &= any_waits);\n",
+                 let mut left = Left::default();\n        \
+                 self.remove(&mut self.lock(), key, ending, &mut left);\n        left.is_empty &= any_waits;\n",
         )],
     ),
     (
@@ -108,10 +108,9 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
         &[
             ("            state.endings.count(ending);\n            if ending", "            if ending"),
             (
-                "        drop(state);\n        if let Some(left) = left {\n            self.finish(left);\n        }\n    }\n",
-                "        drop(state);\n        if left.is_some() {\n            \
-                 self.lock().endings.count(ending);\n        }\n        \
-                 if let Some(left) = left {\n            self.finish(left);\n        }\n    }\n",
+                "        self.remove(&mut self.lock(), key, ending, &mut left);\n        self.finish(left);\n",
+                "        self.remove(&mut self.lock(), key, ending, &mut left);\n        \
+                 self.lock().endings.count(ending);\n        self.finish(left);\n",
             ),
         ],
     ),
@@ -126,8 +125,8 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     (
         "verdict_is_full_under_one_lock",
         &[(
-            "            drop(state);\n            self.admit_with_all_room(entry)\n",
-            "            Err(state.refuse(entry.kind, Refused::Full))\n",
+            "            drop(state);\n            state = self.admit_with_all_room(kind)?;\n",
+            "            return Err(state.refuse(kind, Refused::Full));\n",
         )],
     ),
     (
@@ -140,8 +139,8 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
                 "            (wakers, recorded, now.list.open.clone(), era)\n",
             ),
             (
-                "        wake(wakers);\n        for Recorded",
-                "        self.aborted_before.store(era, Ordering::Relaxed);\n        wake(wakers);\n        for Recorded",
+                "        wake(wakers);\n        for event in recorded",
+                "        self.aborted_before.store(era, Ordering::Relaxed);\n        wake(wakers);\n        for event in recorded",
             ),
         ],
     ),
@@ -176,7 +175,7 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     (
         "wait_is_for_later_events_too",
         &[
-            ("            if entry.era != state.era {\n", "            {\n"),
+            ("            if era != state.era {\n", "            {\n"),
             ("wait.before > era", "true"),
             ("self.remaining -= 1;", "self.remaining = self.remaining.saturating_sub(1);"),
         ],
@@ -192,19 +191,19 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
         "queue_is_served_after_the_lock",
         &[
             (
-                "            granted = ledger.room_queue.pop(|permit| state.enter(permit, Holder::Nothing).0);\n            \
-                 if granted.is_none() {\n                has_room_again = ledger.give_room(state);\n            }\n",
-                "            granted = None;\n            has_room_again = ledger.give_room(state);\n",
+                "            left.granted = ledger.room_queue.pop(|permit| state.enter(permit, Holder::Nothing).0);\n            \
+                 if left.granted.is_none() {\n                left.has_room_again = ledger.give_room(state);\n            }\n",
+                "            left.has_room_again = ledger.give_room(state);\n",
             ),
             (
-                "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        let mut state = self.lock();\n        \
-                 let left = self.remove(&mut state, key, ending);\n        drop(state);\n",
-                "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        let mut state = self.lock();\n        \
-                 let mut left = self.remove(&mut state, key, ending);\n        drop(state);\n        \
-                 state = self.lock();\n        if self.ledger.take_room(&mut state) {\n            \
-                 let granted = self.ledger.room_queue.pop(|permit| state.enter(permit, Holder::Nothing).0);\n            \
-                 if granted.is_none() {\n                self.ledger.give_room(&mut state);\n            }\n            \
-                 left.iter_mut().for_each(|left| left.granted = granted.clone());\n        }\n        drop(state);\n",
+                "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        let mut left = Left::default();\n        \
+                 self.remove(&mut self.lock(), key, ending, &mut left);\n",
+                "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        let mut left = Left::default();\n        \
+                 self.remove(&mut self.lock(), key, ending, &mut left);\n        \
+                 let mut state = self.lock();\n        if self.ledger.take_room(&mut state) {\n            \
+                 left.granted = self.ledger.room_queue.pop(|permit| state.enter(permit, Holder::Nothing).0);\n            \
+                 if left.granted.is_none() {\n                self.ledger.give_room(&mut state);\n            }\n        \
+                 }\n        drop(state);\n",
             ),
         ],
     ),
@@ -232,13 +231,14 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
         "abort_forgets_what_is_recorded",
         &[
             (
-                "                    Holder::Request(events) => recorded.extend(events),\n                    \
-             unheld => *holder = unheld,\n",
+                "                    Holder::Recorded { event, next: _ } => recorded.push(event),\n                    \
+                 Holder::Request { .. } | Holder::Nothing => {}\n                    \
+                 Holder::Fresh => *holder = Holder::Fresh,\n",
                 "                    unheld => *holder = unheld,\n",
             ),
             (
                 "            let (mut wakers, mut recorded) = (Vec::new(), Vec::new());\n",
-                "            let (mut wakers, recorded) = (Vec::new(), Vec::<Recorded<C::Starting>>::new());\n",
+                "            let (mut wakers, recorded) = (Vec::new(), Vec::<C::Starting>::new());\n",
             ),
         ],
     ),
@@ -249,16 +249,16 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     (
         "take_sends_nobody",
         &[(
-            "        self.lock().line.take(comes_now)\n",
-            "        Taken { due: 0, ..self.lock().line.take(comes_now) }\n",
+            "        self.lock().line.take(is_coming)\n",
+            "        Taken { due: 0, ..self.lock().line.take(is_coming) }\n",
         )],
     ),
+    ("leave_sends_nobody", &[("        self.lock().line.leave()\n", "        self.lock().line.leave();\n        0\n")]),
     (
         "end_and_take_wakes_nobody",
         &[(
-            "        let next = (!runs_user_code).then(|| state.line.take(false));\n        drop(state);\n",
-            "        let next = (!runs_user_code).then(|| state.line.take(false));\n        drop(state);\n        \
-             let left = left.map(|left| Left { is_empty: false, ..left });\n",
+            "        self.remove(&mut state, key, ending, &mut left);\n        if !left",
+            "        self.remove(&mut state, key, ending, &mut left);\n        left.is_empty = false;\n        if !left",
         )],
     ),
 ];

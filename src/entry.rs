@@ -1,6 +1,6 @@
 //! What the ledger keeps of each thing that a drain waits for.
 
-use std::{mem, panic::Location};
+use std::panic::Location;
 
 /// Nanoseconds on the clock that the ledger is given.
 pub(crate) type Nanos = u64;
@@ -127,20 +127,14 @@ impl<H> Slots<H> {
         }
     }
 
+    /// Removes what is at this key, if anything is.
     #[inline(always)]
-    pub(crate) fn remove(&mut self, key: u32) -> Option<(Entry, H)> {
+    pub(crate) fn remove(&mut self, key: u32) {
         let next = self.free;
-        let slot = self.slot(key)?;
-        match mem::replace(slot, Slot::Vacant { next }) {
-            Slot::Taken(entry, beside) => {
-                self.free = key;
-                self.len -= 1;
-                Some((entry, beside))
-            }
-            vacant @ Slot::Vacant { .. } => {
-                *slot = vacant;
-                None
-            }
+        if let Some(slot @ Slot::Taken(..)) = self.slot(key) {
+            *slot = Slot::Vacant { next };
+            self.free = key;
+            self.len -= 1;
         }
     }
 

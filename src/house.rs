@@ -20,9 +20,13 @@ use crate::{
 
 pub(crate) type Shard = ShardRef<House>;
 
-/// The task of an event, which accounts for itself also when it is dropped. Its ending counts when the ticket that it gives
-/// is dropped; without one it has gone elsewhere.
-pub(crate) type EventTask = Pin<Box<dyn Future<Output = Option<EventTicket<House>>> + Send>>;
+/// An event that has been accepted, as a future, which accounts for itself also when it is dropped.
+pub(crate) trait Event: Future<Output = ()> + Send {
+    /// Of one that is ready: its ending counts when that is dropped. None if it has gone elsewhere.
+    fn ticket(self: Pin<&mut Self>) -> Option<&mut EventTicket<House>>;
+}
+
+pub(crate) type EventTask = Pin<Box<dyn Event>>;
 
 /// An accepted event on its way to its first poll.
 pub(crate) struct Starting {
@@ -116,9 +120,11 @@ impl Context for House {
 }
 
 impl Starts for Starting {
+    type Task = EventTask;
+
     #[inline]
-    fn is_at_home(&self) -> bool {
-        self.elsewhere.is_none()
+    fn at_home(self) -> Result<EventTask, Self> {
+        if self.elsewhere.is_none() { Ok(self.task) } else { Err(self) }
     }
 }
 

@@ -10,7 +10,7 @@
 //! 1. *An entry and its counters change together*, under the lock of their shard. A look at all shards under all locks
 //!    is therefore a look at one instant (L1). `accepted` is counted on its own, when an event enters.
 //! 2. *A ticket is an entry.* A ticket is made only by [`ShardRef::admit`], has no `Clone`, and removes its entry exactly
-//!    once, in its `Drop` or in [`ShardRef::end_and_take`]; the ending is `Aborted` unless [`EventTicket::ended`] said
+//!    once, in its `Drop` or in [`ShardRef::end_and_take`]; the ending is `Aborted` unless [`EventTicket::end_as`] said
 //!    otherwise. So every event that is accepted has one ending (L4), also when the runtime drops it. The one exception is a
 //!    request, whose key has no `Drop`: the guard of its exchange closes it in its own.
 //! 3. *Closing is one instant.* [`Ledger::look`] closes all shards under all locks, and only if none has an entry. Every
@@ -78,9 +78,12 @@ pub(crate) trait Context: Sized {
     fn has_room_again(&self);
 }
 
-pub(crate) trait Starts {
-    /// Whether it starts where the others of its shard do.
-    fn is_at_home(&self) -> bool;
+pub(crate) trait Starts: Sized {
+    /// What takes part in the line of a shard.
+    type Task;
+
+    /// Gives the task, if it starts where the others of its shard do.
+    fn at_home(self) -> Result<Self::Task, Self>;
 }
 
 pub(crate) struct Ledger<C: Context> {
@@ -108,9 +111,9 @@ const FULL_AND_ANNOUNCED: u8 = 2;
 
 /// Two cache lines, because neighbouring lines are fetched in pairs.
 #[repr(align(128))]
-struct Shard<S>(Mutex<State<S>>);
+struct Shard<S: Starts>(Mutex<State<S>>);
 
-struct State<S> {
+struct State<S: Starts> {
     closed: bool,
     /// The same in all shards.
     era: Era,
@@ -128,8 +131,10 @@ struct State<S> {
     wrong: HashMap<&'static str, Endings>,
     slots: Slots<Holder<S>>,
     fresh: Fresh,
-    line: Line<S>,
+    line: Line<S::Task>,
 }
+
+type TaskOf<C> = <<C as Context>::Starting as Starts>::Task;
 
 type Locked<'a, C> = MutexGuard<'a, State<<C as Context>::Starting>>;
 
@@ -140,14 +145,16 @@ enum Holder<S> {
     Fresh,
     /// Whoever has the event, and ends it.
     Waker(Waker),
-    /// The events of a request.
-    Request(Vec<Recorded<S>>),
-}
-
-/// An event that starts when its exchange is over.
-struct Recorded<S> {
-    key: u32,
-    event: S,
+    /// The event itself, which starts when its exchange is over, and the key of the one that was recorded next.
+    Recorded {
+        event: S,
+        next: u32,
+    },
+    /// The keys of the first and the last event that a request has recorded.
+    Request {
+        first: u32,
+        last: u32,
+    },
 }
 
 /// Events that have started and have neither waited nor ended yet. Most never do but end at once, so the clock is read
@@ -159,9 +166,6 @@ struct Fresh {
     since: Nanos,
     left: u8,
 }
-
-/// How many events a request that records any has room for at first.
-const RECORDED_MOSTLY: usize = 4;
 
 /// How many events have one reading of the clock at most.
 const FRESH_TOGETHER: u8 = 64;
@@ -210,7 +214,7 @@ pub(crate) struct PermitTicket<C: Context>(Ticket<C>);
 /// The ticket of an accepted event.
 pub(crate) struct EventTicket<C: Context>(Ticket<C>);
 
-/// What is to be done for events that begin.
+/// What is to be done for events that begin. Written into its place, because it is slow to move.
 pub(crate) struct Begun<S> {
     /// The number of tasks that are to come for those in the line.
     pub(crate) due: usize,
@@ -244,7 +248,7 @@ pub(crate) struct Holdings {
 }
 
 /// The house at one instant.
-struct Instant<'a, S> {
+struct Instant<'a, S: Starts> {
     shards: Vec<MutexGuard<'a, State<S>>>,
     lanes: Vec<Box<dyn LockedLane + 'a>>,
     /// The lanes, in the same order, and those that are gone.
@@ -371,14 +375,15 @@ impl<C: Context> Ledger<C> {
             for holder in now.shards.iter_mut().flat_map(|state| state.slots.beside_mut()) {
                 match mem::replace(holder, Holder::Nothing) {
                     Holder::Waker(waker) => wakers.push(waker),
-                    Holder::Request(events) => recorded.extend(events),
-                    unheld => *holder = unheld,
+                    Holder::Recorded { event, next: _ } => recorded.push(event),
+                    Holder::Request { .. } | Holder::Nothing => {}
+                    Holder::Fresh => *holder = Holder::Fresh,
                 }
             }
             (wakers, recorded, now.list.open.clone())
         });
         wake(wakers);
-        for Recorded { event, .. } in recorded {
+        for event in recorded {
             let _ = contain(|| drop(event));
         }
         for lane in lanes {
@@ -525,7 +530,7 @@ impl<C: Context> Ledger<C> {
     }
 }
 
-impl<S> Instant<'_, S> {
+impl<S: Starts> Instant<'_, S> {
     fn holdings(&self) -> Holdings {
         Holdings {
             snapshot: self.count(),
@@ -612,14 +617,14 @@ impl<S> Instant<'_, S> {
 }
 
 /// Ends the era, and gives the next one.
-fn next_era<S>(shards: &mut [MutexGuard<'_, State<S>>]) -> Era {
+fn next_era<S: Starts>(shards: &mut [MutexGuard<'_, State<S>>]) -> Era {
     for state in shards.iter_mut() {
         state.era += 1;
     }
     shards[0].era
 }
 
-impl<S> Default for Shard<S> {
+impl<S: Starts> Default for Shard<S> {
     fn default() -> Self {
         Self(Mutex::new(State {
             closed: false,
@@ -641,7 +646,7 @@ impl<S> Default for Shard<S> {
     }
 }
 
-impl<S> Shard<S> {
+impl<S: Starts> Shard<S> {
     #[inline]
     fn lock(&self) -> MutexGuard<'_, State<S>> {
         lock(&self.0)
@@ -670,10 +675,11 @@ impl<C: Context> ShardRef<C> {
         is_over: impl FnOnce() -> bool,
         id: EventId,
         event: C::Starting,
-    ) -> Begun<C::Starting> {
+        begun: &mut Begun<C::Starting>,
+    ) {
         let mut state = self.lock();
         let request = request.filter(|_| !self.ledger.is_aborted(id.era) && !is_over());
-        self.keep(&mut state, request, Recorded { key: id.key, event })
+        self.keep(&mut state, request, id.key, event, begun);
     }
 
     /// Accepts an event, or refuses it: the one decision. Then keeps what `task` makes of its ticket, as [`record`] does.
@@ -686,10 +692,14 @@ impl<C: Context> ShardRef<C> {
         request: Option<&RequestKey>,
         is_over: impl FnOnce() -> bool,
         task: impl FnOnce(EventTicket<C>) -> C::Starting,
-    ) -> Result<Begun<C::Starting>, Refused> {
-        let (mut state, key, era) = self.admit(event.entry())?;
+        begun: &mut Begun<C::Starting>,
+    ) -> Result<(), Refused> {
+        let entry = event.entry();
+        let mut state = self.admit(entry.kind)?;
+        let (key, era) = self.ledger.enter(&mut state, entry);
         let event = task(EventTicket(self.ticket(key, era)));
-        Ok(self.keep(&mut state, request.filter(|_| !is_over()), Recorded { key, event }))
+        self.keep(&mut state, request.filter(|_| !is_over()), key, event, begun);
+        Ok(())
     }
 
     #[inline]
@@ -697,36 +707,46 @@ impl<C: Context> ShardRef<C> {
         &self,
         state: &mut State<C::Starting>,
         request: Option<&RequestKey>,
-        recorded: Recorded<C::Starting>,
-    ) -> Begun<C::Starting> {
-        let mut begun = Begun::default();
-        match request.and_then(|request| state.slots.get_mut(request.0)) {
-            Some((_, Holder::Request(events))) => events.push(recorded),
-            Some((_, holder)) => {
-                let mut events = Vec::with_capacity(RECORDED_MOSTLY);
-                events.push(recorded);
-                *holder = Holder::Request(events);
+        key: u32,
+        event: C::Starting,
+        begun: &mut Begun<C::Starting>,
+    ) {
+        let Some((_, holder)) = request.and_then(|request| state.slots.get_mut(request.0)) else {
+            self.begin(state, begun, key, event, None);
+            begun.due = state.line.due();
+            return;
+        };
+        let before = match holder {
+            Holder::Request { last, .. } => mem::replace(last, key),
+            other => {
+                *other = Holder::Request { first: key, last: key };
+                GONE
             }
-            None => {
-                self.begin(state, &mut begun, recorded, None);
-                begun.due = state.line.due();
-            }
+        };
+        if let Some((_, Holder::Recorded { next, .. })) = state.slots.get_mut(before) {
+            *next = key;
         }
-        begun
+        if let Some((_, holder)) = state.slots.get_mut(key) {
+            *holder = Holder::Recorded { event, next: GONE };
+        }
     }
 
     /// The exchange of a request is over, and its events begin: from now on the age of each is its own.
-    pub(crate) fn start_recorded(&self, request: &RequestKey, now: Option<Nanos>) -> Begun<C::Starting> {
-        let mut begun = Begun::default();
+    pub(crate) fn start_recorded(&self, request: &RequestKey, now: Option<Nanos>, begun: &mut Begun<C::Starting>) {
         let mut state = self.lock();
-        let holder = state.slots.get_mut(request.0).map(|(_, holder)| mem::replace(holder, Holder::Nothing));
-        if let Some(Holder::Request(events)) = holder {
-            for event in events {
-                self.begin(&mut state, &mut begun, event, now);
-            }
+        let mut key = match state.slots.get_mut(request.0) {
+            Some((_, holder @ Holder::Request { .. })) => match mem::replace(holder, Holder::Nothing) {
+                Holder::Request { first, .. } => first,
+                _ => GONE,
+            },
+            _ => GONE,
+        };
+        while let Some((_, holder)) = state.slots.get_mut(key) {
+            let Holder::Recorded { event, next } = mem::replace(holder, Holder::Nothing) else { break };
+            self.begin(&mut state, begun, key, event, now);
+            key = next;
         }
         begun.due = state.line.due();
-        begun
     }
 
     #[inline]
@@ -734,10 +754,10 @@ impl<C: Context> ShardRef<C> {
         &self,
         state: &mut State<C::Starting>,
         begun: &mut Begun<C::Starting>,
-        recorded: Recorded<C::Starting>,
+        key: u32,
+        event: C::Starting,
         now: Option<Nanos>,
     ) {
-        let Recorded { key, event } = recorded;
         state.line_up(event, begun);
         let since = now.unwrap_or_else(|| self.ledger.time_of_fresh(state));
         if let Some((entry, holder)) = state.slots.get_mut(key) {
@@ -753,25 +773,38 @@ impl<C: Context> ShardRef<C> {
         self: &Arc<Self>,
         event: NewEvent,
         task: impl FnOnce(EventTicket<C>) -> C::Starting,
-    ) -> Result<Begun<C::Starting>, Refused> {
-        let (mut state, key, era) = self.admit(event.entry())?;
-        let event = task(EventTicket(self.ticket(key, era)));
-        Ok(state.start(event))
+        begun: &mut Begun<C::Starting>,
+    ) -> Result<(), Refused> {
+        let entry = event.entry();
+        let mut state = self.admit(entry.kind)?;
+        let (key, era) = self.ledger.enter(&mut state, entry);
+        state.start(task(EventTicket(self.ticket(key, era))), begun);
+        Ok(())
     }
 
     /// Starts an event that has been accepted.
-    pub(crate) fn start(&self, event: C::Starting) -> Begun<C::Starting> {
-        self.lock().start(event)
+    pub(crate) fn start(&self, event: C::Starting, begun: &mut Begun<C::Starting>) {
+        self.lock().start(event, begun);
     }
 
-    /// Takes the next event that starts, for a task that has come before or comes now.
+    /// Whether the events that start here are polled by one thread.
+    pub(crate) fn poll_in_turn(&self, in_turn: bool) {
+        self.lock().line.poll_in_turn(in_turn);
+    }
+
+    /// Takes the next event that starts, for a task that is one of those that are coming, or is not.
     #[inline]
-    pub(crate) fn take(&self, comes_now: bool) -> Taken<C::Starting> {
-        self.lock().line.take(comes_now)
+    pub(crate) fn take(&self, is_coming: bool) -> Taken<TaskOf<C>> {
+        self.lock().line.take(is_coming)
+    }
+
+    /// A task that was coming back is kept by an event. How many are due in its place.
+    pub(crate) fn leave_line(&self) -> usize {
+        self.lock().line.leave()
     }
 
     /// A task will not come, because its runtime is shutting down. What it leaves if no other does.
-    pub(crate) fn give_up(&self) -> VecDeque<C::Starting> {
+    pub(crate) fn give_up(&self) -> VecDeque<TaskOf<C>> {
         self.lock().line.give_up()
     }
 
@@ -784,7 +817,7 @@ impl<C: Context> ShardRef<C> {
         if is_empty {
             self.ledger.waiters.wake_all();
         }
-        if let Some((_, holder)) = removed {
+        if let Some((_, _, holder)) = removed {
             drop_holder(holder);
         }
     }
@@ -794,7 +827,8 @@ impl<C: Context> ShardRef<C> {
         location: &'static Location<'static>,
         since: Nanos,
     ) -> Result<Ticket<C>, Refused> {
-        let (_state, key, era) = self.admit(Entry { kind: Kind::Guard, location, since, era: 0 })?;
+        let mut state = self.admit(Kind::Guard)?;
+        let (key, era) = state.enter(Entry { kind: Kind::Guard, location, since, era: 0 }, Holder::Nothing);
         Ok(self.ticket(key, era))
     }
 
@@ -803,14 +837,17 @@ impl<C: Context> ShardRef<C> {
         location: &'static Location<'static>,
         since: Nanos,
     ) -> Result<PermitTicket<C>, Refused> {
-        let (_state, key, era) = self.admit(Entry { kind: Kind::Permit, location, since, era: 0 })?;
+        let mut state = self.admit(Kind::Permit)?;
+        let (key, era) = state.enter(Entry { kind: Kind::Permit, location, since, era: 0 }, Holder::Nothing);
         Ok(PermitTicket(self.ticket(key, era)))
     }
 
     /// Accepts an event, or refuses it: the one decision.
     #[inline]
     pub(crate) fn accept(self: &Arc<Self>, event: NewEvent) -> Result<EventTicket<C>, Refused> {
-        let (_state, key, era) = self.admit(event.entry())?;
+        let entry = event.entry();
+        let mut state = self.admit(entry.kind)?;
+        let (key, era) = self.ledger.enter(&mut state, entry);
         Ok(EventTicket(self.ticket(key, era)))
     }
 
@@ -855,34 +892,31 @@ impl<C: Context> ShardRef<C> {
         state.wrong.entry(name).or_default().count(Ending::Panicked);
     }
 
-    /// Lets an entry in, and keeps the lock for what follows.
+    /// Lets something in, and keeps the lock for its entry. If it needs room that is taken.
     #[inline(always)]
-    fn admit(&self, entry: Entry) -> Result<(Locked<'_, C>, u32, Era), Refused> {
+    fn admit(&self, kind: Kind) -> Result<Locked<'_, C>, Refused> {
         let mut state = self.lock();
         if state.closed {
-            Err(state.refuse(entry.kind, Refused::Drained))
-        } else if !entry.kind.needs_room() || self.ledger.take_room(&mut state) {
-            let (key, era) = self.ledger.enter(&mut state, entry);
-            Ok((state, key, era))
-        } else {
-            drop(state);
-            self.admit_with_all_room(entry)
+            return Err(state.refuse(kind, Refused::Drained));
         }
+        if kind.needs_room() && !self.ledger.take_room(&mut state) {
+            drop(state);
+            state = self.admit_with_all_room(kind)?;
+        }
+        Ok(state)
     }
 
     /// Neither this shard nor the pool has room: takes what lies in other shards, or knows that there is none.
     #[cold]
-    fn admit_with_all_room(&self, entry: Entry) -> Result<(Locked<'_, C>, u32, Era), Refused> {
+    fn admit_with_all_room(&self, kind: Kind) -> Result<Locked<'_, C>, Refused> {
         let mut shards = self.ledger.lock_all();
         if shards[self.index].closed {
-            return Err(shards[self.index].refuse(entry.kind, Refused::Drained));
+            return Err(shards[self.index].refuse(kind, Refused::Drained));
         }
         if self.ledger.take_any_room(&mut shards, self.index) {
-            let mut state = shards.swap_remove(self.index);
-            let (key, era) = self.ledger.enter(&mut state, entry);
-            return Ok((state, key, era));
+            return Ok(shards.swap_remove(self.index));
         }
-        Err(shards[self.index].refuse(entry.kind, Refused::Full))
+        Err(shards[self.index].refuse(kind, Refused::Full))
     }
 
     /// Which of the shards it is.
@@ -995,24 +1029,21 @@ impl<C: Context> Ledger<C> {
 
 impl<S: Starts> State<S> {
     #[inline]
-    fn start(&mut self, event: S) -> Begun<S> {
-        let mut begun = Begun::default();
-        self.line_up(event, &mut begun);
+    fn start(&mut self, event: S, begun: &mut Begun<S>) {
+        self.line_up(event, begun);
         begun.due = self.line.due();
-        begun
     }
 
     #[inline]
     fn line_up(&mut self, event: S, begun: &mut Begun<S>) {
-        if event.is_at_home() {
-            self.line.push(event);
-        } else {
-            begun.elsewhere.push(event);
+        match event.at_home() {
+            Ok(task) => self.line.push(task),
+            Err(event) => begun.elsewhere.push(event),
         }
     }
 }
 
-impl<S> State<S> {
+impl<S: Starts> State<S> {
     /// Gives the key of the entry, and the era in which it enters.
     #[inline(always)]
     fn enter(&mut self, mut entry: Entry, holder: Holder<S>) -> (u32, Era) {
@@ -1030,18 +1061,20 @@ impl<S> State<S> {
         (self.slots.insert(entry, holder), self.era)
     }
 
-    /// Removes an entry, with whoever holds it.
+    /// Removes an entry, and gives what it was and whoever holds it.
     #[inline(always)]
-    fn exit(&mut self, key: u32) -> Option<(Entry, Holder<S>)> {
-        let (entry, holder) = self.slots.remove(key)?;
-        match entry.kind {
+    fn exit(&mut self, key: u32) -> Option<(Kind, Era, Holder<S>)> {
+        let (&mut Entry { kind, era, .. }, holder) = self.slots.get_mut(key)?;
+        let holder = mem::replace(holder, Holder::Nothing);
+        self.slots.remove(key);
+        match kind {
             Kind::Request => self.open_requests -= 1,
             Kind::Guard => self.open_guards -= 1,
             Kind::Permit => self.reserved -= 1,
             Kind::Event { .. } => self.pending -= 1,
         }
         self.fresh.count -= u32::from(matches!(holder, Holder::Fresh));
-        Some((entry, holder))
+        Some((kind, era, holder))
     }
 
     /// Counts what somebody loses by the refusal. A request is served nevertheless, and so is what has no guard.
@@ -1059,7 +1092,7 @@ impl<C: Context> Drop for Ticket<C> {
     }
 }
 
-/// What is left to do, without a lock, when an entry has been removed.
+/// What is left to do, without a lock, when an entry has been removed. Written into its place, because it is slow to move.
 struct Left<C: Context> {
     holder: Holder<C::Starting>,
     /// Who has waited for the room of the entry, and the key of the permit that is theirs.
@@ -1070,46 +1103,51 @@ struct Left<C: Context> {
     is_empty: bool,
 }
 
+impl<C: Context> Default for Left<C> {
+    #[inline]
+    fn default() -> Self {
+        Self { holder: Holder::Nothing, granted: None, has_room_again: false, idle: Vec::new(), is_empty: false }
+    }
+}
+
 impl<C: Context> Left<C> {
+    #[inline]
     fn runs_user_code(&self) -> bool {
         let Self { holder, granted, has_room_again, idle, is_empty } = self;
-        let is_held = matches!(holder, Holder::Waker(_) | Holder::Request(_));
+        let is_held = matches!(holder, Holder::Waker(_) | Holder::Recorded { .. });
         is_held || granted.is_some() || *has_room_again || !idle.is_empty() || *is_empty
     }
 }
 
 impl<C: Context> ShardRef<C> {
     fn leave(self: &Arc<Self>, key: u32, ending: Ending) {
-        let mut state = self.lock();
-        let left = self.remove(&mut state, key, ending);
-        drop(state);
-        if let Some(left) = left {
-            self.finish(left);
-        }
+        let mut left = Left::default();
+        self.remove(&mut self.lock(), key, ending, &mut left);
+        self.finish(left);
     }
 
     /// Removes an entry, counts the ending if it is an event's, and hands on its room.
     #[inline(always)]
-    fn remove(&self, state: &mut State<C::Starting>, key: u32, ending: Ending) -> Option<Left<C>> {
+    fn remove(&self, state: &mut State<C::Starting>, key: u32, ending: Ending, left: &mut Left<C>) {
         let ledger = &*self.ledger;
-        let (entry, holder) = state.exit(key)?;
-        let (mut idle, mut granted, mut has_room_again) = (Vec::new(), None, false);
-        if let Kind::Event { name, .. } = entry.kind {
+        let Some((kind, era, holder)) = state.exit(key) else { return };
+        left.holder = holder;
+        if let Kind::Event { name, .. } = kind {
             state.endings.count(ending);
             if ending != Ending::Completed {
                 state.wrong.entry(name).or_default().count(ending);
             }
-            if entry.era != state.era {
-                idle = lock(&ledger.idle_waits).event_ended(entry.era);
+            if era != state.era {
+                left.idle = lock(&ledger.idle_waits).event_ended(era);
             }
         }
-        if entry.kind.needs_room() {
-            granted = ledger.room_queue.pop(|permit| state.enter(permit, Holder::Nothing).0);
-            if granted.is_none() {
-                has_room_again = ledger.give_room(state);
+        if kind.needs_room() {
+            left.granted = ledger.room_queue.pop(|permit| state.enter(permit, Holder::Nothing).0);
+            if left.granted.is_none() {
+                left.has_room_again = ledger.give_room(state);
             }
         }
-        Some(Left { holder, granted, has_room_again, idle, is_empty: state.slots.is_empty() })
+        left.is_empty = state.slots.is_empty();
     }
 
     #[inline(always)]
@@ -1132,19 +1170,19 @@ impl<C: Context> ShardRef<C> {
     }
 
     /// Ends an event of this shard and takes the next one: what dropping the ticket and [`take`](Self::take) would do.
-    pub(crate) fn end_and_take(self: &Arc<Self>, mut ticket: EventTicket<C>) -> Taken<C::Starting> {
+    pub(crate) fn end_and_take(self: &Arc<Self>, ticket: &mut EventTicket<C>, is_coming: bool) -> Taken<TaskOf<C>> {
         debug_assert_eq!(ticket.0.shard.index, self.index, "an event is in the line of its shard");
         let (key, ending) = (mem::replace(&mut ticket.0.key, GONE), ticket.0.ending);
+        let mut left = Left::default();
         let mut state = self.lock();
-        let left = self.remove(&mut state, key, ending);
-        let runs_user_code = left.as_ref().is_some_and(Left::runs_user_code);
-        // That comes before the next event is taken, which would wait for it.
-        let next = (!runs_user_code).then(|| state.line.take(false));
-        drop(state);
-        if let Some(left) = left {
-            self.finish(left);
+        self.remove(&mut state, key, ending, &mut left);
+        if !left.runs_user_code() {
+            return state.line.take(is_coming);
         }
-        next.unwrap_or_else(|| self.take(false))
+        // That comes before the next event is taken, which would wait for it.
+        drop(state);
+        self.finish(left);
+        self.take(is_coming)
     }
 }
 
@@ -1234,9 +1272,8 @@ impl<C: Context> EventTicket<C> {
 
     /// The event has ended so, which is counted when the ticket is dropped. If nothing was said it counts as aborted.
     #[inline]
-    pub(crate) fn ended(mut self, ending: Ending) -> Self {
+    pub(crate) fn end_as(&mut self, ending: Ending) {
         self.0.ending = ending;
-        self
     }
 }
 
@@ -1491,7 +1528,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A waker is user code, and so is its destructor.
 #[inline]
 fn drop_holder<S>(holder: Holder<S>) {
-    if matches!(holder, Holder::Waker(_) | Holder::Request(_)) {
+    if matches!(holder, Holder::Waker(_) | Holder::Recorded { .. }) {
         let _ = contain(|| drop(holder));
     }
 }

@@ -11,8 +11,10 @@ const MUCH: usize = 1024;
 
 pub(crate) struct Line<S> {
     events: VecDeque<S>,
-    /// Tasks that are spawned and have not taken an event yet.
+    /// Tasks that will take an event: they are spawned and have not taken one yet, or come back for another.
     coming: usize,
+    /// Whether one thread polls all of them. Then there is no use for a second task before the first one waits.
+    in_turn: bool,
 }
 
 /// What a task that takes an event is told.
@@ -20,47 +22,65 @@ pub(crate) struct Taken<S> {
     pub(crate) event: Option<S>,
     /// How many tasks it has to spawn for those that are left.
     pub(crate) due: usize,
+    /// Whether it is one of those that are coming, and has to [say so](Line::leave) if it will not take another event.
+    pub(crate) comes_back: bool,
     /// Whether, with these, one task alone is on its way.
     pub(crate) is_last_coming: bool,
 }
 
 impl<S> Default for Line<S> {
     fn default() -> Self {
-        Self { events: VecDeque::new(), coming: 0 }
+        Self { events: VecDeque::new(), coming: 0, in_turn: false }
     }
 }
 
 impl<S> Line<S> {
+    pub(crate) fn poll_in_turn(&mut self, in_turn: bool) {
+        self.in_turn = in_turn;
+    }
+
     #[inline]
     pub(crate) fn push(&mut self, event: S) {
         self.events.push_back(event);
     }
 
-    /// How many tasks are to be spawned, which counts them. For several events there is one more than they need: the one
-    /// that a thread has spawned last no other thread takes from it.
+    /// How many tasks are to be spawned, which counts them. Where there are several threads, there is for several events one
+    /// more than they need: the one that a thread has spawned last no other thread takes from it.
     #[inline]
     pub(crate) fn due(&mut self) -> usize {
         let events = self.events.len();
-        let due = (events.div_ceil(EVENTS_PER_TASK) + usize::from(events > 1)).saturating_sub(self.coming);
+        let wanted = if self.in_turn {
+            usize::from(events > 0)
+        } else {
+            events.div_ceil(EVENTS_PER_TASK) + usize::from(events > 1)
+        };
+        let due = wanted.saturating_sub(self.coming);
         self.coming += due;
         due
     }
 
-    /// The next event, for a task that has come before or comes now.
-    #[inline]
-    pub(crate) fn take(&mut self, comes_now: bool) -> Taken<S> {
-        self.coming -= usize::from(comes_now);
+    /// The next event, for a task that is one of those that are coming, or is not.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, is_coming: bool) -> Taken<S> {
         let event = self.events.pop_front();
+        let comes_back = self.in_turn && !self.events.is_empty();
+        self.coming = self.coming + usize::from(comes_back) - usize::from(is_coming);
         if self.events.is_empty() {
             // Begins at the front again: else it would go round through memory that many have waited in once.
             self.events.clear();
             self.events.shrink_to(MUCH);
         }
         let due = self.due();
-        Taken { event, due, is_last_coming: self.coming == 1 }
+        Taken { event, due, comes_back, is_last_coming: !self.in_turn && self.coming == 1 }
     }
 
-    /// One of the tasks will not come. What it leaves if no other does.
+    /// One of the tasks that are coming has found an event that keeps it. How many are due in its place.
+    pub(crate) fn leave(&mut self) -> usize {
+        self.coming -= 1;
+        self.due()
+    }
+
+    /// One of the tasks that are coming will not. What it leaves if no other does.
     pub(crate) fn give_up(&mut self) -> VecDeque<S> {
         self.coming -= 1;
         if self.coming == 0 { std::mem::take(&mut self.events) } else { VecDeque::new() }

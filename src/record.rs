@@ -18,7 +18,7 @@ use crate::{
     exchange::{Exchange, Outcome, Progress},
     house::{EventTask, House, Shard},
     inside,
-    ledger::{EventTicket, NewEvent, RequestKey},
+    ledger::{Begun, EventTicket, NewEvent, RequestKey},
     metrics,
     output::EventOutput,
     refused::Refused,
@@ -140,8 +140,10 @@ impl Record {
         let task = |ticket| place.of(task(ticket, cause));
         // Asked under the lock of the shard, which whoever ends the exchange takes after it is over.
         let is_over = || self.is_over();
-        let begun = shard.accept_and_record(self.event(name, location), self.request.as_ref(), is_over, task);
-        let begun = begun.inspect_err(|refused| shard.tell_refused(*refused, name))?;
+        let mut begun = Begun::default();
+        shard
+            .accept_and_record(self.event(name, location), self.request.as_ref(), is_over, task, &mut begun)
+            .inspect_err(|refused| shard.tell_refused(*refused, name))?;
         self.is_awaited.store(true, Ordering::Relaxed);
         begin(shard, begun);
         // Not before it is on its way: a recorder may be slow.
@@ -189,7 +191,9 @@ impl Record {
         let id = ticket.id();
         let event = place.of(task(ticket, self.cause()));
         self.is_awaited.store(true, Ordering::Relaxed);
-        begin(&self.shard, self.shard.record(self.request.as_ref(), || self.is_over(), id, event));
+        let mut begun = Begun::default();
+        self.shard.record(self.request.as_ref(), || self.is_over(), id, event, &mut begun);
+        begin(&self.shard, begun);
     }
 
     fn cause(&self) -> Cause {
@@ -311,7 +315,9 @@ impl Record {
         }
         drop(span);
         if let Some(request) = &self.request {
-            begin(&self.shard, self.shard.start_recorded(request, now));
+            let mut begun = Begun::default();
+            self.shard.start_recorded(request, now, &mut begun);
+            begin(&self.shard, begun);
         }
     }
 

@@ -15,6 +15,7 @@
 
 use std::{
     cell::Cell,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -42,7 +43,11 @@ impl Place {
     #[inline]
     pub(crate) fn here(shard: &Shard, name: &'static str) -> Result<Self, Refused> {
         let runtime = shard.runtime().inspect_err(|refused| metrics::refused(name, *refused))?;
-        let is_home = shard.home().get_or_init(|| runtime.clone()).id() == runtime.id();
+        let home = shard.home().get_or_init(|| {
+            shard.poll_in_turn(runtime.runtime_flavor() == RuntimeFlavor::CurrentThread);
+            runtime.clone()
+        });
+        let is_home = home.id() == runtime.id();
         Ok(Self(if is_home { None } else { Some(Box::new(runtime)) }))
     }
 
@@ -70,8 +75,15 @@ impl Place {
 #[inline]
 pub(crate) fn begin(shard: &Arc<Shard>, begun: Begun<Starting>) {
     send(shard, begun.due);
+    if !begun.elsewhere.is_empty() {
+        start_elsewhere(begun.elsewhere);
+    }
+}
+
+#[cold]
+fn start_elsewhere(events: Vec<Starting>) {
     let mut last = None;
-    for Starting { task, elsewhere } in begun.elsewhere {
+    for Starting { task, elsewhere } in events {
         if let Some(runtime) = elsewhere {
             runtime.spawn(task);
             last = Some(runtime);
@@ -92,7 +104,7 @@ thread_local! {
 #[inline]
 fn send(shard: &Arc<Shard>, tasks: usize) {
     for _ in 0..tasks {
-        let starter = Starter { shard: Some(Arc::clone(shard)), event: None };
+        let starter = Starter { shard: Arc::clone(shard), is_coming: true, event: None };
         match shard.home().get() {
             Some(runtime) => drop(runtime.spawn(starter)),
             None => drop(starter),
@@ -120,8 +132,9 @@ fn spawn_nothing(runtime: &runtime::Handle) {
 
 /// A task that takes events.
 struct Starter {
-    /// Until it has come.
-    shard: Option<Arc<Shard>>,
+    shard: Arc<Shard>,
+    /// Whether it will take an event, which others rely on.
+    is_coming: bool,
     /// The event that keeps it.
     event: Option<EventTask>,
 }
@@ -130,44 +143,53 @@ impl Future for Starter {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(event) = &mut self.event {
-            return event.as_mut().poll(cx).map(drop);
+        let Self { shard, is_coming, event: kept } = &mut *self;
+        if let Some(event) = kept {
+            return event.as_mut().poll(cx);
         }
-        let Some(shard) = self.shard.take() else {
-            return Poll::Ready(());
-        };
         // What was spawned last before it was taken: this task.
         SENT_LAST.set(false);
-        let mut taken = shard.take(true);
+        let mut taken = shard.take(*is_coming);
         let mut left = EVENTS_PER_TASK;
         loop {
-            let Taken { event, due, is_last_coming } = taken;
-            send(&shard, due);
-            let Some(Starting { mut task, .. }) = event else {
+            let Taken { event, due, comes_back, is_last_coming } = taken;
+            *is_coming = comes_back;
+            send(shard, due);
+            let Some(mut task) = event else {
                 return Poll::Ready(());
             };
             if is_last_coming {
-                let_others_have_it(&shard);
+                let_others_have_it(shard);
             }
-            let Poll::Ready(ticket) = task.as_mut().poll(cx) else {
-                self.event = Some(task);
+            if task.as_mut().poll(cx).is_pending() {
+                *kept = Some(task);
+                if mem::take(is_coming) {
+                    send(shard, shard.leave_line());
+                }
                 return Poll::Pending;
-            };
+            }
             left -= 1;
-            taken = match ticket {
+            if left == 0 || !coop::has_budget_remaining() {
                 // The next one is not to be told that it must wait because others have used up the turn.
-                _ if left == 0 || !coop::has_budget_remaining() => return Poll::Ready(()),
-                Some(ticket) => shard.end_and_take(ticket),
-                None => shard.take(false),
+                break;
+            }
+            taken = match task.as_mut().ticket() {
+                Some(ticket) => shard.end_and_take(ticket, *is_coming),
+                None => shard.take(*is_coming),
             };
         }
+        if !*is_coming {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
 impl Drop for Starter {
     fn drop(&mut self) {
-        if let Some(shard) = self.shard.take() {
-            for event in shard.give_up() {
+        if self.is_coming {
+            for event in self.shard.give_up() {
                 let _ = contain(|| drop(event));
             }
         }

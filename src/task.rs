@@ -16,9 +16,9 @@ use tracing::{Span, field::display, level_filters::LevelFilter};
 use crate::{
     contain::contain,
     entry::Stage,
-    house::{EventTask, House, Shard},
+    house::{Event, EventTask, House, Shard},
     inside,
-    ledger::{EventTicket, NewEvent},
+    ledger::{Begun, EventTicket, NewEvent},
     limit::{Limit, NoTimer},
     metrics::{self, Began},
     output::{EventOutput, sealed::Judge},
@@ -43,8 +43,10 @@ where
     let place = Place::here(shard, name)?;
     let cause = Cause::current();
     let event = NewEvent { name, stage: Stage::Started, location, since: None };
-    let begun = shard.accept_and_start(event, |ticket| place.of(tracked(ticket, cause, future)));
-    let begun = begun.inspect_err(|refused| shard.tell_refused(*refused, name))?;
+    let mut begun = Begun::default();
+    shard
+        .accept_and_start(event, |ticket| place.of(tracked(ticket, cause, future)), &mut begun)
+        .inspect_err(|refused| shard.tell_refused(*refused, name))?;
     begin(shard, begun);
     // Not before it is on its way: a recorder may be slow.
     metrics::accepted(name);
@@ -74,7 +76,9 @@ impl Launch {
     {
         let Self { ticket, place } = self;
         let shard = Arc::clone(ticket.shard());
-        begin(&shard, shard.start(place.of(tracked(ticket, cause, future))));
+        let mut begun = Begun::default();
+        shard.start(place.of(tracked(ticket, cause, future)), &mut begun);
+        begin(&shard, begun);
     }
 
     /// Runs the event on a blocking thread. If the runtime is going down it is dropped instead, and counted as aborted.
@@ -92,7 +96,7 @@ impl Launch {
 
     /// Ends the event as panicked before it could start, because the code that makes it did.
     pub(crate) fn panicked(self, message: String) {
-        drop(Running::new(self.ticket, Cause::default()).end(Verdict::Panicked(message)));
+        Running::new(self.ticket, Cause::default()).end(Verdict::Panicked(message));
     }
 }
 
@@ -172,7 +176,7 @@ struct Extra {
 }
 
 enum Verdict {
-    Returned(Result<(), String>),
+    Failed(String),
     Panicked(String),
     TimedOut(Duration),
     Aborted,
@@ -250,36 +254,43 @@ impl Running {
     }
 
     /// Ends the event before it has returned.
-    fn abandon(self, drop_work: impl FnOnce()) {
-        let ended = self.enter(drop_work);
-        let verdict = match ended {
+    fn abandon(&mut self, drop_work: impl FnOnce()) {
+        let verdict = match self.enter(drop_work) {
             Err(panic) => Verdict::Panicked(panic),
             Ok(()) if self.ticket.is_aborted() => Verdict::Aborted,
             Ok(()) => Verdict::Dropped,
         };
-        drop(self.end(verdict));
+        self.end(verdict);
     }
 
-    /// To be called when all that the event owned is dropped: with the ticket, the drain may go on.
-    fn end(self, verdict: Verdict) -> EventTicket<House> {
-        let Self { extra, ticket, began } = self;
-        let ending = verdict.ending();
-        if extra.is_some() || ending != Ending::Completed {
-            // A subscriber that panics costs its line, not the count.
-            let span = extra.as_ref().and_then(|extra| extra.span.as_ref());
-            let _ = contain(|| verdict.log(ticket.source(), span.unwrap_or(&Span::none())));
+    /// To be called when all that the event owned is dropped: when the ticket is as well, the drain may go on.
+    #[cold]
+    fn end(&mut self, verdict: Verdict) {
+        // A subscriber that panics costs its line, not the count.
+        let _ = contain(|| verdict.log(self.ticket.source(), self.span().unwrap_or(&Span::none())));
+        self.count(verdict.ending());
+    }
+
+    /// The same for one that has done what it was to do, which nothing is said of.
+    #[inline]
+    fn complete(&mut self) {
+        self.count(Ending::Completed);
+    }
+
+    #[inline]
+    fn count(&mut self, ending: Ending) {
+        if let Some(extra) = self.extra.take() {
             let _ = contain(|| drop(extra));
         }
-        metrics::ended(|| ticket.name(), ending, began);
-        ticket.ended(ending)
+        metrics::ended(|| self.ticket.name(), ending, self.began.take());
+        self.ticket.end_as(ending);
     }
 }
 
 impl Verdict {
     fn ending(&self) -> Ending {
         match self {
-            Self::Returned(Ok(())) => Ending::Completed,
-            Self::Returned(Err(_)) => Ending::Failed,
+            Self::Failed(_) => Ending::Failed,
             Self::Panicked(_) => Ending::Panicked,
             Self::TimedOut(_) => Ending::TimedOut,
             Self::Aborted | Self::Dropped => Ending::Aborted,
@@ -289,8 +300,7 @@ impl Verdict {
     fn log(&self, (event, location): (&'static str, &'static Location<'static>), span: &Span) {
         let location = display(location);
         match self {
-            Self::Returned(Ok(())) => {}
-            Self::Returned(Err(error)) => tracing::error!(parent: span, event, error, location, "event failed"),
+            Self::Failed(error) => tracing::error!(parent: span, event, error, location, "event failed"),
             Self::Panicked(panic) => tracing::error!(parent: span, event, panic, location, "event panicked"),
             Self::TimedOut(limit) => tracing::error!(parent: span, event, ?limit, location, "event timed out"),
             Self::Aborted => {
@@ -357,7 +367,7 @@ pin_project! {
     impl<M, F> PinnedDrop for Tracked<M, F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            if let Some(running) = this.running.take() {
+            if let (Some(running), false) = (this.running, matches!(*this.work, Work::Over)) {
                 running.abandon(|| this.work.set(Work::Over));
             }
         }
@@ -370,18 +380,20 @@ where
     F: Future,
     F::Output: EventOutput,
 {
-    type Output = Option<EventTicket<House>>;
+    type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
         let Some(running) = this.running else {
-            return Poll::Ready(None);
+            return Poll::Ready(());
         };
         running.begin();
         // The order of these questions decides which ending wins.
         let mut verdict = if running.ticket.is_aborted() {
             Some(Verdict::Aborted)
         } else {
+            // Beside what is returned, because most often there is none, and what is small is moved at less cost.
+            let mut error = None;
             let returned = running.enter(|| {
                 if let WorkProjection::Unmade { make } = this.work.as_mut().project() {
                     if let Some(future) = make.take().map(|make| make()) {
@@ -391,15 +403,19 @@ where
                 let WorkProjection::Running { future } = this.work.as_mut().project() else {
                     return Poll::Pending;
                 };
-                let result = ready!(future.poll(cx)).judge();
+                error = ready!(future.poll(cx)).judge().err();
                 // What the event owns is dropped before its ending counts.
                 this.work.set(Work::Over);
-                Poll::Ready(result)
+                Poll::Ready(())
             });
-            match returned {
-                Ok(Poll::Ready(result)) => Some(Verdict::Returned(result)),
-                Ok(Poll::Pending) => None,
-                Err(panic) => Some(Verdict::Panicked(panic)),
+            match (returned, error) {
+                (Ok(Poll::Ready(())), None) => {
+                    running.complete();
+                    return Poll::Ready(());
+                }
+                (Ok(Poll::Ready(())), Some(error)) => Some(Verdict::Failed(error)),
+                (Ok(Poll::Pending), _) => None,
+                (Err(panic), _) => Some(Verdict::Panicked(panic)),
             }
         };
         if let (None, Some(limit)) = (&verdict, running.limit()) {
@@ -425,7 +441,20 @@ where
                 verdict = Verdict::Panicked(panic);
             }
         }
-        Poll::Ready(this.running.take().map(|running| running.end(verdict)))
+        running.end(verdict);
+        Poll::Ready(())
+    }
+}
+
+impl<M, F> Event for Tracked<M, F>
+where
+    M: FnOnce() -> F + Send + 'static,
+    F: Future + Send + 'static,
+    F::Output: EventOutput,
+{
+    #[inline]
+    fn ticket(self: Pin<&mut Self>) -> Option<&mut EventTicket<House>> {
+        self.project().running.as_mut().map(|running| &mut running.ticket)
     }
 }
 
@@ -452,9 +481,9 @@ where
     W: FnOnce() -> T + Send + 'static,
     T: EventOutput,
 {
-    type Output = Option<EventTicket<House>>;
+    type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> {
+    fn poll(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<()> {
         if let Some((work, running)) = self.0.take() {
             // If it panics because no thread can be started the event has been dropped, and counted as aborted.
             let _ = contain(|| {
@@ -462,13 +491,23 @@ where
                 runtime::Handle::current().spawn_blocking(move || blocking.run())
             });
         }
-        Poll::Ready(None)
+        Poll::Ready(())
+    }
+}
+
+impl<W, T> Event for ToThread<W>
+where
+    W: FnOnce() -> T + Send + 'static,
+    T: EventOutput,
+{
+    fn ticket(self: Pin<&mut Self>) -> Option<&mut EventTicket<House>> {
+        None
     }
 }
 
 impl<W> Drop for ToThread<W> {
     fn drop(&mut self) {
-        if let Some((work, running)) = self.0.take() {
+        if let Some((work, mut running)) = self.0.take() {
             running.abandon(|| drop(work));
         }
     }
@@ -512,7 +551,7 @@ impl<F> Queued<F> {
 
 impl<F: Send + 'static> Wake for Queued<F> {
     fn wake(self: Arc<Self>) {
-        if let Some((work, running)) = self.take() {
+        if let Some((work, mut running)) = self.take() {
             running.abandon(|| drop(work));
         }
     }
@@ -527,21 +566,21 @@ where
     T: EventOutput,
 {
     fn run(self) {
-        let Some((work, running)) = self.0.take() else {
+        let Some((work, mut running)) = self.0.take() else {
             return;
         };
         running.ticket.block();
-        let verdict = match running.enter(|| work().judge()) {
-            Ok(result) => Verdict::Returned(result),
-            Err(panic) => Verdict::Panicked(panic),
-        };
-        drop(running.end(verdict));
+        match running.enter(|| work().judge()) {
+            Ok(Ok(())) => running.complete(),
+            Ok(Err(error)) => running.end(Verdict::Failed(error)),
+            Err(panic) => running.end(Verdict::Panicked(panic)),
+        }
     }
 }
 
 impl<F> Drop for Blocking<F> {
     fn drop(&mut self) {
-        if let Some((work, running)) = self.0.take() {
+        if let Some((work, mut running)) = self.0.take() {
             running.abandon(|| drop(work));
         }
     }

@@ -81,6 +81,7 @@ pub mod seeded {
         abort_forgets_what_is_recorded
         recorded_after_an_abort_is_kept
         take_sends_nobody
+        leave_sends_nobody
         end_and_take_wakes_nobody
     }
 }

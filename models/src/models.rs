@@ -15,7 +15,8 @@ use loom::{
 };
 
 use super::ledger::{
-    Context, EventTicket, IdleWait, Ledger, Look, NewEvent, PermitTicket, Room, RoomWait, ShardRef, Starts, Waiter,
+    Begun, Context, EventTicket, IdleWait, Ledger, Look, NewEvent, PermitTicket, Room, RoomWait, ShardRef, Starts,
+    Waiter,
 };
 use crate::{
     Depth, Order,
@@ -44,9 +45,16 @@ impl Context for () {
 pub(crate) struct Starting(Event);
 
 impl Starts for Starting {
-    fn is_at_home(&self) -> bool {
-        true
+    type Task = Self;
+
+    fn at_home(self) -> Result<Self, Self> {
+        Ok(self)
     }
+}
+
+fn ended(mut ticket: Event, ending: Ending) -> Event {
+    ticket.end_as(ending);
+    ticket
 }
 
 /// A ledger, and what has been seen of it. What is seen is outside of the model: it is true at the instant.
@@ -116,7 +124,7 @@ impl World {
     fn end(&self, ticket: Event) {
         self.expect(!self.is_drained(), "the drain was over while an event was pending");
         self.held.fetch_sub(1, SEEN);
-        drop(ticket.ended(Ending::Completed));
+        drop(ended(ticket, Ending::Completed));
     }
 
     fn look_at_the_counts(&self, capacity: u64) -> Snapshot {
@@ -461,7 +469,7 @@ pub fn conservation() {
                 world.expect(permit.is_ok(), "there was room");
                 // It becomes an event of another shard.
                 let event = |permit: PermitTicket<()>| permit.accept(&world.shards[1], event());
-                permit.into_iter().for_each(|permit| drop(event(permit).ended(Ending::Failed)));
+                permit.into_iter().for_each(|permit| drop(ended(event(permit), Ending::Failed)));
             }
         });
         let dropped = thread::spawn({
@@ -505,7 +513,7 @@ pub fn four_takers_who_give_back() {
             let Ok(ticket) = world.shards[shard].accept(event()) else { return };
             world.expect(world.held.fetch_add(1, SEEN) < 2, "there is more than the capacity allows");
             world.held.fetch_sub(1, SEEN);
-            drop(ticket.ended(Ending::Completed));
+            drop(ended(ticket, Ending::Completed));
         };
         let takers = [0, 1, 0].map(|shard| {
             let world = world.clone();
@@ -539,7 +547,7 @@ pub fn room_in_another_shard() {
 fn poll_event(mut ticket: Event, task: &mut Task) -> Option<Event> {
     let waker = task.waker();
     if ticket.is_aborted() || !ticket.hold(&waker) {
-        drop(ticket.ended(Ending::Aborted));
+        drop(ended(ticket, Ending::Aborted));
         return None;
     }
     Some(ticket)
@@ -578,7 +586,7 @@ pub fn abort_against_record() {
             move || {
                 if let Some(ticket) = world.accept(1) {
                     let id = ticket.id();
-                    world.shards[1].record(Some(&request), || false, id, Starting(ticket));
+                    world.shards[1].record(Some(&request), || false, id, Starting(ticket), &mut Begun::default());
                 }
             }
         });
@@ -597,7 +605,7 @@ pub fn abort_against_record() {
             "an event begins too early"
         );
         let now = world.ledger.snapshot();
-        world.shards[1].start_recorded(&request, None);
+        world.shards[1].start_recorded(&request, None, &mut Begun::default());
         let kept = world.shards[1].take(false).event;
         let count = u64::from(kept.is_some());
         assert!(!kept.is_some_and(|Starting(ticket)| ticket.is_aborted()), "an abort has left an event");
@@ -607,20 +615,29 @@ pub fn abort_against_record() {
     });
 }
 
+/// Starts an event, and gives the number of tasks that are due.
+fn start(world: &World) -> usize {
+    let mut begun = Begun::default();
+    let started = world.shards[0].accept_and_start(event(), Starting, &mut begun);
+    world.expect(started.is_ok(), "there was room");
+    begun.due
+}
+
 /// Two events begin. The task that was sent for one of them is dropped, that for the other is kept by the event that it
-/// takes: no event is left without a task.
-pub fn starts_against_tasks() {
-    explore("starts against tasks", Depth::All, || {
+/// takes: no event is left without a task. So with tasks on several threads, and with tasks that one thread polls in turn.
+pub fn starts_against_tasks(in_turn: bool) {
+    let name = if in_turn { "starts against tasks, in turn" } else { "starts against tasks" };
+    explore(name, Depth::All, move || {
         let world = World::new(4);
+        world.shards[0].poll_in_turn(in_turn);
         let comes = thread::spawn({
             let world = world.clone();
             move || {
-                let begun = world.shards[0].accept_and_start(event(), Starting).ok().map(|begun| begun.due);
-                come(&world, begun.unwrap_or(0))
+                let due = start(&world);
+                come(&world, due)
             }
         });
-        let begun = world.shards[0].accept_and_start(event(), Starting).ok().map(|begun| begun.due);
-        for _ in 0..begun.unwrap_or(0) {
+        for _ in 0..start(&world) {
             drop(world.shards[0].give_up());
         }
         let kept = comes.join().unwrap();
@@ -635,30 +652,69 @@ pub fn starts_against_tasks() {
 fn come(world: &World, tasks: usize) -> Vec<Starting> {
     let mut kept = Vec::new();
     for _ in 0..tasks {
-        let Taken { event, due, .. } = world.shards[0].take(true);
+        let Taken { event, due, comes_back, .. } = world.shards[0].take(true);
         kept.extend(event);
         kept.extend(come(world, due));
+        if comes_back {
+            let due = world.shards[0].leave_line();
+            kept.extend(come(world, due));
+        }
     }
     kept
+}
+
+/// An event starts while a task ends another one and looks for the next, which it is kept by.
+pub fn start_against_turns() {
+    explore("start against turns", Depth::All, || {
+        let world = World::new(4);
+        world.shards[0].poll_in_turn(true);
+        let due: usize = (0..2).map(|_| start(&world)).sum();
+        assert_eq!(due, 1, "a second event in turn needs no other task");
+        let running = thread::spawn({
+            let world = world.clone();
+            move || {
+                let Taken { event, due, comes_back, .. } = world.shards[0].take(true);
+                world.expect(due == 0 && comes_back, "the task comes back for the second one");
+                let mut kept = Vec::new();
+                if let Some(Starting(mut ticket)) = event {
+                    ticket.end_as(Ending::Completed);
+                    let Taken { event, due, comes_back, .. } = world.shards[0].end_and_take(&mut ticket, true);
+                    kept.extend(event);
+                    kept.extend(come(&world, due));
+                    if comes_back {
+                        let due = world.shards[0].leave_line();
+                        kept.extend(come(&world, due));
+                    }
+                }
+                kept
+            }
+        });
+        let due = start(&world);
+        let mut kept = come(&world, due);
+        kept.extend(running.join().unwrap());
+        let now = world.ledger.snapshot();
+        assert_eq!((now.completed, now.pending), (1, 2), "an event has not one ending");
+        assert_eq!(kept.len(), 2, "an event has no task");
+        drop(kept);
+        world.check_empty(4);
+    });
 }
 
 /// An event ends, its task takes the next one, and a drain looks.
 pub fn end_and_take_against_drain() {
     explore("end and take against drain", Depth::All, || {
         let world = World::new(4);
-        let due: usize = (0..2)
-            .filter_map(|_| world.shards[0].accept_and_start(event(), Starting).ok())
-            .map(|begun| begun.due)
-            .sum();
+        let due: usize = (0..2).map(|_| start(&world)).sum();
         assert_eq!(due, 2, "a second event sends for another task");
         world.accepted.store(2, SEEN);
         let running = thread::spawn({
             let world = world.clone();
             move || {
                 let mut next = world.shards[0].take(true).event;
-                while let Some(Starting(ticket)) = next {
+                while let Some(Starting(mut ticket)) = next {
                     world.expect(!world.is_drained(), "the drain was over while an event was pending");
-                    next = world.shards[0].end_and_take(ticket.ended(Ending::Completed)).event;
+                    ticket.end_as(Ending::Completed);
+                    next = world.shards[0].end_and_take(&mut ticket, false).event;
                 }
             }
         });

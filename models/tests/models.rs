@@ -68,6 +68,8 @@ fn what_is_sent_to_a_sink_is_an_event_like_any_other() {
 
 #[test]
 fn an_event_that_begins_has_a_task_and_ends_once() {
-    models::starts_against_tasks();
+    models::starts_against_tasks(false);
+    models::starts_against_tasks(true);
+    models::start_against_turns();
     models::end_and_take_against_drain();
 }

@@ -305,6 +305,48 @@ fn first_blocks_for_the_last(count: usize, track: impl Fn(Pin<Box<dyn Future<Out
     }
 }
 
+#[tokio::test]
+async fn on_one_thread_those_that_do_not_wait_have_one_task() {
+    let handle = unsettled();
+    let metrics = runtime::Handle::current().metrics();
+    let before = metrics.num_alive_tasks();
+    for _ in 0..100 {
+        handle.track("ready", async {}).unwrap();
+    }
+    assert_eq!(metrics.num_alive_tasks() - before, 1);
+    assert_eq!(drain(&handle).await.endings.completed, 100);
+    assert_eq!(metrics.num_alive_tasks(), before);
+}
+
+#[tokio::test]
+async fn on_one_thread_a_task_that_polls_many_leaves_a_turn_to_others() {
+    let handle = unsettled();
+    for _ in 0..100 {
+        handle.track("ready", async {}).unwrap();
+    }
+    let seen = handle.clone();
+    let completed = tokio::spawn(async move { seen.snapshot().completed }).await.unwrap();
+    assert!((1..100).contains(&completed), "{completed} have completed before another task had its turn");
+    assert_eq!(drain(&handle).await.endings.completed, 100);
+}
+
+#[test]
+fn a_runtime_that_is_dropped_aborts_those_whose_task_was_coming_back() {
+    let handle = unsettled();
+    // A turn for one task, and then one for what is blocked on.
+    let runtime = runtime::Builder::new_current_thread().event_interval(1).build().unwrap();
+    runtime.block_on(async {
+        for _ in 0..100 {
+            handle.track("ready", async {}).unwrap();
+        }
+        tokio::task::yield_now().await;
+    });
+    drop(runtime);
+    let now = handle.snapshot();
+    assert!(now.completed > 0 && now.aborted > 0, "{now:?}");
+    assert_eq!((now.completed + now.aborted, now.pending), (100, 0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_blocks_its_thread_does_not_hold_up_the_others() {
     for count in [2, 3, 16, 17, 100] {
