@@ -1,12 +1,12 @@
 //! [`TrackEvents`]: opens an exchange for each call.
 
 use std::{
-    fmt,
+    fmt, mem,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, request::Parts};
 use http_body::Body;
 use tower_service::Service;
 
@@ -162,11 +162,22 @@ impl<S> TrackEvents<S> {
         Opened { guard: Some(guard), hooked: Some(record) }
     }
 
-    fn record_hooks<A>(&self, record: &Arc<Record>, request: Request<A>) -> (Request<A>, Option<Waiting>) {
-        let (parts, body) = request.into_parts();
+    /// Lends the parts of the request to the hooks. It stays in its place, because it is slow to move.
+    fn record_hooks<A>(&self, record: &Arc<Record>, request: &mut Request<A>) -> Option<Waiting> {
+        let (mut parts, ()) = Request::new(()).into_parts();
+        swap_parts(&mut parts, request);
         let waiting = self.hooks.record(record, &parts);
-        (Request::from_parts(parts, body), waiting)
+        swap_parts(&mut parts, request);
+        waiting
     }
+}
+
+fn swap_parts<A>(parts: &mut Parts, request: &mut Request<A>) {
+    mem::swap(&mut parts.method, request.method_mut());
+    mem::swap(&mut parts.uri, request.uri_mut());
+    mem::swap(&mut parts.version, request.version_mut());
+    mem::swap(&mut parts.headers, request.headers_mut());
+    mem::swap(&mut parts.extensions, request.extensions_mut());
 }
 
 /// What becomes of a request.
@@ -195,7 +206,7 @@ where
         let mut waiting = None;
         if let Some(record) = hooked {
             if !self.hooks.is_empty() {
-                (request, waiting) = self.record_hooks(&record, request);
+                waiting = self.record_hooks(&record, &mut request);
             }
             if guard.is_some() {
                 request.extensions_mut().insert(Events::new(record));
