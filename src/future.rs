@@ -66,47 +66,42 @@ where
             *this.waiting = None;
         }
         let Some(guard) = this.guard else {
-            let response = ready!(poll_to_end(this.inner, cx))?;
-            return Poll::Ready(Ok(response.map(|body| ResponseBody::new(body, None))));
+            let mut inner = this.inner;
+            let result = ready!(running(&mut inner).poll(cx));
+            inner.set(None);
+            return Poll::Ready(result.map(|response| response.map(|body| ResponseBody::new(body, None))));
         };
-        let polled = guard.watch(|| {
-            let result = ready!(poll_to_end(this.inner, cx));
-            Poll::Ready(result.map(|response| {
+        let watch = guard.begin_watch();
+        let mut inner = this.inner;
+        let result = match running(&mut inner).poll(cx) {
+            Poll::Pending => {
+                watch.end();
+                guard.waits();
+                return Poll::Pending;
+            }
+            Poll::Ready(result) => result,
+        };
+        // What its destructor records belongs to the exchange.
+        inner.set(None);
+        match &result {
+            Ok(response) => {
                 let body = response.body();
                 let (exact_size, is_end) = (body.size_hint().exact(), body.is_end_stream());
-                (response, exact_size, is_end)
-            }))
-        });
-        let Poll::Ready(result) = polled else {
-            guard.waits();
-            return Poll::Pending;
-        };
-        let guard = this.guard.take();
-        match result {
-            Ok((response, exact_size, is_end)) => {
-                if let Some(guard) = &guard {
-                    guard.see_head(response.status(), response.headers(), exact_size, is_end);
-                }
-                Poll::Ready(Ok(response.map(|body| ResponseBody::new(body, guard))))
+                watch.end();
+                guard.see_head(response.status(), response.headers(), exact_size, is_end);
             }
-            Err(error) => {
-                if let Some(guard) = &guard {
-                    guard.see(|progress| progress.failed());
-                }
-                Poll::Ready(Err(error))
+            Err(_) => {
+                watch.end();
+                guard.see(|progress| progress.failed());
             }
         }
+        let guard = this.guard.take();
+        Poll::Ready(result.map(|response| response.map(|body| ResponseBody::new(body, guard))))
     }
 }
 
-/// Polls the future, and drops it when it is ready.
-fn poll_to_end<F: Future>(mut future: Pin<&mut Option<F>>, cx: &mut Context<'_>) -> Poll<F::Output> {
-    let Some(running) = future.as_mut().as_pin_mut() else {
-        panic!("a response future was polled after it had been ready");
-    };
-    let output = ready!(running.poll(cx));
-    future.set(None);
-    Poll::Ready(output)
+fn running<'a, F>(future: &'a mut Pin<&mut Option<F>>) -> Pin<&'a mut F> {
+    future.as_mut().as_pin_mut().expect("a response future is not polled after it was ready")
 }
 
 impl<F> fmt::Debug for ResponseFuture<F> {
