@@ -25,8 +25,9 @@ pub(crate) enum Kind {
     Event { name: &'static str, stage: Stage },
 }
 
-/// How far an event is.
+/// How far an event is. As wide as what it is beside: parts of a word are slow to move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(usize)]
 pub(crate) enum Stage {
     /// Its exchange is open.
     Recorded,
