@@ -167,12 +167,19 @@ struct Running {
     began: Option<Began>,
 }
 
-#[derive(Default)]
 struct Extra {
     /// Until it begins.
     cause: Cause,
     span: Option<Span>,
     limit: Option<Limit>,
+}
+
+impl Extra {
+    #[inline]
+    fn of(cause: Cause, limit: Option<Duration>) -> Option<Box<Self>> {
+        let is_wanted = cause.span().is_some() || limit.is_some() || wants_span();
+        is_wanted.then(|| Box::new(Self { cause, span: None, limit: limit.map(Limit::after) }))
+    }
 }
 
 enum Verdict {
@@ -187,21 +194,13 @@ enum Verdict {
 impl Running {
     #[inline]
     fn new(ticket: EventTicket<House>, cause: Cause) -> Self {
-        let mut running = Self { extra: None, ticket, began: None };
-        if cause.span().is_some() || wants_span() {
-            running.extra().cause = cause;
-        }
-        running
+        Self { extra: Extra::of(cause, None), ticket, began: None }
     }
 
     #[inline]
     fn limited(ticket: EventTicket<House>, cause: Cause) -> Self {
         let limit = ticket.shard().house().settings.event_timeout;
-        let mut running = Self::new(ticket, cause);
-        if let Some(limit) = limit {
-            running.extra().limit = Some(Limit::after(limit));
-        }
-        running
+        Self { extra: Extra::of(cause, limit), ticket, began: None }
     }
 
     #[inline]
@@ -214,10 +213,6 @@ impl Running {
         if let Some(extra) = &mut self.extra {
             extra.span = event_span(ticket, &mem::take(&mut extra.cause));
         }
-    }
-
-    fn extra(&mut self) -> &mut Extra {
-        self.extra.get_or_insert_default()
     }
 
     fn span(&self) -> Option<&Span> {
@@ -241,7 +236,11 @@ impl Running {
         })
     }
 
-    fn log_no_timer(&self) {
+    /// It cannot be measured.
+    fn drop_limit(&mut self) {
+        if let Some(extra) = &mut self.extra {
+            extra.limit = None;
+        }
         let (event, none) = (self.ticket.name(), Span::none());
         let span = self.span().unwrap_or(&none);
         let _ = contain(|| {
@@ -423,8 +422,7 @@ where
                 Ok(true) => verdict = limit.duration().map(Verdict::TimedOut),
                 Ok(false) => {}
                 Err(NoTimer) => {
-                    running.extra().limit = None;
-                    running.log_no_timer();
+                    running.drop_limit();
                 }
             }
         }
