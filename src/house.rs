@@ -130,8 +130,12 @@ impl Starts for Starting {
 
 /// Twice the cores, so that the threads of a runtime and a few others each have a shard of their own.
 fn shard_count() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (2 * cores).next_power_of_two().clamp(4, 128)
+    // The answer takes some reading of files.
+    static COUNT: OnceLock<usize> = OnceLock::new();
+    *COUNT.get_or_init(|| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        (2 * cores).next_power_of_two().clamp(4, 128)
+    })
 }
 
 #[inline]
