@@ -10,8 +10,11 @@
 //!    is taken, and they are spawned before the next poll. The task that a thread of tokio's has spawned last no other
 //!    thread takes from it. So for several events one more is on its way; and before an event is polled while there is but
 //!    one, something is spawned after it.
-//! 2. *No event is left behind.* A task that is on its way either comes, or is dropped because its runtime is shutting
-//!    down. The last one that is dropped so drops what stands in the line.
+//! 2. *On a runtime of one thread one task is enough*, until an event waits: nobody else could poll the next one meanwhile.
+//!    The task that takes is counted as one that is coming for as long as it leaves events behind, and sends another when
+//!    an event keeps it.
+//! 3. *No event is left behind.* A task that is coming either comes, or is dropped because its runtime is shutting down. The
+//!    last one that is dropped so drops what stands in the line.
 
 use std::{
     cell::Cell,
@@ -104,7 +107,7 @@ thread_local! {
 #[inline]
 fn send(shard: &Arc<Shard>, tasks: usize) {
     for _ in 0..tasks {
-        let starter = Starter { shard: Arc::clone(shard), is_coming: true, event: None };
+        let starter = Starter::Taking(Taker { shard: Arc::clone(shard), is_coming: true });
         match shard.home().get() {
             Some(runtime) => drop(runtime.spawn(starter)),
             None => drop(starter),
@@ -131,41 +134,46 @@ fn spawn_nothing(runtime: &runtime::Handle) {
 }
 
 /// A task that takes events.
-struct Starter {
+enum Starter {
+    Taking(Taker),
+    /// An event keeps it.
+    Kept(EventTask),
+    Done,
+}
+
+struct Taker {
     shard: Arc<Shard>,
-    /// Whether it will take an event, which others rely on.
+    /// Whether others rely on it to take an event.
     is_coming: bool,
-    /// The event that keeps it.
-    event: Option<EventTask>,
 }
 
 impl Future for Starter {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { shard, is_coming, event: kept } = &mut *self;
-        if let Some(event) = kept {
+        if let Self::Kept(event) = &mut *self {
             return event.as_mut().poll(cx);
         }
+        let Self::Taking(mut taker) = mem::replace(&mut *self, Self::Done) else {
+            return Poll::Ready(());
+        };
         // What was spawned last before it was taken: this task.
         SENT_LAST.set(false);
-        let mut taken = shard.take(*is_coming);
+        let mut taken = taker.shard.take(taker.is_coming);
         let mut left = EVENTS_PER_TASK;
         loop {
             let Taken { event, due, comes_back, is_last_coming } = taken;
-            *is_coming = comes_back;
-            send(shard, due);
+            taker.is_coming = comes_back;
+            send(&taker.shard, due);
             let Some(mut task) = event else {
                 return Poll::Ready(());
             };
             if is_last_coming {
-                let_others_have_it(shard);
+                let_others_have_it(&taker.shard);
             }
             if task.as_mut().poll(cx).is_pending() {
-                *kept = Some(task);
-                if mem::take(is_coming) {
-                    send(shard, shard.leave_line());
-                }
+                taker.leave();
+                *self = Self::Kept(task);
                 return Poll::Pending;
             }
             left -= 1;
@@ -174,19 +182,29 @@ impl Future for Starter {
                 break;
             }
             taken = match task.as_mut().ticket() {
-                Some(ticket) => shard.end_and_take(ticket, *is_coming),
-                None => shard.take(*is_coming),
+                Some(ticket) => taker.shard.end_and_take(ticket, taker.is_coming),
+                None => taker.shard.take(taker.is_coming),
             };
         }
-        if !*is_coming {
+        if !taker.is_coming {
             return Poll::Ready(());
         }
+        *self = Self::Taking(taker);
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 }
 
-impl Drop for Starter {
+impl Taker {
+    /// Sends another task, if others rely on this one.
+    fn leave(mut self) {
+        if mem::take(&mut self.is_coming) {
+            send(&self.shard, self.shard.leave_line());
+        }
+    }
+}
+
+impl Drop for Taker {
     fn drop(&mut self) {
         if self.is_coming {
             for event in self.shard.give_up() {
