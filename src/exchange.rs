@@ -4,7 +4,10 @@
 //! response over, and how did it end. It neither polls nor spawns anything.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicBool, AtomicU8, AtomicU16, AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
+    },
     time::Duration,
 };
 
@@ -56,6 +59,18 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Each in its place.
+    const ALL: [Self; 8] = [
+        Self::Panicked,
+        Self::NoResponse,
+        Self::ServiceError,
+        Self::Upgraded,
+        Self::BodyError,
+        Self::Complete,
+        Self::LengthMismatch,
+        Self::Aborted,
+    ];
+
     /// Whether the response was handed on in full.
     ///
     /// # Examples
@@ -169,6 +184,10 @@ pub(crate) struct Progress {
     ended: AtomicBool,
     /// User code is being polled. It stays set when that panics.
     polling: AtomicBool,
+    /// When the exchange is over; none of what it is told by is written after it.
+    elapsed: AtomicU64,
+    /// The place of the outcome in the list of all, from one; zero before there is one. Written last.
+    outcome: AtomicU8,
 }
 
 /// A number that may be missing.
@@ -238,7 +257,7 @@ impl Progress {
         time_to_head: Option<Duration>,
     ) {
         self.status.store(status.as_u16(), Relaxed);
-        self.time_to_head.set(time_to_head.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)));
+        self.time_to_head.set(time_to_head.map(to_nanos));
         self.declared.set(content_length(headers).or(exact_size));
         self.grpc_status.set(grpc_status(headers).map(to_number));
         self.ended.store(ended, Relaxed);
@@ -307,16 +326,48 @@ impl Progress {
         }
     }
 
-    pub(crate) fn exchange(&self, elapsed: Duration) -> Exchange {
-        Exchange {
-            outcome: self.outcome(),
+    /// The exchange is over: from now on others see how it ended.
+    pub(crate) fn end(&self, elapsed: Duration) {
+        self.end_with(self.outcome(), elapsed);
+    }
+
+    /// It is over, and was all as is said here.
+    pub(crate) fn end_as(&self, exchange: Exchange) {
+        let Exchange { outcome, status, body_bytes, time_to_head, elapsed, grpc_status } = exchange;
+        self.status.store(status.map_or(0, |status| status.as_u16()), Relaxed);
+        self.body_bytes.store(body_bytes, Relaxed);
+        self.time_to_head.set(time_to_head.map(to_nanos));
+        self.grpc_status.set(grpc_status.map(to_number));
+        self.end_with(outcome, elapsed);
+    }
+
+    #[inline]
+    fn end_with(&self, outcome: Outcome, elapsed: Duration) {
+        self.elapsed.store(to_nanos(elapsed), Relaxed);
+        self.outcome.store(outcome as u8 + 1, Release);
+    }
+
+    #[inline]
+    pub(crate) fn has_outcome(&self) -> bool {
+        self.outcome.load(Acquire) > 0
+    }
+
+    /// How the exchange ended; `None` before it has.
+    pub(crate) fn exchange(&self) -> Option<Exchange> {
+        let outcome = Outcome::ALL[usize::from(self.outcome.load(Acquire).checked_sub(1)?)];
+        Some(Exchange {
+            outcome,
             status: self.status(),
             body_bytes: self.body_bytes.load(Relaxed),
             time_to_head: self.time_to_head.get().map(Duration::from_nanos),
-            elapsed,
+            elapsed: Duration::from_nanos(self.elapsed.load(Relaxed)),
             grpc_status: self.grpc_status.get().map(|number| number as u32 as i32),
-        }
+        })
     }
+}
+
+fn to_nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Not the largest number there is.

@@ -71,6 +71,9 @@ impl ExchangeGuard {
     #[inline]
     pub(crate) fn see_head(&self, status: StatusCode, headers: &HeaderMap, exact_size: Option<u64>, is_end: bool) {
         self.waits();
+        if self.0.has_ended() {
+            return;
+        }
         let listeners = self.0.listeners();
         if listeners == Listeners::None {
             // How the response goes on is of interest to nobody any more.
@@ -90,13 +93,13 @@ impl ExchangeGuard {
 
     /// Ends the exchange, whatever was seen of it.
     pub(crate) fn end_as(self, exchange: Exchange) {
-        self.0.end(Listeners::ToFacts, |_| exchange);
+        self.0.end(Listeners::ToFacts, |progress, _| progress.end_as(exchange));
     }
 
     #[inline]
     fn end(&self) {
         let Self(record) = self;
-        record.end(record.listeners(), |elapsed| record.progress.exchange(elapsed));
+        record.end(record.listeners(), Progress::end);
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     fmt,
     panic::Location,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{self, AtomicBool, Ordering},
     },
     time::Duration,
@@ -46,8 +46,6 @@ pub(crate) struct Record {
     /// The open exchange of another handle in which this one was opened.
     outer: Option<Arc<Record>>,
     pub(crate) progress: Progress,
-    /// How the exchange ended: from then on what is recorded starts at once.
-    over: OnceLock<Exchange>,
     /// It is over, whether anybody is told how it ended or not. Of the guard alone.
     has_ended: AtomicBool,
     has_waited: AtomicBool,
@@ -100,7 +98,6 @@ impl Record {
             opened_by,
             outer,
             progress,
-            over: OnceLock::new(),
             has_ended: AtomicBool::new(false),
             has_waited: AtomicBool::new(false),
             is_at_home: AtomicBool::new(false),
@@ -205,15 +202,15 @@ impl Record {
 
     /// How the exchange ended, for an event of it: none begins before that.
     fn exchange(&self) -> Exchange {
-        self.over.get_or_init(|| Exchange::new(Outcome::NoResponse)).clone()
+        self.progress.exchange().unwrap_or_else(|| Exchange::new(Outcome::NoResponse))
     }
 
     /// Keeps an observer until the exchange is over.
     pub(crate) fn observe(&self, observe: Observe) {
         let mut guard = self.lock();
-        if let Some(exchange) = self.over.get() {
+        if let Some(exchange) = self.progress.exchange() {
             drop(guard);
-            self.tell(observe, None, exchange);
+            self.tell(observe, None, &exchange);
         } else {
             self.is_asked.store(true, Ordering::Relaxed);
             book(&mut guard).observers.push(observe);
@@ -247,7 +244,7 @@ impl Record {
 
     #[inline]
     pub(crate) fn is_over(&self) -> bool {
-        self.over.get().is_some()
+        self.progress.has_outcome()
     }
 
     /// Enters the hook list of an inner layer, if the exchange is open and has not met it yet.
@@ -288,7 +285,7 @@ impl Record {
     /// Ends the exchange, once: starts what was recorded, and lets what is recorded from now on start at once. The clock is
     /// read only if somebody asks for the time.
     #[inline]
-    pub(crate) fn end(&self, listeners: Listeners, end: impl FnOnce(Duration) -> Exchange) {
+    pub(crate) fn end(&self, listeners: Listeners, end: impl FnOnce(&Progress, Duration)) {
         // Not swapped, because the guard alone does this.
         if self.has_ended() {
             return;
@@ -302,15 +299,16 @@ impl Record {
         }
         let now = (listeners == Listeners::ToFacts).then(|| {
             let now = self.shard.house().now();
-            self.over.get_or_init(|| end(Duration::from_nanos(now.saturating_sub(self.began))));
+            end(&self.progress, Duration::from_nanos(now.saturating_sub(self.began)));
             now
         });
         // Where nobody is told the facts nobody else writes, either.
         let book = if self.has_span || now.is_some() { self.lock().take() } else { None };
         let Book { observers, span, .. } = book.map(|book| *book).unwrap_or_default();
-        if let Some(exchange) = self.over.get() {
+        if !observers.is_empty() {
+            let exchange = self.exchange();
             for observe in observers {
-                self.tell(observe, span.span(), exchange);
+                self.tell(observe, span.span(), &exchange);
             }
         }
         drop(span);
@@ -363,6 +361,6 @@ pub(crate) enum Joined {
 
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Record").field("over", &self.over.get()).finish_non_exhaustive()
+        f.debug_struct("Record").field("over", &self.progress.exchange()).finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     cell::Cell,
     convert::Infallible,
-    future::pending,
+    future::{pending, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     rc::Rc,
@@ -507,6 +507,37 @@ async fn the_facts_of_an_exchange_are_those_of_its_end() {
     assert_eq!((all.len(), all[0].outcome, all[0].body_bytes), (5, Outcome::BodyError, 2));
     assert_eq!(all[0].elapsed.as_secs(), 2);
     assert!(all.iter().all(|exchange| *exchange == all[0]), "{all:?}");
+}
+
+#[tokio::test]
+async fn a_response_that_comes_after_a_panic_changes_no_fact() {
+    let handle = TrackEventsHandle::new();
+    let seen = Seen::default();
+    let (early, late) = (seen.clone(), seen.clone());
+    let kept = std::sync::Mutex::new(None);
+    let service = TrackEventsLayer::new(handle.clone()).layer(service_fn(|request: Request<()>| {
+        *kept.lock().unwrap() = Events::from_extensions(request.extensions()).cloned();
+        let mut has_panicked = false;
+        poll_fn(move |_| {
+            if !std::mem::replace(&mut has_panicked, true) {
+                panic!("a service that panics, and goes on");
+            }
+            Poll::Ready(Answer::Ok(Response::builder().status(201).body(Script::new([Data(b"ab"), End])).unwrap()))
+        })
+    }));
+    let mut response = pin!(service.oneshot(Request::new(())));
+    assert!(catch_unwind(AssertUnwindSafe(|| poll_once(response.as_mut()))).is_err());
+    let events = kept.lock().unwrap().take().unwrap();
+    events.track_with("early", |exchange| async move { early.push(exchange) }).unwrap();
+    let mut response = response.await.unwrap();
+    while !matches!(next_frame(pin!(response.body_mut())).await, Some(None)) {}
+    drop(response);
+    events.track_with("late", |exchange| async move { late.push(exchange) }).unwrap();
+    drain(&handle).await;
+    for exchange in seen.all() {
+        assert_eq!((exchange.outcome, exchange.status, exchange.body_bytes), (Outcome::Panicked, None, 0));
+    }
+    assert_eq!(seen.all().len(), 2);
 }
 
 #[tokio::test]
