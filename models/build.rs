@@ -248,10 +248,7 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     ),
     (
         "take_sends_nobody",
-        &[(
-            "        self.lock().line.take(is_coming)\n",
-            "        Taken { due: 0, ..self.lock().line.take(is_coming) }\n",
-        )],
+        &[("        self.lock().line.take()\n", "        Taken { due: 0, ..self.lock().line.take() }\n")],
     ),
     ("leave_sends_nobody", &[("        self.lock().line.leave()\n", "        self.lock().line.leave();\n        0\n")]),
     (

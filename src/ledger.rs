@@ -792,10 +792,15 @@ impl<C: Context> ShardRef<C> {
         self.lock().line.poll_in_turn(in_turn);
     }
 
-    /// Takes the next event that starts, for a task that is one of those that are coming, or is not.
+    /// Takes the next event that starts, for a task that has come.
     #[inline]
-    pub(crate) fn take(&self, is_coming: bool) -> Taken<TaskOf<C>> {
-        self.lock().line.take(is_coming)
+    pub(crate) fn take(&self) -> Taken<TaskOf<C>> {
+        self.lock().line.take()
+    }
+
+    /// The same for a task whose event has gone elsewhere.
+    pub(crate) fn take_another(&self, is_coming: bool) -> Taken<TaskOf<C>> {
+        self.lock().line.take_another(is_coming)
     }
 
     /// A task that was coming back is kept by an event. How many are due in its place.
@@ -1169,7 +1174,8 @@ impl<C: Context> ShardRef<C> {
         }
     }
 
-    /// Ends an event of this shard and takes the next one: what dropping the ticket and [`take`](Self::take) would do.
+    /// Ends an event of this shard and takes the next one: what dropping the ticket and
+    /// [`take_another`](Self::take_another) would do.
     pub(crate) fn end_and_take(self: &Arc<Self>, ticket: &mut EventTicket<C>, is_coming: bool) -> Taken<TaskOf<C>> {
         debug_assert_eq!(ticket.0.shard.index, self.index, "an event is in the line of its shard");
         let (key, ending) = (mem::replace(&mut ticket.0.key, GONE), ticket.0.ending);
@@ -1177,12 +1183,12 @@ impl<C: Context> ShardRef<C> {
         let mut state = self.lock();
         self.remove(&mut state, key, ending, &mut left);
         if !left.runs_user_code() {
-            return state.line.take(is_coming);
+            return state.line.take_another(is_coming);
         }
         // That comes before the next event is taken, which would wait for it.
         drop(state);
         self.finish(left);
-        self.take(is_coming)
+        self.take_another(is_coming)
     }
 }
 

@@ -17,15 +17,13 @@ pub(crate) struct Line<S> {
     in_turn: bool,
 }
 
-/// What a task that takes an event is told.
+/// What a task that asks for an event is told.
 pub(crate) struct Taken<S> {
     pub(crate) event: Option<S>,
     /// How many tasks it has to spawn for those that are left.
     pub(crate) due: usize,
-    /// Whether it is one of those that are coming, and has to [say so](Line::leave) if it will not take another event.
+    /// Whether it is one of those that are coming, and has to [say so](Line::leave) if it will not ask again.
     pub(crate) comes_back: bool,
-    /// Whether, with these, one task alone is on its way.
-    pub(crate) is_last_coming: bool,
 }
 
 impl<S> Default for Line<S> {
@@ -44,34 +42,53 @@ impl<S> Line<S> {
         self.events.push_back(event);
     }
 
-    /// How many tasks are to be spawned, which counts them. Where there are several threads, there is for several events one
-    /// more than they need: the one that a thread has spawned last no other thread takes from it.
+    /// How many tasks are to be spawned, which counts them.
     #[inline]
     pub(crate) fn due(&mut self) -> usize {
-        let events = self.events.len();
-        let wanted = if self.in_turn {
-            usize::from(events > 0)
-        } else {
-            events.div_ceil(EVENTS_PER_TASK) + usize::from(events > 1)
-        };
-        let due = wanted.saturating_sub(self.coming);
+        let due = self.wanted().saturating_sub(self.coming);
         self.coming += due;
         due
     }
 
-    /// The next event, for a task that is one of those that are coming, or is not.
+    /// How many tasks are to be on their way. Where there are several threads there is for several events one more than they
+    /// need: the one that a thread has spawned last no other thread takes from it.
+    #[inline]
+    fn wanted(&self) -> usize {
+        let events = self.events.len();
+        if self.in_turn { usize::from(events > 0) } else { events.div_ceil(EVENTS_PER_TASK) + usize::from(events > 1) }
+    }
+
+    /// The next event, for a task that has come.
     #[inline(always)]
-    pub(crate) fn take(&mut self, is_coming: bool) -> Taken<S> {
+    pub(crate) fn take(&mut self) -> Taken<S> {
         let event = self.events.pop_front();
         let comes_back = self.in_turn && !self.events.is_empty();
-        self.coming = self.coming + usize::from(comes_back) - usize::from(is_coming);
+        self.coming = self.coming + usize::from(comes_back) - 1;
+        self.give_room_back();
+        let due = self.due();
+        Taken { event, due, comes_back }
+    }
+
+    /// The same for a task whose event has ended. Where there are several threads it is given none, but comes back for it:
+    /// what the last event has woken or spawned comes first, or it would wait for the next one, since no other thread takes
+    /// it.
+    #[inline(always)]
+    pub(crate) fn take_another(&mut self, is_coming: bool) -> Taken<S> {
+        if self.in_turn {
+            self.coming += usize::from(!is_coming);
+            return self.take();
+        }
+        let comes_back = !self.events.is_empty() && self.coming <= self.wanted();
+        self.coming += usize::from(comes_back);
+        Taken { event: None, due: 0, comes_back }
+    }
+
+    fn give_room_back(&mut self) {
         if self.events.is_empty() {
             // Begins at the front again: else it would go round through memory that many have waited in once.
             self.events.clear();
             self.events.shrink_to(MUCH);
         }
-        let due = self.due();
-        Taken { event, due, comes_back, is_last_coming: !self.in_turn && self.coming == 1 }
     }
 
     /// One of the tasks that are coming has found an event that keeps it. How many are due in its place.

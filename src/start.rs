@@ -7,9 +7,10 @@
 //!
 //! 1. *No event waits for another that is being polled*, if a thread of the runtime is free. While the line has an event, a
 //!    task is on its way to it: how many are due is computed under the lock of the shard, when an event enters and when one
-//!    is taken, and they are spawned before the next poll. The task that a thread of tokio's has spawned last no other
-//!    thread takes from it. So for several events one more is on its way; and before an event is polled while there is but
-//!    one, something is spawned after it.
+//!    is taken, and they are spawned before the next poll. The task that a thread of tokio's has spawned or woken last no
+//!    other thread takes from it. So for several events one more is on its way; before an event is polled something is
+//!    spawned after the task that was sent last; and after it the task comes back for another, with a turn for what the
+//!    event has woken or spawned.
 //! 2. *On a runtime of one thread one task is enough*, until an event waits: nobody else could poll the next one meanwhile.
 //!    The task that takes is counted as one that is coming for as long as it leaves events behind, and sends another when
 //!    an event keeps it.
@@ -17,7 +18,6 @@
 //!    last one that is dropped so drops what stands in the line.
 
 use std::{
-    cell::Cell,
     mem,
     pin::Pin,
     sync::Arc,
@@ -98,11 +98,6 @@ fn start_elsewhere(events: Vec<Starting>) {
     }
 }
 
-thread_local! {
-    /// Whether this thread has spawned a task that takes events, and nothing after it that is known of.
-    static SENT_LAST: Cell<bool> = const { Cell::new(false) };
-}
-
 /// Spawns tasks that take events. If the runtime is shutting down they are dropped instead.
 #[inline]
 fn send(shard: &Arc<Shard>, tasks: usize) {
@@ -111,17 +106,6 @@ fn send(shard: &Arc<Shard>, tasks: usize) {
         match shard.home().get() {
             Some(runtime) => drop(runtime.spawn(starter)),
             None => drop(starter),
-        }
-        SENT_LAST.set(true);
-    }
-}
-
-/// Lets other threads have the one task that is on its way, before this one polls an event, which may block it.
-#[inline]
-fn let_others_have_it(shard: &Shard) {
-    if SENT_LAST.replace(false) {
-        if let Some(runtime) = shard.home().get() {
-            spawn_nothing(runtime);
         }
     }
 }
@@ -157,20 +141,19 @@ impl Future for Starter {
         let Self::Taking(mut taker) = mem::replace(&mut *self, Self::Done) else {
             return Poll::Ready(());
         };
-        // What was spawned last before it was taken: this task.
-        SENT_LAST.set(false);
-        let mut taken = taker.shard.take(taker.is_coming);
+        let mut taken = taker.shard.take();
         let mut left = EVENTS_PER_TASK;
         loop {
-            let Taken { event, due, comes_back, is_last_coming } = taken;
+            let Taken { event, due, comes_back } = taken;
             taker.is_coming = comes_back;
-            send(&taker.shard, due);
-            let Some(mut task) = event else {
-                return Poll::Ready(());
-            };
-            if is_last_coming {
-                let_others_have_it(&taker.shard);
+            if due > 0 {
+                send(&taker.shard, due);
+                // Before this thread polls an event, which may block it.
+                if let Some(runtime) = taker.shard.home().get() {
+                    spawn_nothing(runtime);
+                }
             }
+            let Some(mut task) = event else { break };
             if task.as_mut().poll(cx).is_pending() {
                 taker.leave();
                 *self = Self::Kept(task);
@@ -183,7 +166,7 @@ impl Future for Starter {
             }
             taken = match task.as_mut().ticket() {
                 Some(ticket) => taker.shard.end_and_take(ticket, taker.is_coming),
-                None => taker.shard.take(taker.is_coming),
+                None => taker.shard.take_another(taker.is_coming),
             };
         }
         if !taker.is_coming {

@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     future::{pending, ready},
     pin::Pin,
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Condvar, Mutex, mpsc},
     time::Duration,
 };
 
@@ -360,6 +360,104 @@ async fn one_that_blocks_its_thread_does_not_hold_up_the_others() {
         let report = drain(&handle).await;
         assert_eq!((report.endings.completed, report.endings.wrong()), (count as u64, 0), "of {count}");
     }
+}
+
+/// Each blocks its thread until all of them have begun; false if they have not in time.
+struct Meeting {
+    expected: usize,
+    begun: Mutex<usize>,
+    all_have: Condvar,
+}
+
+impl Meeting {
+    fn of(expected: usize) -> Arc<Self> {
+        Arc::new(Self { expected, begun: Mutex::new(0), all_have: Condvar::new() })
+    }
+
+    fn join(&self) -> Result<(), &'static str> {
+        let mut begun = self.begun.lock().unwrap();
+        *begun += 1;
+        self.all_have.notify_all();
+        let limit = Duration::from_secs(20);
+        let wait = self.all_have.wait_timeout_while(begun, limit, |begun| *begun < self.expected);
+        if wait.unwrap().1.timed_out() { Err("one waits for another that is being polled") } else { Ok(()) }
+    }
+}
+
+#[test]
+fn as_many_that_block_run_at_once_as_there_are_threads() {
+    for count in [3, 4, 8] {
+        let runtime = runtime::Builder::new_multi_thread().worker_threads(8).enable_all().build().unwrap();
+        for of_exchange in [false, true] {
+            for from_worker in [false, true] {
+                let (handle, meeting) = (unsettled(), Meeting::of(count));
+                let tracking = handle.clone();
+                let track_all = async move {
+                    let events =
+                        || (0..count).map(|_| Arc::clone(&meeting)).map(|meeting| async move { meeting.join() });
+                    if of_exchange {
+                        exchange(&tracking, |exchange| {
+                            events().for_each(|event| exchange.track("meets", event).unwrap());
+                        })
+                        .await;
+                    } else {
+                        events().for_each(|event| tracking.track("meets", event).unwrap());
+                    }
+                };
+                if from_worker {
+                    runtime.block_on(runtime.spawn(track_all)).unwrap();
+                } else {
+                    runtime.block_on(track_all);
+                }
+                let report = runtime.block_on(drain(&handle));
+                assert_eq!((report.endings.completed, report.endings.wrong()), (count as u64, 0), "{report}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_blocks_does_not_hold_up_what_the_one_before_it_has_woken() {
+    let handle = unsettled();
+    let woken = Arc::new(Notify::new());
+    let (begun, has_begun) = oneshot::channel();
+    let (tell, told) = mpsc::channel();
+    let (waiting, waking) = (Arc::clone(&woken), Arc::clone(&woken));
+    handle
+        .track("waits", async move {
+            let notified = waiting.notified();
+            begun.send(()).unwrap();
+            notified.await;
+            tell.send(()).unwrap();
+        })
+        .unwrap();
+    has_begun.await.unwrap();
+    let tracking = handle.clone();
+    let task = async move {
+        tracking.track("wakes", async move { waking.notify_one() }).unwrap();
+        let blocks =
+            async move { told.recv_timeout(Duration::from_secs(20)).map_err(|_| "the woken one runs meanwhile") };
+        tracking.track("blocks", blocks).unwrap();
+    };
+    tokio::spawn(task).await.unwrap();
+    let report = drain(&handle).await;
+    assert_eq!((report.endings.completed, report.endings.wrong()), (3, 0), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_blocks_does_not_hold_up_what_the_one_before_it_has_spawned() {
+    let handle = unsettled();
+    let (tell, told) = mpsc::channel();
+    let tracking = handle.clone();
+    let task = async move {
+        let spawns = async move { drop(tokio::spawn(async move { tell.send(()).unwrap() })) };
+        tracking.track("spawns", spawns).unwrap();
+        let blocks = async move { told.recv_timeout(Duration::from_secs(20)).map_err(|_| "the task runs meanwhile") };
+        tracking.track("blocks", blocks).unwrap();
+    };
+    tokio::spawn(task).await.unwrap();
+    let report = drain(&handle).await;
+    assert_eq!((report.endings.completed, report.endings.wrong()), (2, 0), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
