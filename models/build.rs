@@ -248,14 +248,18 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     ),
     (
         "take_sends_nobody",
-        &[("        self.lock().line.take()\n", "        Taken { due: 0, ..self.lock().line.take() }\n")],
+        &[(
+            "        self.lock().line.take(is_coming)\n",
+            "        Taken { due: 0, ..self.lock().line.take(is_coming) }\n",
+        )],
     ),
     ("leave_sends_nobody", &[("        self.lock().line.leave()\n", "        self.lock().line.leave();\n        0\n")]),
     (
         "end_and_take_wakes_nobody",
         &[(
-            "        self.remove(&mut state, key, ending, &mut left);\n        if !left",
-            "        self.remove(&mut state, key, ending, &mut left);\n        left.is_empty = false;\n        if !left",
+            "        shard.remove(&mut state, mem::replace(key, GONE), *ending, &mut left);\n        if !left",
+            "        shard.remove(&mut state, mem::replace(key, GONE), *ending, &mut left);\n        \
+                 left.is_empty = false;\n        if !left",
         )],
     ),
 ];

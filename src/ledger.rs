@@ -10,7 +10,7 @@
 //! 1. *An entry and its counters change together*, under the lock of their shard. A look at all shards under all locks
 //!    is therefore a look at one instant (L1). `accepted` is counted on its own, when an event enters.
 //! 2. *A ticket is an entry.* A ticket is made only by [`ShardRef::admit`], has no `Clone`, and removes its entry exactly
-//!    once, in its `Drop` or in [`ShardRef::end_and_take`]; the ending is `Aborted` unless [`EventTicket::end_as`] said
+//!    once, in its `Drop` or in [`EventTicket::end_and_take`]; the ending is `Aborted` unless [`EventTicket::end_as`] said
 //!    otherwise. So every event that is accepted has one ending (L4), also when the runtime drops it. The one exception is a
 //!    request, whose key has no `Drop`: the guard of its exchange closes it in its own.
 //! 3. *Closing is one instant.* [`Ledger::look`] closes all shards under all locks, and only if none has an entry. Every
@@ -792,15 +792,10 @@ impl<C: Context> ShardRef<C> {
         self.lock().line.poll_in_turn(in_turn);
     }
 
-    /// Takes the next event that starts, for a task that has come.
+    /// Takes the next event that starts, for a task that is one of those that are coming, or is not.
     #[inline]
-    pub(crate) fn take(&self) -> Taken<TaskOf<C>> {
-        self.lock().line.take()
-    }
-
-    /// The same for a task whose event has gone elsewhere.
-    pub(crate) fn take_another(&self, is_coming: bool) -> Taken<TaskOf<C>> {
-        self.lock().line.take_another(is_coming)
+    pub(crate) fn take(&self, is_coming: bool) -> Taken<TaskOf<C>> {
+        self.lock().line.take(is_coming)
     }
 
     /// A task that was coming back is kept by an event. How many are due in its place.
@@ -1173,23 +1168,6 @@ impl<C: Context> ShardRef<C> {
             self.ledger.context.has_room_again();
         }
     }
-
-    /// Ends an event of this shard and takes the next one: what dropping the ticket and
-    /// [`take_another`](Self::take_another) would do.
-    pub(crate) fn end_and_take(self: &Arc<Self>, ticket: &mut EventTicket<C>, is_coming: bool) -> Taken<TaskOf<C>> {
-        debug_assert_eq!(ticket.0.shard.index, self.index, "an event is in the line of its shard");
-        let (key, ending) = (mem::replace(&mut ticket.0.key, GONE), ticket.0.ending);
-        let mut left = Left::default();
-        let mut state = self.lock();
-        self.remove(&mut state, key, ending, &mut left);
-        if !left.runs_user_code() {
-            return state.line.take_another(is_coming);
-        }
-        // That comes before the next event is taken, which would wait for it.
-        drop(state);
-        self.finish(left);
-        self.take_another(is_coming)
-    }
 }
 
 impl<C: Context> PermitTicket<C> {
@@ -1221,6 +1199,21 @@ impl<C: Context> EventTicket<C> {
     #[inline]
     pub(crate) fn id(&self) -> EventId {
         EventId { key: self.0.key, era: self.0.era }
+    }
+
+    /// Ends the event and takes the next one of its shard: what dropping the ticket and [`take`](ShardRef::take) would do.
+    pub(crate) fn end_and_take(&mut self, is_coming: bool) -> Taken<TaskOf<C>> {
+        let Ticket { shard, key, ending, .. } = &mut self.0;
+        let mut left = Left::default();
+        let mut state = shard.lock();
+        shard.remove(&mut state, mem::replace(key, GONE), *ending, &mut left);
+        if !left.runs_user_code() {
+            return state.line.take(is_coming);
+        }
+        // That comes before the next event is taken, which would wait for it.
+        drop(state);
+        shard.finish(left);
+        shard.take(is_coming)
     }
 
     /// The event has a thread of its own: nobody can abort it any more.

@@ -2,10 +2,6 @@
 
 use std::collections::VecDeque;
 
-/// How many events a task takes before it leaves the thread to others; and, because of this, how many wait for each
-/// task that is on its way.
-pub(crate) const EVENTS_PER_TASK: usize = 16;
-
 /// Room that is not given back.
 const MUCH: usize = 1024;
 
@@ -50,45 +46,26 @@ impl<S> Line<S> {
         due
     }
 
-    /// How many tasks are to be on their way. Where there are several threads there is for several events one more than they
-    /// need: the one that a thread has spawned last no other thread takes from it.
+    /// How many tasks are to be on their way. Where there are several threads these are two for several events: the one
+    /// that a thread has spawned last no other thread takes from it.
     #[inline]
     fn wanted(&self) -> usize {
-        let events = self.events.len();
-        if self.in_turn { usize::from(events > 0) } else { events.div_ceil(EVENTS_PER_TASK) + usize::from(events > 1) }
+        self.events.len().min(if self.in_turn { 1 } else { 2 })
     }
 
-    /// The next event, for a task that has come.
+    /// The next event, for a task that is one of those that are coming, or is not.
     #[inline(always)]
-    pub(crate) fn take(&mut self) -> Taken<S> {
+    pub(crate) fn take(&mut self, is_coming: bool) -> Taken<S> {
         let event = self.events.pop_front();
-        let comes_back = self.in_turn && !self.events.is_empty();
-        self.coming = self.coming + usize::from(comes_back) - 1;
-        self.give_room_back();
-        let due = self.due();
-        Taken { event, due, comes_back }
-    }
-
-    /// The same for a task whose event has ended. Where there are several threads it is given none, but comes back for it:
-    /// what the last event has woken or spawned comes first, or it would wait for the next one, since no other thread takes
-    /// it.
-    #[inline(always)]
-    pub(crate) fn take_another(&mut self, is_coming: bool) -> Taken<S> {
-        if self.in_turn {
-            self.coming += usize::from(!is_coming);
-            return self.take();
-        }
-        let comes_back = !self.events.is_empty() && self.coming <= self.wanted();
-        self.coming += usize::from(comes_back);
-        Taken { event: None, due: 0, comes_back }
-    }
-
-    fn give_room_back(&mut self) {
         if self.events.is_empty() {
             // Begins at the front again: else it would go round through memory that many have waited in once.
             self.events.clear();
             self.events.shrink_to(MUCH);
         }
+        let comes_back = self.in_turn && !self.events.is_empty();
+        self.coming = self.coming + usize::from(comes_back) - usize::from(is_coming);
+        let due = self.due();
+        Taken { event, due, comes_back }
     }
 
     /// One of the tasks that are coming has found an event that keeps it. How many are due in its place.

@@ -293,7 +293,9 @@ impl Record {
         self.has_ended.store(true, Ordering::Relaxed);
         if listeners == Listeners::None {
             if self.has_span {
-                drop(self.lock().take());
+                let book = self.lock().take();
+                // Not under the lock: the end of a span is user code.
+                drop(book);
             }
             return;
         }

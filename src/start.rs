@@ -9,8 +9,8 @@
 //!    task is on its way to it: how many are due is computed under the lock of the shard, when an event enters and when one
 //!    is taken, and they are spawned before the next poll. The task that a thread of tokio's has spawned or woken last no
 //!    other thread takes from it. So for several events one more is on its way; before an event is polled something is
-//!    spawned after the task that was sent last; and after it the task comes back for another, with a turn for what the
-//!    event has woken or spawned.
+//!    spawned after the task that was sent last; and after it what it has woken or spawned gets a turn, before the task
+//!    polls another.
 //! 2. *On a runtime of one thread one task is enough*, until an event waits: nobody else could poll the next one meanwhile.
 //!    The task that takes is counted as one that is coming for as long as it leaves events behind, and sends another when
 //!    an event keeps it.
@@ -33,10 +33,13 @@ use crate::{
     contain::contain,
     house::{EventTask, Shard, Starting},
     ledger::Begun,
-    line::{EVENTS_PER_TASK, Taken},
+    line::Taken,
     metrics,
     refused::Refused,
 };
+
+/// How many events a task polls, on a runtime of one thread, before it leaves that to others.
+const EVENTS_PER_TURN: usize = 16;
 
 /// Where an event is going to run, found before it is accepted: on the runtime of its shard, if there is no other.
 pub(crate) struct Place(Option<Box<runtime::Handle>>);
@@ -47,7 +50,7 @@ impl Place {
     pub(crate) fn here(shard: &Shard, name: &'static str) -> Result<Self, Refused> {
         let runtime = shard.runtime().inspect_err(|refused| metrics::refused(name, *refused))?;
         let home = shard.home().get_or_init(|| {
-            shard.poll_in_turn(runtime.runtime_flavor() == RuntimeFlavor::CurrentThread);
+            shard.poll_in_turn(has_one_thread(&runtime));
             runtime.clone()
         });
         let is_home = home.id() == runtime.id();
@@ -110,16 +113,30 @@ fn send(shard: &Arc<Shard>, tasks: usize) {
     }
 }
 
+/// The same before this thread polls an event, which may block it.
+fn send_before_poll(shard: &Arc<Shard>, tasks: usize) {
+    send(shard, tasks);
+    if tasks > 0 {
+        shard.home().get().into_iter().for_each(spawn_nothing);
+    }
+}
+
 /// The task that a thread has spawned last it keeps for itself.
 fn spawn_nothing(runtime: &runtime::Handle) {
-    if runtime.runtime_flavor() != RuntimeFlavor::CurrentThread {
+    if !has_one_thread(runtime) {
         runtime.spawn(async {});
     }
+}
+
+fn has_one_thread(runtime: &runtime::Handle) -> bool {
+    runtime.runtime_flavor() == RuntimeFlavor::CurrentThread
 }
 
 /// A task that takes events.
 enum Starter {
     Taking(Taker),
+    /// It has taken this one, and polls it in a turn of its own.
+    Taken(EventTask),
     /// An event keeps it.
     Kept(EventTask),
     Done,
@@ -138,44 +155,65 @@ impl Future for Starter {
         if let Self::Kept(event) = &mut *self {
             return event.as_mut().poll(cx);
         }
-        let Self::Taking(mut taker) = mem::replace(&mut *self, Self::Done) else {
-            return Poll::Ready(());
+        let next = match mem::replace(&mut *self, Self::Done) {
+            Self::Taking(taker) if taker.shard.home().get().is_some_and(has_one_thread) => poll_many(taker, cx),
+            Self::Taking(mut taker) => {
+                let Taken { event, due, .. } = taker.shard.take(mem::take(&mut taker.is_coming));
+                send_before_poll(&taker.shard, due);
+                event.map_or(Self::Done, |event| poll_one(event, cx))
+            }
+            Self::Taken(event) => poll_one(event, cx),
+            Self::Kept(_) | Self::Done => Self::Done,
         };
-        let mut taken = taker.shard.take();
-        let mut left = EVENTS_PER_TASK;
-        loop {
-            let Taken { event, due, comes_back } = taken;
-            taker.is_coming = comes_back;
-            if due > 0 {
-                send(&taker.shard, due);
-                // Before this thread polls an event, which may block it.
-                if let Some(runtime) = taker.shard.home().get() {
-                    spawn_nothing(runtime);
-                }
+        *self = next;
+        match &*self {
+            Self::Done => Poll::Ready(()),
+            Self::Kept(_) => Poll::Pending,
+            Self::Taking(_) | Self::Taken(_) => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
-            let Some(mut task) = event else { break };
-            if task.as_mut().poll(cx).is_pending() {
-                taker.leave();
-                *self = Self::Kept(task);
-                return Poll::Pending;
-            }
-            left -= 1;
-            if left == 0 || !coop::has_budget_remaining() {
-                // The next one is not to be told that it must wait because others have used up the turn.
-                break;
-            }
-            taken = match task.as_mut().ticket() {
-                Some(ticket) => taker.shard.end_and_take(ticket, taker.is_coming),
-                None => taker.shard.take_another(taker.is_coming),
-            };
         }
-        if !taker.is_coming {
-            return Poll::Ready(());
-        }
-        *self = Self::Taking(taker);
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
+}
+
+/// On a runtime of several threads: what the event has woken or spawned gets a turn before the next one is polled. It would
+/// have to wait for that otherwise, since no other thread takes it.
+fn poll_one(mut event: EventTask, cx: &mut Context<'_>) -> Starter {
+    if event.as_mut().poll(cx).is_pending() {
+        return Starter::Kept(event);
+    }
+    // Where it has gone elsewhere, others come for the next one.
+    let Some(ticket) = event.as_mut().ticket() else { return Starter::Done };
+    let Taken { event: next, due, .. } = ticket.end_and_take(false);
+    send(ticket.shard(), due);
+    next.map_or(Starter::Done, Starter::Taken)
+}
+
+/// On a runtime of one thread.
+fn poll_many(mut taker: Taker, cx: &mut Context<'_>) -> Starter {
+    let mut taken = taker.shard.take(taker.is_coming);
+    let mut left = EVENTS_PER_TURN;
+    loop {
+        let Taken { event, due, comes_back } = taken;
+        taker.is_coming = comes_back;
+        send(&taker.shard, due);
+        let Some(mut event) = event else { break };
+        if event.as_mut().poll(cx).is_pending() {
+            taker.leave();
+            return Starter::Kept(event);
+        }
+        left -= 1;
+        if left == 0 || !coop::has_budget_remaining() {
+            // The next one is not to be told that it must wait because others have used up the turn.
+            break;
+        }
+        taken = match event.as_mut().ticket() {
+            Some(ticket) => ticket.end_and_take(taker.is_coming),
+            None => taker.shard.take(taker.is_coming),
+        };
+    }
+    if taker.is_coming { Starter::Taking(taker) } else { Starter::Done }
 }
 
 impl Taker {

@@ -71,6 +71,6 @@ fn an_event_that_begins_has_a_task_and_ends_once() {
     models::starts_against_tasks(false);
     models::starts_against_tasks(true);
     models::start_against_turns();
-    models::comes_back_against_drop();
+    models::next_against_drop();
     models::end_and_take_against_drain();
 }
