@@ -100,8 +100,9 @@ where
     }
 }
 
+/// The inner future, which is there until it is ready.
 fn running<'a, F>(future: &'a mut Pin<&mut Option<F>>) -> Pin<&'a mut F> {
-    future.as_mut().as_pin_mut().expect("a response future is not polled after it was ready")
+    future.as_mut().as_pin_mut().expect("a response future was polled after it had been ready")
 }
 
 impl<F> fmt::Debug for ResponseFuture<F> {
