@@ -1,9 +1,14 @@
 //! What the ledger keeps of each thing that a drain waits for.
 
-use std::panic::Location;
+use std::{panic::Location, time::Duration};
 
 /// Nanoseconds on the clock that the ledger is given.
 pub(crate) type Nanos = u64;
+
+#[inline]
+pub(crate) fn nanos(duration: Duration) -> Nanos {
+    Nanos::try_from(duration.as_nanos()).unwrap_or(Nanos::MAX)
+}
 
 /// Numbers the times between two aborts or waits for idleness.
 pub(crate) type Era = u64;

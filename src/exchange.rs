@@ -13,6 +13,8 @@ use std::{
 
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
 
+use crate::entry::{Nanos, nanos};
+
 /// Not parsed anew for each response.
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
@@ -254,10 +256,10 @@ impl Progress {
         headers: &HeaderMap,
         exact_size: Option<u64>,
         ended: bool,
-        time_to_head: Option<Duration>,
+        time_to_head: Option<Nanos>,
     ) {
         self.status.store(status.as_u16(), Relaxed);
-        self.time_to_head.set(time_to_head.map(to_nanos));
+        self.time_to_head.set(time_to_head);
         self.declared.set(content_length(headers).or(exact_size));
         self.grpc_status.set(grpc_status(headers).map(to_number));
         self.ended.store(ended, Relaxed);
@@ -327,7 +329,7 @@ impl Progress {
     }
 
     /// The exchange is over: from now on others see how it ended.
-    pub(crate) fn end(&self, elapsed: Duration) {
+    pub(crate) fn end(&self, elapsed: Nanos) {
         self.end_with(self.outcome(), elapsed);
     }
 
@@ -336,14 +338,14 @@ impl Progress {
         let Exchange { outcome, status, body_bytes, time_to_head, elapsed, grpc_status } = exchange;
         self.status.store(status.map_or(0, |status| status.as_u16()), Relaxed);
         self.body_bytes.store(body_bytes, Relaxed);
-        self.time_to_head.set(time_to_head.map(to_nanos));
+        self.time_to_head.set(time_to_head.map(nanos));
         self.grpc_status.set(grpc_status.map(to_number));
-        self.end_with(outcome, elapsed);
+        self.end_with(outcome, nanos(elapsed));
     }
 
     #[inline]
-    fn end_with(&self, outcome: Outcome, elapsed: Duration) {
-        self.elapsed.store(to_nanos(elapsed), Relaxed);
+    fn end_with(&self, outcome: Outcome, elapsed: Nanos) {
+        self.elapsed.store(elapsed, Relaxed);
         self.outcome.store(outcome as u8 + 1, Release);
     }
 
@@ -364,10 +366,6 @@ impl Progress {
             grpc_status: self.grpc_status.get().map(|number| number as u32 as i32),
         })
     }
-}
-
-fn to_nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Not the largest number there is.

@@ -11,7 +11,7 @@ use tokio::{runtime, sync::watch, time::Instant};
 
 use crate::{
     contain::contain,
-    entry::Nanos,
+    entry::{Nanos, nanos},
     ledger::{self, Context, EventTicket, Ledger, PermitTicket, Room, ShardRef, Starts},
     metrics,
     refused::Refused,
@@ -136,11 +136,6 @@ fn shard_count() -> usize {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         (2 * cores).next_power_of_two().clamp(4, 128)
     })
-}
-
-#[inline]
-fn nanos(duration: Duration) -> Nanos {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Shards {

@@ -7,7 +7,6 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{self, AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use tracing::Span;
@@ -118,8 +117,8 @@ impl Record {
     }
 
     /// The time since the exchange has begun.
-    pub(crate) fn age(&self) -> Duration {
-        self.shard.house().age(self.began)
+    pub(crate) fn age(&self) -> Nanos {
+        self.shard.house().now().saturating_sub(self.began)
     }
 
     /// Accepts an event of this exchange, or refuses it. It is kept until the exchange is over; if it is already, the event
@@ -285,7 +284,7 @@ impl Record {
     /// Ends the exchange, once: starts what was recorded, and lets what is recorded from now on start at once. The clock is
     /// read only if somebody asks for the time.
     #[inline]
-    pub(crate) fn end(&self, listeners: Listeners, end: impl FnOnce(&Progress, Duration)) {
+    pub(crate) fn end(&self, listeners: Listeners, end: impl FnOnce(&Progress, Nanos)) {
         // Not swapped, because the guard alone does this.
         if self.has_ended() {
             return;
@@ -301,7 +300,7 @@ impl Record {
         }
         let now = (listeners == Listeners::ToFacts).then(|| {
             let now = self.shard.house().now();
-            end(&self.progress, Duration::from_nanos(now.saturating_sub(self.began)));
+            end(&self.progress, now.saturating_sub(self.began));
             now
         });
         // Where nobody is told the facts nobody else writes, either.
