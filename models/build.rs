@@ -53,9 +53,9 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     (
         "close_leaves_a_lane_open",
         &[(
-            "                lane.gate_mut().close(Refused::Drained);\n            }\n            closes",
+            "                lane.gate_mut().close(Refused::Drained);\n            }\n            closed_lanes",
             "                \
-             let _ = lane;\n            }\n            closes",
+             let _ = lane;\n            }\n            closed_lanes",
         )],
     ),
     (
@@ -85,8 +85,8 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
         "close_looks_at_one_shard_after_the_other",
         &[
             (
-                "        let mut closes = false;\n",
-                "        let mut closes = false;\n        \
+                "        let mut closed_lanes = None;\n",
+                "        let mut closed_lanes = None;\n        \
                  let is_busy = self.shards.iter().any(|shard| !shard.lock().slots.is_empty());\n",
             ),
             ("now.shards.iter().any(|state| !state.slots.is_empty())", "is_busy"),

@@ -112,7 +112,11 @@ impl<S: Future> Future for Drain<S> {
             return Poll::Ready(Err(DrainError::InsideItself));
         }
         let settle = ledger.context.settings.settle;
-        let began = this.shards.begin_drain();
+        let is_first_poll = this.waiter.is_none();
+        if is_first_poll {
+            this.shards.begin_drain();
+        }
+        let began = this.shards.drain_began();
 
         let answer = 'answer: {
             let Ok(mut is_over) = this.limit.poll(cx) else {
@@ -122,7 +126,7 @@ impl<S: Future> Future for Drain<S> {
 
             poll_progress(this.progress, ledger, this.limit, cx);
 
-            if this.waiter.is_none() {
+            if is_first_poll {
                 // What is queued for a sink need not wait for more: nothing will come.
                 ledger.flush_lanes();
             }
@@ -139,9 +143,9 @@ impl<S: Future> Future for Drain<S> {
                 let may_close =
                     |arrivals| is_over || settle.is_zero() || (settled && arrivals_before == Some(arrivals));
                 match ledger.look(may_close) {
-                    Look::Closed(holdings) => {
+                    Look::Closed(account) => {
                         let now = ledger.context.now();
-                        break 'answer Ok(DrainReport::new(*holdings, began, now));
+                        break 'answer Ok(DrainReport::new(account, began, now));
                     }
                     Look::Busy if is_over => {
                         let given_up = ledger.give_up_lanes();

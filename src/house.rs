@@ -159,14 +159,19 @@ impl Shards {
     }
 
     /// Raises the signal; the first one is remembered.
-    pub(crate) fn begin_drain(&self) -> &DrainBegan {
-        let ledger = self.ledger();
-        let house = &ledger.context;
-        let began = house.drain_began.get_or_init(|| DrainBegan { at: house.now(), endings: ledger.endings() });
+    pub(crate) fn begin_drain(&self) {
+        self.drain_began();
+        let house = &self.ledger().context;
         if !house.is_draining() {
             house.draining.send_replace(true);
         }
-        began
+    }
+
+    /// The begin of the drain, which is now if it was not before.
+    pub(crate) fn drain_began(&self) -> &DrainBegan {
+        let ledger = self.ledger();
+        let house = &ledger.context;
+        house.drain_began.get_or_init(|| DrainBegan { at: house.now(), endings: ledger.endings() })
     }
 }
 

@@ -235,16 +235,20 @@ pub(crate) enum Look {
         arrivals: u64,
     },
     /// With the account of the same instant.
-    Closed(Box<Holdings>),
+    Closed(Account),
 }
 
-/// What is open, grouped, and the counts of the same instant.
-pub(crate) struct Holdings {
+/// The counts of one instant.
+pub(crate) struct Account {
     pub(crate) snapshot: Snapshot,
-    pub(crate) endings: Endings,
     pub(crate) wrong: BTreeMap<&'static str, Endings>,
-    pub(crate) open: BTreeMap<(Kind, &'static Location<'static>), Group>,
     pub(crate) sinks: Vec<SinkSnapshot>,
+}
+
+/// What is open, grouped, and the account of the same instant.
+pub(crate) struct Holdings {
+    pub(crate) open: BTreeMap<(Kind, &'static Location<'static>), Group>,
+    pub(crate) account: Account,
 }
 
 /// The house at one instant.
@@ -313,10 +317,10 @@ impl<C: Context> Ledger<C> {
     /// Looks at one instant: is anything open? If not, `may_close` is told how many arrivals there have been, and
     /// answers whether this is the instant at which the ledger closes.
     pub(crate) fn look(&self, may_close: impl FnOnce(u64) -> bool) -> Look {
-        let mut closes = false;
+        let mut closed_lanes = None;
         let look = self.at_one_instant(|now| {
             if now.shards.iter().any(|state| state.closed) {
-                return Look::Closed(Box::new(now.holdings()));
+                return Look::Closed(now.account());
             }
             if now.shards.iter().any(|state| !state.slots.is_empty()) {
                 return Look::Busy;
@@ -334,13 +338,13 @@ impl<C: Context> Ledger<C> {
             for lane in &mut now.lanes {
                 lane.gate_mut().close(Refused::Drained);
             }
-            closes = true;
-            Look::Closed(Box::new(now.holdings()))
+            closed_lanes = Some(now.list.open.clone());
+            Look::Closed(now.account())
         });
-        if closes {
+        if let Some(lanes) = closed_lanes {
             // The other drains end with this one.
             self.waiters.wake_all();
-            self.nudge_lanes();
+            lanes.iter().for_each(|lane| lane.nudge());
         }
         look
     }
@@ -488,7 +492,8 @@ impl<C: Context> Ledger<C> {
     /// Hands what is in the lanes to whoever takes what is not delivered.
     pub(crate) fn give_up_lanes(&self) -> Vec<GivenUp> {
         let mut given_up = Vec::new();
-        for lane in self.open_lanes().into_iter().filter(|lane| lane.has_taker()) {
+        let lanes = lock(&self.lanes).open.clone();
+        for lane in lanes.into_iter().filter(|lane| lane.has_taker()) {
             let mut locked = lane.lock();
             let count = locked.set_aside(Ending::Failed);
             let book = locked.book();
@@ -518,32 +523,19 @@ impl<C: Context> Ledger<C> {
         let mut waits = lock(&self.idle_waits);
         left.reached.iter().filter_map(|id| waits.get_mut(*id)?.reach()).collect()
     }
-
-    fn nudge_lanes(&self) {
-        for lane in self.open_lanes() {
-            lane.nudge();
-        }
-    }
-
-    fn open_lanes(&self) -> Vec<Arc<dyn Lane>> {
-        lock(&self.lanes).open.clone()
-    }
 }
 
 impl<S: Starts> Instant<'_, S> {
     fn holdings(&self) -> Holdings {
-        Holdings {
-            snapshot: self.count(),
-            endings: self.endings(),
-            wrong: self.wrong(),
-            open: self.open(),
-            sinks: self.sinks(),
-        }
+        Holdings { open: self.open(), account: self.account() }
+    }
+
+    fn account(&self) -> Account {
+        Account { snapshot: self.count(), wrong: self.wrong(), sinks: self.sinks() }
     }
 
     fn count(&self) -> Snapshot {
-        let Endings { completed, failed, panicked, timed_out, aborted } = self.endings();
-        let mut now = Snapshot { completed, failed, panicked, timed_out, aborted, ..Snapshot::default() };
+        let mut now = Snapshot::of(self.endings());
         for state in &self.shards {
             now.open_requests += state.open_requests;
             now.open_guards += state.open_guards;
@@ -1624,6 +1616,10 @@ impl<C: Context> Waiter<C> {
 
 impl<C: Context> Drop for Waiter<C> {
     fn drop(&mut self) {
+        // Relaxed: while its waker is in the list this reads what it has stored itself, or somebody since.
+        if !self.ledger.waiters.any.load(Ordering::Relaxed) {
+            return;
+        }
         let mut list = self.ledger.waiters.lock();
         let left = list.take(self.id);
         self.ledger.waiters.any.store(!list.wakers.is_empty(), Ordering::Relaxed);

@@ -1,11 +1,11 @@
 //! [`DrainReport`] and [`DrainError`]: what a drain answers.
 
-use std::{cmp::Reverse, collections::BTreeMap, error::Error, fmt, mem, panic::Location, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, error::Error, fmt, panic::Location, time::Duration};
 
 use crate::{
     entry::{Kind, Nanos, Stage},
     house::{DrainBegan, House},
-    ledger::{GivenUp, Holdings, IdleWait, Ledger},
+    ledger::{Account, GivenUp, Holdings, IdleWait, Ledger},
     snapshot::{Endings, SinkSnapshot},
 };
 
@@ -75,15 +75,17 @@ pub struct NamedEndings {
 }
 
 impl DrainReport {
-    pub(crate) fn new(holdings: Holdings, began: &DrainBegan, now: Nanos) -> Self {
+    pub(crate) fn new(account: Account, began: &DrainBegan, now: Nanos) -> Self {
+        let Account { snapshot, wrong, sinks } = account;
+        let endings = snapshot.endings();
         Self {
             elapsed: Duration::from_nanos(now.saturating_sub(began.at)),
-            accepted: holdings.snapshot.accepted,
-            refused: holdings.snapshot.refused,
-            endings: holdings.endings,
-            since_drain: holdings.endings - began.endings,
-            wrong: holdings.wrong.iter().map(|(&name, &endings)| NamedEndings { name, endings }).collect(),
-            sinks: holdings.sinks,
+            accepted: snapshot.accepted,
+            refused: snapshot.refused,
+            endings,
+            since_drain: endings - began.endings,
+            wrong: wrong.into_iter().map(|(name, endings)| NamedEndings { name, endings }).collect(),
+            sinks,
         }
     }
 
@@ -413,7 +415,7 @@ impl Progress {
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { holdings, elapsed, limit } = self;
-        let now = &holdings.snapshot;
+        let now = &holdings.account.snapshot;
         f.write_str("draining: ")?;
         if now.open_requests + now.open_guards + now.reserved + now.pending == 0 {
             // For the settle time.
@@ -450,17 +452,16 @@ impl fmt::Display for Progress {
 impl Unfinished {
     /// What is open now, and what has just been given up.
     pub(crate) fn of(ledger: &Ledger<House>, began: &DrainBegan, given_up: Vec<GivenUp>) -> Self {
-        let mut holdings = ledger.holdings();
+        let Holdings { open, account } = ledger.holdings();
         let now = ledger.context.now();
-        let open = mem::take(&mut holdings.open);
         let mut unfinished = Self {
-            open_requests: holdings.snapshot.open_requests,
+            open_requests: account.snapshot.open_requests,
             oldest_request: None,
             guards: Vec::new(),
             permits: Vec::new(),
             events: Vec::new(),
             undelivered: given_up.into_iter().map(UndeliveredEvents::new).collect(),
-            report: DrainReport::new(holdings, began, now),
+            report: DrainReport::new(account, began, now),
         };
         for (&(kind, location), group) in &open {
             let (count, oldest) = (group.count, group.age(now));

@@ -252,6 +252,19 @@ pub struct SinkSnapshot {
     pub last_error: Option<String>,
 }
 
+impl Snapshot {
+    /// Of these endings, and nothing else.
+    pub(crate) fn of(endings: Endings) -> Self {
+        let Endings { completed, failed, panicked, timed_out, aborted } = endings;
+        Self { completed, failed, panicked, timed_out, aborted, ..Self::default() }
+    }
+
+    pub(crate) fn endings(&self) -> Endings {
+        let Self { completed, failed, panicked, timed_out, aborted, .. } = *self;
+        Endings { completed, failed, panicked, timed_out, aborted }
+    }
+}
+
 impl SinkSnapshot {
     pub(crate) fn add(&mut self, other: &Self) {
         let Self {
