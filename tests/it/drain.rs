@@ -248,6 +248,25 @@ async fn a_dropped_drain_loses_nothing_and_closes_nothing() {
 }
 
 #[tokio::test]
+async fn a_dropped_drain_lets_go_of_the_waker_and_leaves_that_of_another() {
+    let handle = unsettled();
+    let guard = handle.guard().unwrap();
+    let mut task = task::spawn(());
+    let mut drains = [(); 2].map(|()| Some(Box::pin(handle.drain(Duration::MAX))));
+    let mut counts = vec![task.waker_ref_count()];
+    for drain in drains.iter_mut().flatten() {
+        assert_pending!(task.enter(|cx, _| drain.as_mut().poll(cx)));
+        counts.push(task.waker_ref_count());
+    }
+    drains[0] = None;
+    assert_eq!(task.waker_ref_count(), counts[1]);
+    drop(guard);
+    assert!(task.is_woken());
+    drains[1] = None;
+    assert_eq!(task.waker_ref_count(), counts[0]);
+}
+
+#[tokio::test]
 async fn begin_drain_is_a_signal_and_refuses_nothing() {
     let handle = unsettled();
     let mut draining = task::spawn(handle.draining());
