@@ -73,30 +73,26 @@ where
         };
         let watch = guard.begin_watch();
         let mut inner = this.inner;
-        let result = match running(&mut inner).poll(cx) {
-            Poll::Pending => {
-                watch.end();
-                guard.waits();
-                return Poll::Pending;
-            }
-            Poll::Ready(result) => result,
-        };
+        // It stays in its place until it is handed on, because it is slow to move.
+        let result = running(&mut inner).poll(cx);
+        if result.is_pending() {
+            watch.end();
+            guard.waits();
+            return Poll::Pending;
+        }
         // What its destructor records belongs to the exchange.
         inner.set(None);
-        match &result {
-            Ok(response) => {
-                let body = response.body();
-                let (exact_size, is_end) = (body.size_hint().exact(), body.is_end_stream());
-                watch.end();
-                guard.see_head(response.status(), response.headers(), exact_size, is_end);
-            }
-            Err(_) => {
-                watch.end();
-                guard.see(|progress| progress.failed());
-            }
+        if let Poll::Ready(Ok(response)) = &result {
+            let body = response.body();
+            let (exact_size, is_end) = (body.size_hint().exact(), body.is_end_stream());
+            watch.end();
+            guard.see_head(response.status(), response.headers(), exact_size, is_end);
+        } else {
+            watch.end();
+            guard.see(|progress| progress.failed());
         }
         let guard = this.guard.take();
-        Poll::Ready(result.map(|response| response.map(|body| ResponseBody::new(body, guard))))
+        result.map_ok(|response| response.map(|body| ResponseBody::new(body, guard)))
     }
 }
 
