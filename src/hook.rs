@@ -76,27 +76,21 @@ impl HookList {
 
 impl Hook {
     fn record_or_shed(&self, record: &Arc<Record>, request: &Parts) {
-        let applies = self.applies(request);
-        if matches!(applies, Ok(false)) {
-            return;
-        }
-        let Ok(launch) = record.accept(self.name, self.location) else {
-            return;
-        };
-        match self.event(applies, record, request) {
-            Ok(event) => record.add(launch, |ticket, cause| event.accepted(ticket, cause)),
-            Err(panic) => launch.panicked(panic),
-        }
+        let Some(event) = self.event(record, request) else { return };
+        // What was made for an event that is refused is dropped here, which is user code.
+        let _ = contain(|| match event {
+            Ok(event) => record.track(self.name, self.location, |ticket, cause| event.accepted(ticket, cause)),
+            Err(panic) => record.accept(self.name, self.location).map(|launch| launch.panicked(panic)),
+        });
     }
 
     fn record_or_wait(&self, record: &Arc<Record>, request: &Parts) -> Option<WaitingEvent> {
-        let applies = self.applies(request);
-        if matches!(applies, Ok(false)) {
-            return None;
-        }
         let Self { name, location, .. } = *self;
-        let (place, room) = overflow::room_for(record, name, location).ok()?;
-        let event = self.event(applies, record, request);
+        let event = self.event(record, request)?;
+        let Ok((place, room)) = overflow::room_for(record, name, location) else {
+            let _ = contain(|| drop(event));
+            return None;
+        };
         match (room, event) {
             (Room::Granted(permit), Ok(event)) => {
                 let launch = fill(permit, place, name, Some(record), location);
@@ -111,18 +105,10 @@ impl Hook {
         }
     }
 
-    fn applies(&self, request: &Parts) -> Result<bool, String> {
-        contain(|| self.filter.as_ref().is_none_or(|filter| filter(request)))
-    }
-
-    /// The event, or the panic of the hook. The request is served, whatever the hook does.
-    fn event(
-        &self,
-        applies: Result<bool, String>,
-        record: &Arc<Record>,
-        request: &Parts,
-    ) -> Result<UnacceptedEvent, String> {
-        applies.and_then(|_| contain(|| (self.make)(record, request)))
+    /// The event of an exchange, if it has one, or the panic of the hook. The request is served, whatever the hook does.
+    fn event(&self, record: &Arc<Record>, request: &Parts) -> Option<Result<UnacceptedEvent, String>> {
+        let applies = || self.filter.as_ref().is_none_or(|filter| filter(request));
+        contain(|| applies().then(|| (self.make)(record, request))).transpose()
     }
 }
 

@@ -129,7 +129,7 @@ impl fmt::Debug for TrackEventsLayer {
 /// # When these events are accepted, and when they start
 ///
 /// For each request, `make` is called before the inner service is, and the event is accepted or refused then, or after
-/// it has waited for room: [`Overflow`]. One that is refused is counted in
+/// it has waited for room: [`Overflow`]. One that is refused is dropped and counted in
 /// [`Snapshot::refused`](crate::Snapshot::refused); the request is served. What `make` returns
 /// is called when the exchange is over, as a part of the event. A panic in either, or in the filter, is the event's: it
 /// is counted and logged, and the request is served.

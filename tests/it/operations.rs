@@ -618,7 +618,6 @@ impl World {
             let book = Arc::clone(&book);
             layer = layer.overflow(overflow).track("hook", move |parts| {
                 let order = *parts.extensions.get::<Order>().expect("the request says what to do");
-                // One that is not to wait is made once it was accepted.
                 let id = book.lock().offer(Act::Complete, Stage::Waiting, Some(order.exchange));
                 let play = Play { id, book: Arc::clone(&book) };
                 move |_exchange: Exchange| play
@@ -763,23 +762,23 @@ impl World {
         self.exchanges.push(Held { id: exchange, events, is_counted, part: Part::Future(future) });
 
         let mut model = self.book.lock();
-        let is_made = model.lives.len() > lives;
+        // Made before it is accepted or refused; one that was refused is dropped by now, and counted by its destructor.
+        let is_taken = model.lives.get(lives).is_some_and(|life| !life.is_dropped);
         let may_wait = matches!(hook, Some(Overflow::Wait(_)));
         match (hook, expected) {
             (None, _) => {}
             (Some(_), Ok(())) => {
-                model.require(is_made, || "L3: the event of the layer was refused".to_owned());
-                if is_made {
+                model.require(is_taken, || "L3: the event of the layer was refused".to_owned());
+                if is_taken {
                     model.lives[lives].stage = Stage::Accepted;
                     model.accepted += 1;
                 }
             }
             (Some(_), Err(Refused::Full)) if may_wait => {
-                model.require(is_made, || "the event of the layer does not wait".to_owned());
+                model.require(is_taken, || "the event of the layer does not wait".to_owned());
             }
             (Some(_), Err(refused)) => {
-                model.refused += 1;
-                model.require(!is_made, || format!("L2, L5: the event of the layer is accepted, though {refused}"));
+                model.require(!is_taken, || format!("L2, L5: the event of the layer is accepted, though {refused}"));
             }
         }
     }

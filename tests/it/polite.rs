@@ -12,7 +12,7 @@ use std::{
 
 use http::{Request, Response};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_track_events::{Refused, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{Overflow, Refused, TrackEventsHandle, TrackEventsLayer};
 use tracing::{
     Event, Instrument, Metadata, Subscriber,
     span::{Attributes, Id, Record},
@@ -22,7 +22,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::support::{Answer, OnDrop, Script, Seen, drain};
+use crate::support::{Answer, Counter, OnDrop, Script, Seen, drain};
 
 #[derive(Clone, Copy, PartialEq)]
 enum At {
@@ -130,6 +130,29 @@ async fn a_refusal_whose_warning_panics_is_a_refusal() {
     let refused = catch_unwind(AssertUnwindSafe(|| handle.track("perhaps in a destructor", async {})));
     armed.store(false, Ordering::Relaxed);
     assert_eq!(refused.ok(), Some(Err(Refused::Full)));
+}
+
+#[tokio::test]
+async fn a_refused_event_of_the_layer_whose_destructor_panics_costs_not_the_request() {
+    let full = TrackEventsHandle::builder().capacity(1).build().unwrap();
+    let _room = full.reserve().unwrap();
+    let drained = TrackEventsHandle::new();
+    drain(&drained).await;
+    let wait = Overflow::Wait(Duration::MAX);
+    for (handle, overflow) in [(&full, Overflow::Shed), (&drained, Overflow::Shed), (&drained, wait)] {
+        let (refused, dropped) = (handle.snapshot().refused, Counter::default());
+        let counter = dropped.clone();
+        let layer = TrackEventsLayer::builder(handle.clone()).overflow(overflow).track("refused", move |_| {
+            let counter = counter.clone();
+            let made = OnDrop::new(move || {
+                counter.add();
+                panic!("a destructor that panics");
+            });
+            |_| async { drop(made) }
+        });
+        let response = layer.build().layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap();
+        assert_eq!((response.status().as_u16(), dropped.get(), handle.snapshot().refused), (200, 1, refused + 1));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
