@@ -1,12 +1,12 @@
 //! [`TrackEvents`]: opens an exchange for each call.
 
 use std::{
-    fmt, mem,
+    fmt,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use http::{Request, Response, request::Parts};
+use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
@@ -18,7 +18,7 @@ use crate::{
     guard::ExchangeGuard,
     handle::TrackEventsHandle,
     hook::HookList,
-    overflow::{Overflow, Waiting},
+    overflow::Overflow,
     record::{Joined, Record},
 };
 
@@ -161,23 +161,6 @@ impl<S> TrackEvents<S> {
         let guard = ExchangeGuard::new(Arc::clone(&record));
         Opened { guard: Some(guard), hooked: Some(record) }
     }
-
-    /// Lends the parts of the request to the hooks. It stays in its place, because it is slow to move.
-    fn record_hooks<A>(&self, record: &Arc<Record>, request: &mut Request<A>) -> Option<Waiting> {
-        let (mut parts, ()) = Request::new(()).into_parts();
-        swap_parts(&mut parts, request);
-        let waiting = self.hooks.record(record, &parts);
-        swap_parts(&mut parts, request);
-        waiting
-    }
-}
-
-fn swap_parts<A>(parts: &mut Parts, request: &mut Request<A>) {
-    mem::swap(&mut parts.method, request.method_mut());
-    mem::swap(&mut parts.uri, request.uri_mut());
-    mem::swap(&mut parts.version, request.version_mut());
-    mem::swap(&mut parts.headers, request.headers_mut());
-    mem::swap(&mut parts.extensions, request.extensions_mut());
 }
 
 /// What becomes of a request.
@@ -206,7 +189,9 @@ where
         let mut waiting = None;
         if let Some(record) = hooked {
             if !self.hooks.is_empty() {
-                waiting = self.record_hooks(&record, &mut request);
+                let (parts, body) = request.into_parts();
+                waiting = self.hooks.record(&record, &parts);
+                request = Request::from_parts(parts, body);
             }
             if guard.is_some() {
                 request.extensions_mut().insert(Events::new(record));
