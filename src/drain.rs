@@ -100,89 +100,94 @@ impl<S> Drain<S> {
     }
 }
 
-impl<S: Future> Future for Drain<S> {
-    type Output = Result<DrainReport, DrainError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+impl<S: Future> Drain<S> {
+    fn poll_answer(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<DrainReport, DrainError>> {
         let mut this = self.project();
-        assert!(!*this.ended, "a drain was polled after it had ended");
         let ledger = this.shards.ledger();
         if inside::is_inside(this.shards.mine().ledger_id()) {
-            *this.ended = true;
             return Poll::Ready(Err(DrainError::InsideItself));
         }
-        let settle = ledger.context.settings.settle;
         let is_first_poll = this.waiter.is_none();
         if is_first_poll {
             this.shards.begin_drain();
         }
+        let settle = ledger.context.settings.settle;
         let began = this.shards.drain_began();
 
-        let answer = 'answer: {
-            let Ok(mut is_over) = this.limit.poll(cx) else {
-                break 'answer Err(DrainError::NoTimer);
+        let Ok(mut is_over) = this.limit.poll(cx) else {
+            return Poll::Ready(Err(DrainError::NoTimer));
+        };
+        is_over |= this.stop.as_mut().poll(cx).is_ready();
+
+        poll_progress(this.progress, ledger, this.limit, cx);
+
+        if is_first_poll {
+            // What is queued for a sink need not wait for more: nothing will come.
+            ledger.flush_lanes();
+        }
+        let mut is_registered = false;
+        loop {
+            let settled = match this.quiet {
+                Some(quiet) => poll_sleep(&mut quiet.settled, cx),
+                None => Ok(false),
             };
-            is_over |= this.stop.as_mut().poll(cx).is_ready();
-
-            poll_progress(this.progress, ledger, this.limit, cx);
-
-            if is_first_poll {
-                // What is queued for a sink need not wait for more: nothing will come.
-                ledger.flush_lanes();
-            }
-            let mut is_registered = false;
-            loop {
-                let settled = match this.quiet {
-                    Some(quiet) => poll_sleep(&mut quiet.settled, cx),
-                    None => Ok(false),
-                };
-                let Ok(settled) = settled else {
-                    break 'answer Err(DrainError::NoTimer);
-                };
-                let arrivals_before = this.quiet.as_ref().map(|quiet| quiet.arrivals);
-                let may_close =
-                    |arrivals| is_over || settle.is_zero() || (settled && arrivals_before == Some(arrivals));
-                match ledger.look(may_close) {
-                    Look::Closed(account) => {
-                        let now = ledger.context.now();
-                        break 'answer Ok(DrainReport::new(account, began, now));
-                    }
-                    Look::Busy if is_over => {
-                        let given_up = ledger.give_up_lanes();
-                        let unfinished = Unfinished::of(ledger, began, given_up);
-                        // What was open at the look may have ended since: then the next look closes.
-                        if !unfinished.is_empty() {
-                            break 'answer Err(DrainError::CutShort(Box::new(unfinished)));
-                        }
-                    }
-                    Look::Busy | Look::Idle { .. } if !is_registered => {
-                        // And a look after it, so that whatever empties the house is heard of.
-                        this.waiter.get_or_insert_with(|| Waiter::new(ledger)).register(cx.waker());
-                        is_registered = true;
-                    }
-                    Look::Busy => {
-                        *this.quiet = None;
-                        return Poll::Pending;
-                    }
-                    Look::Idle { arrivals } if arrivals_before == Some(arrivals) => return Poll::Pending,
-                    Look::Idle { arrivals } => {
-                        // Round again, to poll the new timer.
-                        let Ok(settled) = sleep(settle) else {
-                            break 'answer Err(DrainError::NoTimer);
-                        };
-                        *this.quiet = Some(Quiet { arrivals, settled });
+            let Ok(settled) = settled else {
+                return Poll::Ready(Err(DrainError::NoTimer));
+            };
+            let arrivals_before = this.quiet.as_ref().map(|quiet| quiet.arrivals);
+            let may_close = |arrivals| is_over || settle.is_zero() || (settled && arrivals_before == Some(arrivals));
+            match ledger.look(may_close) {
+                Look::Closed(account) => {
+                    let now = ledger.context.now();
+                    return Poll::Ready(Ok(DrainReport::new(account, began, now)));
+                }
+                Look::Busy if is_over => {
+                    let given_up = ledger.give_up_lanes();
+                    let unfinished = Unfinished::of(ledger, began, given_up);
+                    // What was open at the look may have ended since: then the next look closes.
+                    if !unfinished.is_empty() {
+                        return Poll::Ready(Err(DrainError::CutShort(Box::new(unfinished))));
                     }
                 }
+                Look::Busy | Look::Idle { .. } if !is_registered => {
+                    // And a look after it, so that whatever empties the house is heard of.
+                    this.waiter.get_or_insert_with(|| Waiter::new(ledger)).register(cx.waker());
+                    is_registered = true;
+                }
+                Look::Busy => {
+                    *this.quiet = None;
+                    return Poll::Pending;
+                }
+                Look::Idle { arrivals } if arrivals_before == Some(arrivals) => return Poll::Pending,
+                Look::Idle { arrivals } => {
+                    // Round again, to poll the new timer.
+                    let Ok(settled) = sleep(settle) else {
+                        return Poll::Ready(Err(DrainError::NoTimer));
+                    };
+                    *this.quiet = Some(Quiet { arrivals, settled });
+                }
             }
-        };
-        *this.ended = true;
-        *this.waiter = None;
-        match &answer {
-            Ok(report) => metrics::drained(report.elapsed, "drained"),
-            Err(DrainError::CutShort(unfinished)) => metrics::drained(unfinished.report.elapsed, "cut_short"),
-            Err(DrainError::InsideItself | DrainError::NoTimer) => {}
         }
-        Poll::Ready(answer)
+    }
+}
+
+impl<S: Future> Future for Drain<S> {
+    type Output = Result<DrainReport, DrainError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        assert!(!self.ended, "a drain was polled after it had ended");
+        let answer = self.as_mut().poll_answer(cx);
+        if let Poll::Ready(ready) = &answer {
+            let this = self.project();
+            *this.ended = true;
+            *this.waiter = None;
+            match ready {
+                Ok(report) => metrics::drained(report.elapsed, "drained"),
+                Err(DrainError::CutShort(unfinished)) => metrics::drained(unfinished.report.elapsed, "cut_short"),
+                Err(DrainError::InsideItself | DrainError::NoTimer) => {}
+            }
+        }
+        answer
     }
 }
 
