@@ -3,9 +3,15 @@
 //!
 //! A text that is to be replaced must be there exactly once, so that neither the models nor the bugs can go stale.
 
-use std::{env, error::Error, fs, path::Path};
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+};
 
-const LEDGER: &str = "../src/ledger.rs";
+/// The ledger and what stands in it.
+const ROOMS: &[&str] = &["ledger.rs", "line.rs"];
 
 /// The reference counts stay std's, because a method cannot be called on another `Arc`. The index of a thread does too:
 /// the models choose their shards.
@@ -247,13 +253,17 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
         &[("request.filter(|_| !self.ledger.is_aborted(id.era) && !is_over())", "request.filter(|_| !is_over())")],
     ),
     (
-        "take_sends_nobody",
+        "arrival_sends_nobody",
+        &[("        Arrival { event, due: self.due() }\n", "        self.due();\n        Arrival { event, due: 0 }\n")],
+    ),
+    (
+        "leave_sends_nobody",
         &[(
-            "        self.lock().line.take(is_coming)\n",
-            "        Taken { due: 0, ..self.lock().line.take(is_coming) }\n",
+            "        self.coming -= 1;\n        self.due()\n",
+            "        self.coming -= 1;\n        self.due();\n        0\n",
         )],
     ),
-    ("leave_sends_nobody", &[("        self.lock().line.leave()\n", "        self.lock().line.leave();\n        0\n")]),
+    ("last_drop_leaves_the_line", &[("if self.coming == 0 {", "if false {")]),
     (
         "end_and_take_wakes_nobody",
         &[(
@@ -265,27 +275,47 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for input in ["build.rs", LEDGER] {
-        println!("cargo::rerun-if-changed={input}");
+    println!("cargo::rerun-if-changed=build.rs");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let mut rooms = Vec::new();
+    for name in ROOMS {
+        let path = format!("../src/{name}");
+        println!("cargo::rerun-if-changed={path}");
+        let source = fs::read_to_string(path)?;
+        // What is included cannot begin with the documentation of a module.
+        let source: String = source.split_inclusive('\n').filter(|line| !line.starts_with("//!")).collect();
+        // The other rooms are beside it, and not at the root.
+        rooms.push((*name, source.replace("use crate::", "use super::")));
     }
-    let out = env::var("OUT_DIR")?;
-    let source = fs::read_to_string(LEDGER)?;
-    // What is included cannot begin with the documentation of a module.
-    let source: String = source.split_inclusive('\n').filter(|line| !line.starts_with("//!")).collect();
-    let ledger = replace(source, "loom", LOOM)?;
+    replace(&mut rooms, "loom", LOOM)?;
+    write(&out, "loom", &rooms)?;
     for (name, replacements) in SEEDS {
-        fs::write(Path::new(&out).join(format!("{name}.rs")), replace(ledger.clone(), name, replacements)?)?;
+        let mut rooms = rooms.clone();
+        replace(&mut rooms, name, replacements)?;
+        write(&out, name, &rooms)?;
     }
-    fs::write(Path::new(&out).join("ledger.rs"), ledger)?;
     Ok(())
 }
 
-fn replace(mut text: String, name: &str, replacements: &[(&str, &str)]) -> Result<String, String> {
+/// Each text that is replaced is there once, in one of the rooms.
+fn replace(rooms: &mut [(&str, String)], name: &str, replacements: &[(&str, &str)]) -> Result<(), String> {
     for (old, new) in replacements {
-        match text.matches(old).count() {
-            1 => text = text.replacen(old, new, 1),
-            count => return Err(format!("{name}: this is {count} times in the ledger, and should be once:\n{old}")),
+        let count: usize = rooms.iter().map(|(_, text)| text.matches(old).count()).sum();
+        if count != 1 {
+            return Err(format!("{name}: this is {count} times in the ledger, and should be once:\n{old}"));
+        }
+        for (_, text) in rooms.iter_mut() {
+            *text = text.replace(old, new);
         }
     }
-    Ok(text)
+    Ok(())
+}
+
+fn write(out: &Path, name: &str, rooms: &[(&str, String)]) -> Result<(), Box<dyn Error>> {
+    let folder = out.join(name);
+    fs::create_dir_all(&folder)?;
+    for (room, text) in rooms {
+        fs::write(folder.join(room), text)?;
+    }
+    Ok(())
 }

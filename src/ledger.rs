@@ -41,7 +41,7 @@
 
 use std::{
     cell::Cell,
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     mem,
     panic::Location,
     sync::{
@@ -56,7 +56,7 @@ use crate::{
     contain::contain,
     entry::{Entry, Era, Kind, Nanos, Slots, Stage},
     lane::{self, Lane, Lanes, LockedLane},
-    line::{Line, Taken},
+    line::Line,
     refused::Refused,
     snapshot::{Ending, Endings, SinkSnapshot, Snapshot},
 };
@@ -779,25 +779,10 @@ impl<C: Context> ShardRef<C> {
         self.lock().start(event, begun);
     }
 
-    /// Whether the events that start here are polled by one thread.
-    pub(crate) fn poll_in_turn(&self, in_turn: bool) {
-        self.lock().line.poll_in_turn(in_turn);
-    }
-
-    /// Takes the next event that starts, for a task that is one of those that are coming, or is not.
+    /// Changes the line of the events that start here.
     #[inline]
-    pub(crate) fn take(&self, is_coming: bool) -> Taken<TaskOf<C>> {
-        self.lock().line.take(is_coming)
-    }
-
-    /// A task that was coming back is kept by an event. How many are due in its place.
-    pub(crate) fn leave_line(&self) -> usize {
-        self.lock().line.leave()
-    }
-
-    /// A task will not come, because its runtime is shutting down. What it leaves if no other does.
-    pub(crate) fn give_up(&self) -> VecDeque<TaskOf<C>> {
-        self.lock().line.give_up()
+    pub(crate) fn with_line<T>(&self, change: impl FnOnce(&mut Line<TaskOf<C>>) -> T) -> T {
+        change(&mut self.lock().line)
     }
 
     #[inline]
@@ -1193,19 +1178,21 @@ impl<C: Context> EventTicket<C> {
         EventId { key: self.0.key, era: self.0.era }
     }
 
-    /// Ends the event and takes the next one of its shard: what dropping the ticket and [`take`](ShardRef::take) would do.
-    pub(crate) fn end_and_take(&mut self, is_coming: bool) -> Taken<TaskOf<C>> {
+    /// Ends the event and takes the next one from the line of its shard, as dropping the ticket and
+    /// [`with_line`](ShardRef::with_line) would.
+    #[inline]
+    pub(crate) fn end_and_take<T>(&mut self, take: impl FnOnce(&mut Line<TaskOf<C>>) -> T) -> T {
         let Ticket { shard, key, ending, .. } = &mut self.0;
         let mut left = Left::default();
         let mut state = shard.lock();
         shard.remove(&mut state, mem::replace(key, GONE), *ending, &mut left);
         if !left.runs_user_code() {
-            return state.line.take(is_coming);
+            return take(&mut state.line);
         }
         // That comes before the next event is taken, which would wait for it.
         drop(state);
         shard.finish(left);
-        shard.take(is_coming)
+        shard.with_line(take)
     }
 
     /// The event has a thread of its own: nobody can abort it any more.

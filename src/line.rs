@@ -13,11 +13,16 @@ pub(crate) struct Line<S> {
     in_turn: bool,
 }
 
-/// What a task that asks for an event is told.
-pub(crate) struct Taken<S> {
+/// What a task that has come is told, where several threads poll.
+pub(crate) struct Arrival<S> {
     pub(crate) event: Option<S>,
     /// How many tasks it has to spawn for those that are left.
     pub(crate) due: usize,
+}
+
+/// What a task that asks for an event is told, where one thread polls all of them.
+pub(crate) struct Turn<S> {
+    pub(crate) event: Option<S>,
     /// Whether it is one of those that are coming, and has to [say so](Line::leave) if it will not ask again.
     pub(crate) comes_back: bool,
 }
@@ -53,19 +58,33 @@ impl<S> Line<S> {
         self.events.len().min(if self.in_turn { 1 } else { 2 })
     }
 
-    /// The next event, for a task that is one of those that are coming, or is not.
+    /// The next event, for a task that has ended another one.
     #[inline(always)]
-    pub(crate) fn take(&mut self, is_coming: bool) -> Taken<S> {
+    pub(crate) fn next(&mut self) -> Option<S> {
         let event = self.events.pop_front();
         if self.events.is_empty() {
             // Begins at the front again: else it would go round through memory that many have waited in once.
             self.events.clear();
             self.events.shrink_to(MUCH);
         }
-        let comes_back = self.in_turn && !self.events.is_empty();
+        event
+    }
+
+    /// One of the tasks that are coming has come, to where several threads poll.
+    #[inline]
+    pub(crate) fn arrive(&mut self) -> Arrival<S> {
+        let event = self.next();
+        self.coming -= 1;
+        Arrival { event, due: self.due() }
+    }
+
+    /// A task asks for an event where one thread polls all of them. It is one of those that are coming, or is not.
+    #[inline(always)]
+    pub(crate) fn take_turn(&mut self, is_coming: bool) -> Turn<S> {
+        let event = self.next();
+        let comes_back = !self.events.is_empty();
         self.coming = self.coming + usize::from(comes_back) - usize::from(is_coming);
-        let due = self.due();
-        Taken { event, due, comes_back }
+        Turn { event, comes_back }
     }
 
     /// One of the tasks that are coming has found an event that keeps it. How many are due in its place.

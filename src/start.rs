@@ -6,9 +6,9 @@
 //! # Invariants, and why they hold
 //!
 //! 1. *No event waits for another that is being polled*, if a thread of the runtime is free. While the line has an event, a
-//!    task is on its way to it: how many are due is computed under the lock of the shard, when an event enters and when one
-//!    is taken, and they are spawned before the next poll. The task that a thread of tokio's has spawned or woken last no
-//!    other thread takes from it. So for several events one more is on its way; before an event is polled something is
+//!    task is on its way to it: how many are due is computed under the lock of the shard, when an event enters and when a
+//!    task has come, and they are spawned before the next poll. (A task that goes on with the next event needs nobody in its
+//!    place.) The task that a thread of tokio's has spawned or woken last no other thread takes from it. So for several events one more is on its way; before an event is polled something is
 //!    spawned after the task that was sent last; and after it what it has woken or spawned gets a turn, before the task
 //!    polls another.
 //! 2. *On a runtime of one thread one task is enough*, until an event waits: nobody else could poll the next one meanwhile.
@@ -33,7 +33,7 @@ use crate::{
     contain::contain,
     house::{EventTask, Shard, Starting},
     ledger::Begun,
-    line::Taken,
+    line::{Arrival, Line, Turn},
     metrics,
     refused::Refused,
 };
@@ -50,7 +50,7 @@ impl Place {
     pub(crate) fn here(shard: &Shard, name: &'static str) -> Result<Self, Refused> {
         let runtime = shard.runtime().inspect_err(|refused| metrics::refused(name, *refused))?;
         let home = shard.home().get_or_init(|| {
-            shard.poll_in_turn(has_one_thread(&runtime));
+            shard.with_line(|line| line.poll_in_turn(has_one_thread(&runtime)));
             runtime.clone()
         });
         let is_home = home.id() == runtime.id();
@@ -158,7 +158,8 @@ impl Future for Starter {
         let next = match mem::replace(&mut *self, Self::Done) {
             Self::Taking(taker) if taker.shard.home().get().is_some_and(has_one_thread) => poll_many(taker, cx),
             Self::Taking(mut taker) => {
-                let Taken { event, due, .. } = taker.shard.take(mem::take(&mut taker.is_coming));
+                taker.is_coming = false;
+                let Arrival { event, due } = taker.shard.with_line(Line::arrive);
                 send_before_poll(&taker.shard, due);
                 event.map_or(Self::Done, |event| poll_one(event, cx))
             }
@@ -185,19 +186,16 @@ fn poll_one(mut event: EventTask, cx: &mut Context<'_>) -> Starter {
     }
     // Where it has gone elsewhere, others come for the next one.
     let Some(ticket) = event.as_mut().ticket() else { return Starter::Done };
-    let Taken { event: next, due, .. } = ticket.end_and_take(false);
-    send(ticket.shard(), due);
-    next.map_or(Starter::Done, Starter::Taken)
+    ticket.end_and_take(Line::next).map_or(Starter::Done, Starter::Taken)
 }
 
 /// On a runtime of one thread.
 fn poll_many(mut taker: Taker, cx: &mut Context<'_>) -> Starter {
-    let mut taken = taker.shard.take(taker.is_coming);
+    let mut turn = taker.shard.with_line(|line| line.take_turn(taker.is_coming));
     let mut left = EVENTS_PER_TURN;
     loop {
-        let Taken { event, due, comes_back } = taken;
+        let Turn { event, comes_back } = turn;
         taker.is_coming = comes_back;
-        send(&taker.shard, due);
         let Some(mut event) = event else { break };
         if event.as_mut().poll(cx).is_pending() {
             taker.leave();
@@ -208,9 +206,10 @@ fn poll_many(mut taker: Taker, cx: &mut Context<'_>) -> Starter {
             // The next one is not to be told that it must wait because others have used up the turn.
             break;
         }
-        taken = match event.as_mut().ticket() {
-            Some(ticket) => ticket.end_and_take(taker.is_coming),
-            None => taker.shard.take(taker.is_coming),
+        let take_turn = |line: &mut Line<_>| line.take_turn(taker.is_coming);
+        turn = match event.as_mut().ticket() {
+            Some(ticket) => ticket.end_and_take(take_turn),
+            None => taker.shard.with_line(take_turn),
         };
     }
     if taker.is_coming { Starter::Taking(taker) } else { Starter::Done }
@@ -220,7 +219,7 @@ impl Taker {
     /// Sends another task, if others rely on this one.
     fn leave(mut self) {
         if mem::take(&mut self.is_coming) {
-            send(&self.shard, self.shard.leave_line());
+            send(&self.shard, self.shard.with_line(Line::leave));
         }
     }
 }
@@ -228,7 +227,7 @@ impl Taker {
 impl Drop for Taker {
     fn drop(&mut self) {
         if self.is_coming {
-            for event in self.shard.give_up() {
+            for event in self.shard.with_line(Line::give_up) {
                 let _ = contain(|| drop(event));
             }
         }

@@ -21,19 +21,27 @@ mod entry;
 #[path = "../../src/lane.rs"]
 mod lane;
 #[allow(dead_code, reason = "the ledger needs a part of it")]
-#[path = "../../src/line.rs"]
-mod line;
-#[allow(dead_code, reason = "the ledger needs a part of it")]
 #[path = "../../src/refused.rs"]
 mod refused;
 #[allow(dead_code, reason = "the ledger needs a part of it")]
 #[path = "../../src/snapshot.rs"]
 mod snapshot;
 
-#[allow(dead_code, reason = "the models need a part of it")]
-mod ledger {
-    include!(concat!(env!("OUT_DIR"), "/ledger.rs"));
+/// The rooms of one ledger.
+macro_rules! rooms {
+    ($ledger:expr) => {
+        #[allow(dead_code, unused, reason = "the models need a part of it, and a bug may leave a part unused")]
+        mod ledger {
+            include!(concat!(env!("OUT_DIR"), "/", $ledger, "/ledger.rs"));
+        }
+        #[allow(dead_code, unused, reason = "the ledger needs a part of it, and a bug may leave a part unused")]
+        mod line {
+            include!(concat!(env!("OUT_DIR"), "/", $ledger, "/line.rs"));
+        }
+    };
 }
+
+rooms!("loom");
 
 pub mod models;
 
@@ -42,10 +50,9 @@ pub mod seeded {
     macro_rules! seeds {
         ($($name:ident)*) => {$(
             pub mod $name {
-                #[allow(dead_code, unused, reason = "the models need a part of it, and a bug may leave a part unused")]
-                mod ledger {
-                    include!(concat!(env!("OUT_DIR"), "/", stringify!($name), ".rs"));
-                }
+                #[allow(unused_imports, reason = "the ledger needs a part of them")]
+                use crate::{contain, entry, lane, refused, snapshot};
+                rooms!(stringify!($name));
                 pub mod models {
                     include!("models.rs");
                 }
@@ -80,8 +87,9 @@ pub mod seeded {
         poll_forgets_who_polls_again
         abort_forgets_what_is_recorded
         recorded_after_an_abort_is_kept
-        take_sends_nobody
+        arrival_sends_nobody
         leave_sends_nobody
+        last_drop_leaves_the_line
         end_and_take_wakes_nobody
     }
 }

@@ -14,16 +14,18 @@ use loom::{
     thread,
 };
 
-use super::ledger::{
-    Begun, Context, EventTicket, IdleWait, Ledger, Look, NewEvent, PermitTicket, Room, RoomWait, ShardRef, Starts,
-    Waiter,
+use super::{
+    ledger::{
+        Begun, Context, EventTicket, IdleWait, Ledger, Look, NewEvent, PermitTicket, Room, RoomWait, ShardRef, Starts,
+        Waiter,
+    },
+    line::{Arrival, Line, Turn},
 };
 use crate::{
     Depth, Order,
     entry::{Nanos, Stage},
     explore,
     lane::{Gate, Lane, LaneBook, LockedLane},
-    line::Taken,
     refused::Refused,
     snapshot::{Ending, Snapshot},
 };
@@ -599,14 +601,14 @@ pub fn abort_against_record() {
         aborting.join().unwrap();
         // One that began at once is aborted when it is polled.
         let mut task = Task::default();
-        let begun = world.shards[1].take(false).event;
+        let begun = world.shards[1].with_line(Line::next);
         assert!(
             begun.is_none_or(|Starting(ticket)| poll_event(ticket, &mut task).is_none()),
             "an event begins too early"
         );
         let now = world.ledger.snapshot();
         world.shards[1].start_recorded(&request, None, &mut Begun::default());
-        let kept = world.shards[1].take(false).event;
+        let kept = world.shards[1].with_line(Line::next);
         let count = u64::from(kept.is_some());
         assert!(!kept.is_some_and(|Starting(ticket)| ticket.is_aborted()), "an abort has left an event");
         assert_eq!((now.pending, now.aborted), (count, 1 - count), "an event has not one ending");
@@ -629,16 +631,16 @@ pub fn starts_against_tasks(in_turn: bool) {
     let name = if in_turn { "starts against tasks, in turn" } else { "starts against tasks" };
     explore(name, Depth::All, move || {
         let world = World::new(4);
-        world.shards[0].poll_in_turn(in_turn);
+        world.shards[0].with_line(|line| line.poll_in_turn(in_turn));
         let comes = thread::spawn({
             let world = world.clone();
             move || {
                 let due = start(&world);
-                come(&world, due)
+                if in_turn { come_in_turn(&world, due) } else { come(&world, due) }
             }
         });
         for _ in 0..start(&world) {
-            drop(world.shards[0].give_up());
+            drop(world.shards[0].with_line(Line::give_up));
         }
         let kept = comes.join().unwrap();
         let now = world.ledger.snapshot();
@@ -652,13 +654,29 @@ pub fn starts_against_tasks(in_turn: bool) {
 fn come(world: &World, tasks: usize) -> Vec<Starting> {
     let mut kept = Vec::new();
     for _ in 0..tasks {
-        let Taken { event, due, comes_back } = world.shards[0].take(true);
+        let Arrival { event, due } = world.shards[0].with_line(Line::arrive);
         kept.extend(event);
         kept.extend(come(world, due));
-        if comes_back {
-            let due = world.shards[0].leave_line();
-            kept.extend(come(world, due));
-        }
+    }
+    kept
+}
+
+/// The same where one thread polls them.
+fn come_in_turn(world: &World, tasks: usize) -> Vec<Starting> {
+    let mut kept = Vec::new();
+    for _ in 0..tasks {
+        let turn = world.shards[0].with_line(|line| line.take_turn(true));
+        kept.extend(keep_in_turn(world, turn));
+    }
+    kept
+}
+
+/// The event keeps the task, which sends another if it was to come back.
+fn keep_in_turn(world: &World, turn: Turn<Starting>) -> Vec<Starting> {
+    let mut kept: Vec<_> = turn.event.into_iter().collect();
+    if turn.comes_back {
+        let due = world.shards[0].with_line(Line::leave);
+        kept.extend(come_in_turn(world, due));
     }
     kept
 }
@@ -667,30 +685,22 @@ fn come(world: &World, tasks: usize) -> Vec<Starting> {
 pub fn start_against_turns() {
     explore("start against turns", Depth::All, || {
         let world = World::new(4);
-        world.shards[0].poll_in_turn(true);
+        world.shards[0].with_line(|line| line.poll_in_turn(true));
         let due: usize = (0..2).map(|_| start(&world)).sum();
         assert_eq!(due, 1, "a second event in turn needs no other task");
         let running = thread::spawn({
             let world = world.clone();
             move || {
-                let Taken { event, due, comes_back } = world.shards[0].take(true);
-                world.expect(due == 0 && comes_back, "the task comes back for the second one");
-                let mut kept = Vec::new();
-                if let Some(Starting(mut ticket)) = event {
-                    ticket.end_as(Ending::Completed);
-                    let Taken { event, due, comes_back } = ticket.end_and_take(true);
-                    kept.extend(event);
-                    kept.extend(come(&world, due));
-                    if comes_back {
-                        let due = world.shards[0].leave_line();
-                        kept.extend(come(&world, due));
-                    }
-                }
-                kept
+                let Turn { event, comes_back } = world.shards[0].with_line(|line| line.take_turn(true));
+                world.expect(comes_back, "the task comes back for the second one");
+                let Some(Starting(mut ticket)) = event else { return Vec::new() };
+                ticket.end_as(Ending::Completed);
+                let turn = ticket.end_and_take(|line| line.take_turn(true));
+                keep_in_turn(&world, turn)
             }
         });
         let due = start(&world);
-        let mut kept = come(&world, due);
+        let mut kept = come_in_turn(&world, due);
         kept.extend(running.join().unwrap());
         let now = world.ledger.snapshot();
         assert_eq!((now.completed, now.pending), (1, 2), "an event has not one ending");
@@ -709,18 +719,16 @@ pub fn next_against_drop() {
         let running = thread::spawn({
             let world = world.clone();
             move || {
-                let Taken { event, due, .. } = world.shards[0].take(true);
+                let Arrival { event, due } = world.shards[0].with_line(Line::arrive);
                 let mut kept = come(&world, due);
                 if let Some(Starting(mut ticket)) = event {
                     ticket.end_as(Ending::Completed);
-                    let Taken { event, due, .. } = ticket.end_and_take(false);
-                    kept.extend(event);
-                    kept.extend(come(&world, due));
+                    kept.extend(ticket.end_and_take(Line::next));
                 }
                 kept
             }
         });
-        let dropped = world.shards[0].give_up();
+        let dropped = world.shards[0].with_line(Line::give_up);
         let has_dropped = dropped.len();
         drop(dropped);
         let kept = running.join().unwrap();
@@ -742,11 +750,11 @@ pub fn end_and_take_against_drain() {
         let running = thread::spawn({
             let world = world.clone();
             move || {
-                let mut taken = world.shards[0].take(true);
-                while let Some(Starting(mut ticket)) = taken.event {
+                let mut taken = world.shards[0].with_line(Line::arrive).event;
+                while let Some(Starting(mut ticket)) = taken {
                     world.expect(!world.is_drained(), "the drain was over while an event was pending");
                     ticket.end_as(Ending::Completed);
-                    taken = ticket.end_and_take(false);
+                    taken = ticket.end_and_take(Line::next);
                 }
             }
         });

@@ -173,7 +173,13 @@ fn an_event_that_is_recorded_after_its_abort_is_found() {
 #[test]
 #[should_panic(expected = "an event has no task")]
 fn a_line_to_which_nobody_is_sent_is_found() {
-    seeded::take_sends_nobody::models::starts_against_tasks(false);
+    seeded::arrival_sends_nobody::models::starts_against_tasks(false);
+}
+
+#[test]
+#[should_panic(expected = "an event has no task")]
+fn a_last_task_that_leaves_the_line_behind_is_found() {
+    seeded::last_drop_leaves_the_line::models::starts_against_tasks(false);
 }
 
 #[test]
