@@ -1,5 +1,5 @@
-//! Takes the ledger as it is released, puts loom's locks and atomics in the place of std's, and writes it out: once as
-//! it is, and once for each seeded bug.
+//! Takes the rooms of the ledger as they are released, and writes them out: once as they are, and once for each seeded bug.
+//! Their locks and atomics are those of a module that is another one here, and has loom's.
 //!
 //! A text that is to be replaced must be there exactly once, so that neither the models nor the bugs can go stale.
 
@@ -11,22 +11,7 @@ use std::{
 };
 
 /// The ledger and what stands in it.
-const ROOMS: &[&str] = &["ledger.rs", "line.rs"];
-
-/// The reference counts stay std's, because a method cannot be called on another `Arc`. The index of a thread does too:
-/// the models choose their shards.
-const LOOM: &[(&str, &str)] = &[
-    (
-        "use std::{\n    cell::Cell,",
-        "use loom::sync::{Mutex, MutexGuard, atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64}};\n\
-         use std::{\n    cell::Cell,",
-    ),
-    ("        Arc, Mutex, MutexGuard, PoisonError,\n", "        Arc, PoisonError,\n"),
-    (
-        "        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},\n",
-        "        atomic::{AtomicUsize, Ordering},\n",
-    ),
-];
+const ROOMS: &[&str] = &["idle_waits.rs", "ledger.rs", "line.rs", "room_queue.rs", "waiters.rs"];
 
 /// The bugs by name, each a few replacements.
 const SEEDS: &[(&str, &[(&str, &str)])] = &[
@@ -39,14 +24,20 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     ),
     (
         "leave_asks_for_waiters_before_it_locks",
-        &[(
-            "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        let mut left = Left::default();\n        \
+        &[
+            (
+                "    any: AtomicBool,\n    list: Mutex<WaiterList>,",
+                "    pub(crate) any: AtomicBool,\n    list: Mutex<WaiterList>,",
+            ),
+            (
+                "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        let mut left = Left::default();\n        \
                  self.remove(&mut self.lock(), key, ending, &mut left);\n",
-            "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        \
+                "    fn leave(self: &Arc<Self>, key: u32, ending: Ending) {\n        \
                  let any_waits = self.ledger.waiters.any.load(Ordering::Relaxed);\n        \
                  let mut left = Left::default();\n        \
                  self.remove(&mut self.lock(), key, ending, &mut left);\n        left.is_empty &= any_waits;\n",
-        )],
+            ),
+        ],
     ),
     (
         "close_does_not_look_for_entries",
@@ -83,7 +74,7 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
     (
         "lane_reaches_no_wait",
         &[(
-            "        left.reached.iter().filter_map(|id| waits.get_mut(*id)?.reach()).collect()\n",
+            "        left.reached.iter().filter_map(|id| waits.lane_reached(*id)).collect()\n",
             "        let _ = &mut waits;\n        Vec::new()\n",
         )],
     ),
@@ -287,8 +278,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // The other rooms are beside it, and not at the root.
         rooms.push((*name, source.replace("use crate::", "use super::")));
     }
-    replace(&mut rooms, "loom", LOOM)?;
-    write(&out, "loom", &rooms)?;
+    write(&out, "released", &rooms)?;
     for (name, replacements) in SEEDS {
         let mut rooms = rooms.clone();
         replace(&mut rooms, name, replacements)?;

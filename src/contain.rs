@@ -1,9 +1,10 @@
-//! [`contain`]: a panic of user code goes no further.
+//! [`contain`]: a panic of user code goes no further. [`wake`]: nor does one of a waker.
 
 use std::{
     any::Any,
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
+    task::Waker,
 };
 
 /// Runs user code and gives the message of its panic as an error.
@@ -23,4 +24,12 @@ fn message(payload: Box<dyn Any + Send>) -> String {
         mem::forget(second);
     }
     message
+}
+
+/// Wakers are user code, and this may run in a destructor.
+#[inline]
+pub(crate) fn wake(wakers: impl IntoIterator<Item = Waker>) {
+    for waker in wakers {
+        let _ = contain(|| waker.wake());
+    }
 }

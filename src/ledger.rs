@@ -44,21 +44,22 @@ use std::{
     collections::{BTreeMap, HashMap},
     mem,
     panic::Location,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::AtomicUsize},
     task::{Poll, Waker},
     time::Duration,
 };
 
 use crate::{
-    contain::contain,
+    contain::{contain, wake},
     entry::{Entry, Era, Kind, Nanos, Slots, Stage},
+    idle_waits::IdleWaits,
     lane::{self, Lane, Lanes, LockedLane},
     line::Line,
     refused::Refused,
+    room_queue::{RoomPlace, RoomQueue},
     snapshot::{Ending, Endings, SinkSnapshot, Snapshot},
+    sync::{AtomicU8, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, lock},
+    waiters::Waiters,
 };
 
 /// What the ledger can count: room is a `u32`.
@@ -99,7 +100,7 @@ pub(crate) struct Ledger<C: Context> {
     lanes: Mutex<Lanes>,
     waiters: Waiters,
     idle_waits: Mutex<IdleWaits>,
-    room_queue: RoomQueue<C>,
+    room_queue: RoomQueue<PermitTicket<C>>,
     pub(crate) context: C,
 }
 
@@ -521,7 +522,7 @@ impl<C: Context> Ledger<C> {
             return Vec::new();
         }
         let mut waits = lock(&self.idle_waits);
-        left.reached.iter().filter_map(|id| waits.get_mut(*id)?.reach()).collect()
+        left.reached.iter().filter_map(|id| waits.lane_reached(*id)).collect()
     }
 }
 
@@ -1073,7 +1074,7 @@ impl<C: Context> Drop for Ticket<C> {
 struct Left<C: Context> {
     holder: Holder<C::Starting>,
     /// Who has waited for the room of the entry, and the key of the permit that is theirs.
-    granted: Option<(Arc<RoomPlace<C>>, u32)>,
+    granted: Option<(Arc<RoomPlace<PermitTicket<C>>>, u32)>,
     has_room_again: bool,
     /// The waits that have come to their end.
     idle: Vec<Waker>,
@@ -1255,81 +1256,6 @@ impl<C: Context> EventTicket<C> {
     }
 }
 
-/// Places in the order in which they wait for room. Entered under all locks, left under that of any shard.
-struct RoomQueue<C: Context> {
-    /// Whether somebody waits; read under the lock of a shard, so that relaxed is enough.
-    any: AtomicBool,
-    places: Mutex<RoomPlaces<C>>,
-}
-
-struct RoomPlaces<C: Context> {
-    next: u64,
-    /// With the entry of the permit that is waited for.
-    waiting: BTreeMap<u64, (Arc<RoomPlace<C>>, Entry)>,
-}
-
-/// Where somebody who waits for room finds it.
-struct RoomPlace<C: Context>(Mutex<RoomState<C>>);
-
-enum RoomState<C: Context> {
-    Waiting(Option<Waker>),
-    Granted(PermitTicket<C>),
-    Left,
-}
-
-impl<C: Context> Default for RoomQueue<C> {
-    fn default() -> Self {
-        Self { any: AtomicBool::new(false), places: Mutex::new(RoomPlaces { next: 0, waiting: BTreeMap::new() }) }
-    }
-}
-
-impl<C: Context> RoomQueue<C> {
-    fn push(&self, permit: Entry) -> (u64, Arc<RoomPlace<C>>) {
-        let place = Arc::new(RoomPlace(Mutex::new(RoomState::Waiting(None))));
-        let mut places = lock(&self.places);
-        places.next += 1;
-        let number = places.next;
-        places.waiting.insert(number, (Arc::clone(&place), permit));
-        self.any.store(true, Ordering::Relaxed);
-        (number, place)
-    }
-
-    /// Takes the first place, and enters its permit.
-    fn pop(&self, enter: impl FnOnce(Entry) -> u32) -> Option<(Arc<RoomPlace<C>>, u32)> {
-        if !self.any.load(Ordering::Relaxed) {
-            return None;
-        }
-        let mut places = lock(&self.places);
-        let first = places.waiting.pop_first();
-        self.any.store(!places.waiting.is_empty(), Ordering::Relaxed);
-        let (_, (place, permit)) = first?;
-        Some((place, enter(permit)))
-    }
-
-    fn remove(&self, number: u64) {
-        let mut places = lock(&self.places);
-        places.waiting.remove(&number);
-        self.any.store(!places.waiting.is_empty(), Ordering::Relaxed);
-    }
-}
-
-impl<C: Context> RoomPlace<C> {
-    /// Hands a permit over, or gives it back if nobody waits any more.
-    fn grant(&self, permit: PermitTicket<C>) -> Option<PermitTicket<C>> {
-        let mut state = lock(&self.0);
-        match &mut *state {
-            RoomState::Waiting(waker) => {
-                let waker = waker.take();
-                *state = RoomState::Granted(permit);
-                drop(state);
-                wake(waker);
-                None
-            }
-            RoomState::Granted(_) | RoomState::Left => Some(permit),
-        }
-    }
-}
-
 /// What [`ShardRef::reserve_or_queue`] gives.
 pub(crate) enum Room<C: Context> {
     Granted(PermitTicket<C>),
@@ -1340,82 +1266,22 @@ pub(crate) enum Room<C: Context> {
 pub(crate) struct RoomWait<C: Context> {
     ledger: Arc<Ledger<C>>,
     number: u64,
-    place: Arc<RoomPlace<C>>,
+    place: Arc<RoomPlace<PermitTicket<C>>>,
 }
 
 impl<C: Context> RoomWait<C> {
     /// Gives the permit, once.
     pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<PermitTicket<C>> {
-        let mut new = Some(waker.clone());
-        let mut state = lock(&self.place.0);
-        let answer = match mem::replace(&mut *state, RoomState::Left) {
-            RoomState::Granted(permit) => Poll::Ready(permit),
-            RoomState::Waiting(mut waker) => {
-                mem::swap(&mut waker, &mut new);
-                *state = RoomState::Waiting(waker);
-                Poll::Pending
-            }
-            RoomState::Left => Poll::Pending,
-        };
-        drop(state);
-        let _ = contain(|| drop(new));
-        answer
+        self.place.poll(waker)
     }
 }
 
 impl<C: Context> Drop for RoomWait<C> {
     fn drop(&mut self) {
-        let left = mem::replace(&mut *lock(&self.place.0), RoomState::Left);
+        let left = self.place.leave();
         self.ledger.room_queue.remove(self.number);
         // A permit that was granted and not taken gives its room to the next.
         let _ = contain(|| drop(left));
-    }
-}
-
-/// Those who wait until what was accepted before an era has ended.
-#[derive(Default)]
-struct IdleWaits {
-    next_id: u64,
-    waits: Vec<IdleEntry>,
-}
-
-struct IdleEntry {
-    id: u64,
-    before: Era,
-    /// Events of shards, and lanes.
-    remaining: u64,
-    waker: Option<Waker>,
-}
-
-impl IdleEntry {
-    /// Counts one thing less to wait for, and gives whom to wake if it was the last.
-    fn reach(&mut self) -> Option<Waker> {
-        self.remaining -= 1;
-        if self.remaining == 0 { self.waker.take() } else { None }
-    }
-}
-
-impl IdleWaits {
-    /// Under the lock of the event's shard, so that no wait begins meanwhile.
-    fn event_ended(&mut self, era: Era) -> Vec<Waker> {
-        let mut idle = Vec::new();
-        for wait in self.waits.iter_mut().filter(|wait| wait.before > era) {
-            idle.extend(wait.reach());
-        }
-        idle
-    }
-
-    fn next_id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
-    }
-
-    fn begin(&mut self, id: u64, before: Era, remaining: u64) {
-        self.waits.push(IdleEntry { id, before, remaining, waker: None });
-    }
-
-    fn get_mut(&mut self, id: u64) -> Option<&mut IdleEntry> {
-        self.waits.iter_mut().find(|wait| wait.id == id)
     }
 }
 
@@ -1465,17 +1331,9 @@ impl<C: Context> IdleWait<C> {
 
     pub(crate) fn poll(&self, waker: &Waker) -> Poll<()> {
         let mut new = Some(waker.clone());
-        let mut waits = lock(&self.ledger.idle_waits);
-        let is_idle = match waits.get_mut(self.id) {
-            Some(wait) if wait.remaining > 0 => {
-                mem::swap(&mut wait.waker, &mut new);
-                false
-            }
-            _ => true,
-        };
-        drop(waits);
+        let answer = lock(&self.ledger.idle_waits).poll(self.id, &mut new);
         let _ = contain(|| drop(new));
-        if is_idle { Poll::Ready(()) } else { Poll::Pending }
+        answer
     }
 }
 
@@ -1484,10 +1342,7 @@ impl<C: Context> Drop for IdleWait<C> {
         for (lane, _) in &self.lanes {
             lane.lock().book_mut().forget_wait(self.id);
         }
-        let mut waits = lock(&self.ledger.idle_waits);
-        let place = waits.waits.iter().position(|wait| wait.id == self.id);
-        let left = place.map(|place| waits.waits.swap_remove(place));
-        drop(waits);
+        let left = lock(&self.ledger.idle_waits).end(self.id);
         let _ = contain(|| drop(left));
     }
 }
@@ -1497,25 +1352,11 @@ fn wait_for(lane: &Arc<dyn Lane>, locked: &mut dyn LockedLane, id: u64) -> Optio
     (locked.pending() > 0).then(|| (Arc::clone(lane), locked.wait(id)))
 }
 
-/// Nothing that runs under these locks panics half-way through a change.
-#[inline]
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// A waker is user code, and so is its destructor.
 #[inline]
 fn drop_holder<S>(holder: Holder<S>) {
     if matches!(holder, Holder::Waker(_) | Holder::Recorded { .. }) {
         let _ = contain(|| drop(holder));
-    }
-}
-
-/// Wakers are user code, and this may run in a destructor.
-#[inline]
-fn wake(wakers: impl IntoIterator<Item = Waker>) {
-    for waker in wakers {
-        let _ = contain(|| waker.wake());
     }
 }
 
@@ -1540,39 +1381,6 @@ pub(crate) fn of_this_thread<C: Context>(shards: &[Arc<ShardRef<C>>]) -> &Arc<Sh
     &shards[thread_index() & (shards.len() - 1)]
 }
 
-/// The wakers of the drains that wait for the house to be empty.
-#[derive(Default)]
-struct Waiters {
-    /// Whether the list has an entry; read by whoever empties a shard, without the lock.
-    any: AtomicBool,
-    list: Mutex<WaiterList>,
-}
-
-#[derive(Default)]
-struct WaiterList {
-    next_id: u64,
-    wakers: Vec<(u64, Waker)>,
-}
-
-impl Waiters {
-    fn wake_all(&self) {
-        // Relaxed: a waiter stores the flag before it looks at the shards under their locks, and the caller has held
-        // one of these locks after that look (invariant 5). Without that look it will find the shard empty itself.
-        if !self.any.load(Ordering::Relaxed) {
-            return;
-        }
-        let mut list = self.lock();
-        let wakers = mem::take(&mut list.wakers);
-        self.any.store(false, Ordering::Relaxed);
-        drop(list);
-        wake(wakers.into_iter().map(|(_, waker)| waker));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, WaiterList> {
-        lock(&self.list)
-    }
-}
-
 /// One place in the list of waiters, left when dropped.
 pub(crate) struct Waiter<C: Context> {
     ledger: Arc<Ledger<C>>,
@@ -1581,43 +1389,18 @@ pub(crate) struct Waiter<C: Context> {
 
 impl<C: Context> Waiter<C> {
     pub(crate) fn new(ledger: &Arc<Ledger<C>>) -> Self {
-        let mut list = ledger.waiters.lock();
-        list.next_id += 1;
-        let id = list.next_id;
-        drop(list);
-        Self { ledger: Arc::clone(ledger), id }
+        Self { ledger: Arc::clone(ledger), id: ledger.waiters.next_id() }
     }
 
     /// Is woken, once, when a shard has run empty or the ledger has closed. To be called before the look after which
     /// one waits.
     pub(crate) fn register(&self, waker: &Waker) {
-        let waker = waker.clone();
-        let mut list = self.ledger.waiters.lock();
-        let replaced = list.take(self.id);
-        list.wakers.push((self.id, waker));
-        self.ledger.waiters.any.store(true, Ordering::Relaxed);
-        drop(list);
-        let _ = contain(|| drop(replaced));
+        self.ledger.waiters.register(self.id, waker);
     }
 }
 
 impl<C: Context> Drop for Waiter<C> {
     fn drop(&mut self) {
-        // Relaxed: while its waker is in the list this reads what it has stored itself, or somebody since.
-        if !self.ledger.waiters.any.load(Ordering::Relaxed) {
-            return;
-        }
-        let mut list = self.ledger.waiters.lock();
-        let left = list.take(self.id);
-        self.ledger.waiters.any.store(!list.wakers.is_empty(), Ordering::Relaxed);
-        drop(list);
-        let _ = contain(|| drop(left));
-    }
-}
-
-impl WaiterList {
-    fn take(&mut self, id: u64) -> Option<Waker> {
-        let place = self.wakers.iter().position(|(other, _)| *other == id)?;
-        Some(self.wakers.swap_remove(place).1)
+        self.ledger.waiters.leave(self.id);
     }
 }

@@ -142,6 +142,7 @@ mod guard;
 mod handle;
 mod hook;
 mod house;
+mod idle_waits;
 mod inside;
 mod lane;
 mod layer;
@@ -157,13 +158,16 @@ mod queue;
 mod record;
 mod refused;
 mod report;
+mod room_queue;
 mod service;
 mod setting;
 mod sink;
 mod snapshot;
 mod start;
+mod sync;
 mod task;
 mod wait_idle;
+mod waiters;
 
 #[cfg(feature = "axum")]
 mod axum;

@@ -1,7 +1,7 @@
 //! Every interleaving of the ledger of `tower-track-events`, by loom.
 //!
-//! The ledger is the one that is released: the build script puts loom's locks and atomics into its source, and nothing
-//! else. Beside it stand copies with one bug each. A model that cannot fail proves nothing, so each bug has a test that
+//! The ledger is the one that is released, but for the module of its locks and atomics, which are loom's here. Beside it
+//! stand copies with one bug each. A model that cannot fail proves nothing, so each bug has a test that
 //! must panic, with the words of the assertion that is meant.
 //!
 //! Who waits does not block in a model. It keeps what it was told (woken or not), and when everybody else has gone it
@@ -27,21 +27,35 @@ mod refused;
 #[path = "../../src/snapshot.rs"]
 mod snapshot;
 
+/// In the place of that of the crate, whose locks and atomics are std's. The reference counts are std's here as well, because
+/// a method cannot be called on another `Arc`.
+mod sync {
+    use std::sync::PoisonError;
+
+    pub(crate) use loom::sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+    };
+
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The rooms of one ledger.
 macro_rules! rooms {
     ($ledger:expr) => {
-        #[allow(dead_code, unused, reason = "the models need a part of it, and a bug may leave a part unused")]
-        mod ledger {
-            include!(concat!(env!("OUT_DIR"), "/", $ledger, "/ledger.rs"));
-        }
-        #[allow(dead_code, unused, reason = "the ledger needs a part of it, and a bug may leave a part unused")]
-        mod line {
-            include!(concat!(env!("OUT_DIR"), "/", $ledger, "/line.rs"));
-        }
+        rooms!($ledger; idle_waits ledger line room_queue waiters);
     };
+    ($ledger:expr; $($room:ident)*) => {$(
+        #[allow(dead_code, unused, reason = "the models need a part of it, and a bug may leave a part unused")]
+        mod $room {
+            include!(concat!(env!("OUT_DIR"), "/", $ledger, "/", stringify!($room), ".rs"));
+        }
+    )*};
 }
 
-rooms!("loom");
+rooms!("released");
 
 pub mod models;
 
@@ -51,7 +65,7 @@ pub mod seeded {
         ($($name:ident)*) => {$(
             pub mod $name {
                 #[allow(unused_imports, reason = "the ledger needs a part of them")]
-                use crate::{contain, entry, lane, refused, snapshot};
+                use crate::{contain, entry, lane, refused, snapshot, sync};
                 rooms!(stringify!($name));
                 pub mod models {
                     include!("models.rs");
