@@ -10,7 +10,7 @@ use std::{
     hint::black_box,
     pin::pin,
     sync::{
-        Arc, Barrier,
+        Arc, Barrier, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -30,6 +30,8 @@ use tokio_util::task::TaskTracker;
 use tower::{Layer, Service, service_fn};
 use tower_http::{add_extension::AddExtensionLayer, metrics::InFlightRequestsLayer, trace::TraceLayer};
 use tower_track_events::{Events, Exchange, TrackEventsHandle, TrackEventsLayer};
+
+mod by_hand;
 
 /// Events are started in bursts, so that a queue does not grow to what no server has.
 const BURST: usize = 100;
@@ -193,7 +195,7 @@ pub mod event {
 
 /// Requests through a service that does nothing but answer, and what is put around it.
 pub mod request {
-    use super::*;
+    use super::{by_hand::ByHand, *};
 
     type Answer = Result<Response<Full<Bytes>>, Infallible>;
 
@@ -233,6 +235,12 @@ pub mod request {
     /// What one writes by hand: the tracker in the extensions, and so many spawns by the handler.
     pub fn extension<const SPAWNS: usize>(runtime: &Runtime, count: usize) -> f64 {
         serve(runtime, count, AddExtensionLayer::new(TaskTracker::new()).layer(handler(spawn::<SPAWNS>)))
+    }
+
+    /// The least that keeps what is promised, with or without an event of the layer.
+    pub fn by_hand<const HAS_EVENT: bool>(runtime: &Runtime, count: usize) -> f64 {
+        let shard = Arc::default();
+        serve(runtime, count, ByHand { inner: handler(|_| ()), shard, has_event: HAS_EVENT })
     }
 
     /// Bare spawns by the handler.
@@ -425,6 +433,49 @@ pub mod wake_up {
             }
             total.as_nanos() as f64 / count as f64
         })
+    }
+
+    /// The least that keeps what is promised of a drain: with the counts of all shards at one instant, and how long it took.
+    pub fn by_hand(runtime: &Runtime, count: usize) -> f64 {
+        runtime.block_on(async {
+            let mut total = Duration::ZERO;
+            for _ in 0..count {
+                let (tracker, shards) = (TaskTracker::new(), <[Shard; SHARDS]>::default());
+                let (last, release, ended) = last();
+                tracker.spawn(last);
+                tracker.close();
+                let drain = tokio::spawn(async move {
+                    let began = Instant::now();
+                    tracker.wait().await;
+                    let shards = shards.each_ref().map(|Shard(counts)| counts.lock().expect("nobody panics"));
+                    let sum = |place: usize| shards.iter().map(|counts| counts[place]).sum();
+                    let counts = std::array::from_fn(sum);
+                    drop(shards);
+                    Report { elapsed: began.elapsed(), counts, _by_name: Vec::new(), _of_sinks: Vec::new() }
+                });
+                yield_now().await;
+                release.send(()).expect("it waits");
+                black_box(&drain.await.expect("it ends"));
+                total += ended.await.expect("it tells").elapsed();
+            }
+            total.as_nanos() as f64 / count as f64
+        })
+    }
+
+    const SHARDS: usize = 4;
+    const COUNTS: usize = 12;
+
+    #[derive(Default)]
+    #[repr(align(128))]
+    struct Shard(Mutex<[u64; COUNTS]>);
+
+    struct Report {
+        #[expect(dead_code, reason = "whoever drains would read it")]
+        elapsed: Duration,
+        #[expect(dead_code, reason = "whoever drains would read it")]
+        counts: [u64; COUNTS],
+        _by_name: Vec<()>,
+        _of_sinks: Vec<()>,
     }
 
     /// An event, what ends it, and what tells when it has.

@@ -59,6 +59,11 @@ impl Table {
         }
     }
 
+    /// One that is there to compare with.
+    fn ratio(&self, name: &str, value: f64) {
+        println!("  {name:<58} {value:>9.2}");
+    }
+
     fn bar(&mut self, name: &str, value: f64, bar: f64) {
         let holds = value <= bar;
         self.bars += 1;
@@ -122,7 +127,22 @@ fn events(table: &mut Table) {
 
 fn requests(table: &mut Table) {
     let runtime = &runtime(1);
-    let [bare, none, one, four, layer, observer, trace, flight, extension, spawn_one, spawn_four, bare_four] = in_turn(
+    let [
+        bare,
+        none,
+        one,
+        four,
+        layer,
+        observer,
+        trace,
+        flight,
+        extension,
+        spawn_one,
+        spawn_four,
+        bare_four,
+        least,
+        least_event,
+    ] = in_turn(
         RUNS,
         [
             &mut || request::bare(runtime, REQUESTS),
@@ -137,6 +157,8 @@ fn requests(table: &mut Table) {
             &mut || request::extension::<1>(runtime, REQUESTS),
             &mut || request::extension::<4>(runtime, REQUESTS),
             &mut || request::bare_spawns::<4>(runtime, REQUESTS),
+            &mut || request::by_hand::<false>(runtime, REQUESTS),
+            &mut || request::by_hand::<true>(runtime, REQUESTS),
         ],
     );
     table.head("A request: what is added to a bare service");
@@ -153,11 +175,15 @@ fn requests(table: &mut Table) {
         ("AddExtensionLayer<TaskTracker>, one spawn", spawn_one - bare),
         ("AddExtensionLayer<TaskTracker>, four spawns", spawn_four - bare),
         ("four bare spawns", bare_four - bare),
+        ("the least by hand, no event", least - bare),
+        ("the least by hand, one event of the layer", least_event - bare),
     ]);
     table.bar("no event / TraceLayer", (none - bare) / (trace - bare), 0.50);
     table.bar("one event / AddExtension and spawn", (one - bare) / (spawn_one - bare), 1.60);
     table.bar("four events / four bare spawns", (four - bare) / (bare_four - bare), 1.40);
     table.bar("one event of the layer / AddExtension and spawn", (layer - bare) / (spawn_one - bare), 1.60);
+    table.ratio("the least by hand, no event / TraceLayer", (least - bare) / (trace - bare));
+    table.ratio("the least by hand, one event / AddExtension and spawn", (least_event - bare) / (spawn_one - bare));
 }
 
 fn admissions(table: &mut Table) {
@@ -178,7 +204,7 @@ fn admissions(table: &mut Table) {
         ("TaskTracker::token(), two threads at once, each", token_two),
     ]);
     table.bar("guard(), two threads / one", two / one, 1.50);
-    println!("  {:<58} {:>9.2}", "TaskTracker::token(), two threads / one", token_two / token_one);
+    table.ratio("TaskTracker::token(), two threads / one", token_two / token_one);
 }
 
 fn among_many(table: &mut Table) {
@@ -198,16 +224,21 @@ fn among_many(table: &mut Table) {
         ("tokio::spawn, 1,000,000 pending", spawn_million),
     ]);
     table.bar("handle.track, a million pending / one", million / one, 1.30);
-    println!("  {:<58} {:>9.2}", "tokio::spawn, a million pending / one", spawn_million / spawn_one);
+    table.ratio("tokio::spawn, a million pending / one", spawn_million / spawn_one);
 }
 
 fn wake_ups(table: &mut Table) {
     let runtime = &runtime(1);
-    let [ours, rival] =
-        in_turn(RUNS, [&mut || wake_up::drain(runtime, WAKE_UPS), &mut || wake_up::tracker(runtime, WAKE_UPS)]);
+    let [ours, rival, least] = in_turn(
+        RUNS,
+        [&mut || wake_up::drain(runtime, WAKE_UPS), &mut || wake_up::tracker(runtime, WAKE_UPS), &mut || {
+            wake_up::by_hand(runtime, WAKE_UPS)
+        }],
+    );
     table.head("From the end of the last event to the return of who waits for it");
-    table.nanos(&[("Drain", ours), ("TaskTracker::wait", rival)]);
+    table.nanos(&[("Drain", ours), ("TaskTracker::wait", rival), ("the least by hand", least)]);
     table.bar("Drain / TaskTracker::wait", ours / rival, 1.20);
+    table.ratio("the least by hand / TaskTracker::wait", least / rival);
 }
 
 /// Counted in a process of its own, whose allocator is slow because it counts.
