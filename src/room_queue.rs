@@ -13,9 +13,11 @@ use crate::{
     sync::{AtomicBool, Mutex, Ordering, lock},
 };
 
-/// Places in the order in which they wait, each for a permit `P`. Entered under all locks, left under that of any shard.
+/// Places in the order in which they wait, each for a permit `P`. Entered under all locks of shards. Room is given under that
+/// of any shard; who waits no longer needs none.
 pub(crate) struct RoomQueue<P> {
-    /// Whether somebody waits; read under the lock of a shard, so that relaxed is enough.
+    /// Whether somebody waits. Relaxed is enough: it is set under all locks of shards, and read under one of them. It is
+    /// cleared under that of the places alone, when there is none; whoever does not see that yet looks there.
     any: AtomicBool,
     places: Mutex<RoomPlaces<P>>,
 }
@@ -42,6 +44,7 @@ impl<P> Default for RoomQueue<P> {
 }
 
 impl<P> RoomQueue<P> {
+    /// Enters the last place.
     pub(crate) fn push(&self, permit: Entry) -> (u64, Arc<RoomPlace<P>>) {
         let place = Arc::new(RoomPlace(Mutex::new(RoomState::Waiting(None))));
         let mut places = lock(&self.places);
@@ -65,6 +68,7 @@ impl<P> RoomQueue<P> {
         Some((place, enter(permit)))
     }
 
+    /// Removes a place, if it is still there.
     pub(crate) fn remove(&self, number: u64) {
         let mut places = lock(&self.places);
         places.waiting.remove(&number);
@@ -108,12 +112,15 @@ impl<P> RoomPlace<P> {
 
     /// Nobody waits any more. Gives a permit that was granted and not taken.
     pub(crate) fn leave(&self) -> Option<P> {
-        match mem::replace(&mut *lock(&self.0), RoomState::Left) {
+        let left = mem::replace(&mut *lock(&self.0), RoomState::Left);
+        // Without the lock: a waker is user code.
+        match left {
             RoomState::Granted(permit) => Some(permit),
-            left @ (RoomState::Waiting(_) | RoomState::Left) => {
-                let _ = contain(|| drop(left));
+            RoomState::Waiting(waker) => {
+                let _ = contain(|| drop(waker));
                 None
             }
+            RoomState::Left => None,
         }
     }
 }

@@ -3,16 +3,17 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
+    task::{self, Wake, Waker},
     time::Duration,
 };
 
 use http::{Request, Response};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_track_events::{Overflow, Refused, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{Overflow, Permit, Refused, TrackEventsHandle, TrackEventsLayer};
 use tracing::{
     Event, Instrument, Metadata, Subscriber,
     span::{Attributes, Id, Record},
@@ -211,6 +212,41 @@ impl<S: Subscriber> tracing_subscriber::Layer<S> for Looking {
     fn on_close(&self, _: Id, _: Context<'_, S>) {
         self.0.snapshot();
     }
+}
+
+/// A waker with something that its destructor gives back.
+struct Holding(Mutex<Option<Permit>>);
+
+impl Wake for Holding {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        drop(self.0.lock().unwrap().take());
+    }
+}
+
+#[test]
+fn the_waker_of_a_request_that_waits_for_room_is_not_dropped_under_a_lock() {
+    let (done, is_done) = mpsc::channel();
+    // In a thread of its own: under a lock it would never end.
+    let leaving = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _entered = runtime.enter();
+        let handle = TrackEventsHandle::builder().capacity(1).build().unwrap();
+        let waker = Waker::from(Arc::new(Holding(Mutex::new(Some(handle.reserve().unwrap())))));
+        let layer = TrackEventsLayer::builder(handle.clone()).overflow(Overflow::Wait(Duration::MAX));
+        let service = layer.track("waits", |_| |_| async {}).build().layer(service_fn(ok));
+        let mut request = Box::pin(service.oneshot(Request::new(())));
+        assert!(request.as_mut().poll(&mut task::Context::from_waker(&waker)).is_pending());
+        drop(waker);
+        drop(request);
+        let now = handle.snapshot();
+        done.send((now.reserved, now.refused, now.open_requests)).unwrap();
+    };
+    std::thread::spawn(leaving);
+    assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok((0, 1, 0)));
 }
 
 #[test]
