@@ -244,6 +244,19 @@ const SEEDS: &[(&str, &[(&str, &str)])] = &[
         &[("request.filter(|_| !self.ledger.is_aborted(id.era) && !is_over())", "request.filter(|_| !is_over())")],
     ),
     (
+        "given_up_drain_leaves_its_waker",
+        &[(
+            "        if !self.any.load(Ordering::Relaxed) {\n            return;\n        }\n        \
+             let mut list = self.lock();\n        let left",
+            "        if self.any.load(Ordering::Relaxed) {\n            return;\n        }\n        \
+             let mut list = self.lock();\n        let left",
+        )],
+    ),
+    (
+        "given_up_drain_says_that_nobody_waits",
+        &[("self.any.store(!list.wakers.is_empty(), Ordering::Relaxed);", "self.any.store(false, Ordering::Relaxed);")],
+    ),
+    (
         "arrival_sends_nobody",
         &[("        Arrival { event, due: self.due() }\n", "        self.due();\n        Arrival { event, due: 0 }\n")],
     ),

@@ -75,6 +75,7 @@ impl HookList {
 }
 
 impl Hook {
+    /// Records the event, or counts it as refused: nobody is there to take the error.
     fn record_or_shed(&self, record: &Arc<Record>, request: &Parts) {
         let Some(event) = self.event(record, request) else { return };
         // What was made for an event that is refused is dropped here, which is user code.
@@ -84,6 +85,7 @@ impl Hook {
         });
     }
 
+    /// Records the event, counts it as refused, or gives it, because it is to wait for room.
     fn record_or_wait(&self, record: &Arc<Record>, request: &Parts) -> Option<WaitingEvent> {
         let Self { name, location, .. } = *self;
         let event = self.event(record, request)?;

@@ -8,14 +8,17 @@
 //! # Invariants, and why they hold
 //!
 //! 1. *An entry and its counters change together*, under the lock of their shard. A look at all shards under all locks
-//!    is therefore a look at one instant (L1). `accepted` is counted on its own, when an event enters.
-//! 2. *A ticket is an entry.* A ticket is made only by [`ShardRef::admit`], has no `Clone`, and removes its entry exactly
-//!    once, in its `Drop` or in [`EventTicket::end_and_take`]; the ending is `Aborted` unless [`EventTicket::end_as`] said
-//!    otherwise. So every event that is accepted has one ending (L4), also when the runtime drops it. The one exception is a
-//!    request, whose key has no `Drop`: the guard of its exchange closes it in its own.
+//!    is therefore a look at one instant (L1). `accepted` is counted on its own, when an event enters. What never was an
+//!    entry counts in one step as accepted and ended: an observer that has panicked, and what a lane has done.
+//! 2. *A ticket is an entry.* A ticket is made only by [`ShardRef::ticket`], of an entry that has just been made, has no
+//!    `Clone`, and removes its entry exactly once, in its `Drop`, in [`EventTicket::end_and_take`], or for another in
+//!    [`PermitTicket::accept`]; the ending is `Aborted` unless [`EventTicket::end_as`] said otherwise. So every event that is
+//!    accepted has one ending (L4), also when the runtime drops it. The one exception is a request, whose key has no `Drop`:
+//!    the guard of its exchange closes it in its own.
 //! 3. *Closing is one instant.* [`Ledger::look`] closes all shards under all locks, and only if none has an entry. Every
-//!    admission looks at `closed` under its shard's lock. So before that instant everything is taken, after it nothing
-//!    is, and nothing was open at it (L2, L3).
+//!    admission looks at `closed` under its shard's lock, but for what takes the place of an entry under the same lock: an
+//!    event that of its permit, a permit that of the entry whose room it has. So before that instant everything is taken,
+//!    after it nothing is, and nothing was open at it (L2, L3).
 //! 4. *Room is conserved.* `capacity = pool + room of each shard + permits + pending events`. Room moves between the
 //!    pool and a shard only under that shard's lock, so under all locks none is on its way, and "there is none left" is
 //!    true when it is said (L5).
@@ -23,7 +26,7 @@
 //!    shard that runs empty after that look took its lock after the look released it, and so sees the registration.
 //! 6. *No user code under a lock* (L6): names and locations are `&'static`, wakers are taken out of their list before
 //!    they are woken, and what an event owns is dropped by its owner before the ticket. The tasks of events are kept here
-//!    until they run, but nothing more is done to them under a lock than to move them.
+//!    until they run, but nothing more is done to them under a lock than to put them together and to move them.
 //! 7. *Eras divide the events.* An event belongs to the era in which it was accepted. An abort and the begin of a wait
 //!    for idleness each end an era, under all locks, so that "accepted before" is exact.
 //! 8. *Room that is waited for is not given away.* A queue is entered under all locks, when there is no room anywhere.
@@ -35,9 +38,9 @@
 //! 10. *A lane is a shard of another kind.* The values that are sent to a sink are counted in its lane, which has a lock of
 //!     its own. Looks and closings take it together with the shards, so that 1, 3 and 5 hold for lanes as well.
 //!
-//! Locks are taken in the order: shards by index, the list of lanes, lanes, then a list of waiters. The reference count of
-//! the ledger is a line that every thread would write, so a ticket holds a [`ShardRef`] instead: one reference count per
-//! shard.
+//! Locks are taken in the order: shards by index, the list of lanes, lanes, then one of the waiters, of the waits for
+//! idleness, or of the queue for room. The reference count of the ledger is a line that every thread would write, so a ticket
+//! holds a [`ShardRef`] instead: one reference count per shard.
 
 use std::{
     cell::Cell,
@@ -675,24 +678,10 @@ impl<C: Context> ShardRef<C> {
         self.keep(&mut state, request, id.key, event, begun);
     }
 
-    /// Accepts an event, or refuses it: the one decision. Then keeps what `task` makes of its ticket, as [`record`] does.
-    ///
-    /// [`record`]: Self::record
-    #[inline]
-    pub(crate) fn accept_and_record(
-        self: &Arc<Self>,
-        event: NewEvent,
-        request: Option<&RequestKey>,
-        is_over: impl FnOnce() -> bool,
-        task: impl FnOnce(EventTicket<C>) -> C::Starting,
-        begun: &mut Begun<C::Starting>,
-    ) -> Result<(), Refused> {
-        let entry = event.entry();
-        let mut state = self.admit(entry.kind)?;
-        let (key, era) = self.ledger.enter(&mut state, entry);
-        let event = task(EventTicket(self.ticket(key, era)));
-        self.keep(&mut state, request.filter(|_| !is_over()), key, event, begun);
-        Ok(())
+    /// Accepts an event, or refuses it: the one decision.
+    #[inline(always)]
+    pub(crate) fn accept(self: &Arc<Self>, event: &NewEvent) -> Result<Acceptance<'_, C>, Refused> {
+        Ok(Acceptance { shard: self, state: self.admit(event.kind())? })
     }
 
     #[inline]
@@ -760,27 +749,12 @@ impl<C: Context> ShardRef<C> {
         }
     }
 
-    /// Accepts an event, or refuses it: the one decision. Then starts what `task` makes of its ticket.
-    #[inline]
-    pub(crate) fn accept_and_start(
-        self: &Arc<Self>,
-        event: NewEvent,
-        task: impl FnOnce(EventTicket<C>) -> C::Starting,
-        begun: &mut Begun<C::Starting>,
-    ) -> Result<(), Refused> {
-        let entry = event.entry();
-        let mut state = self.admit(entry.kind)?;
-        let (key, era) = self.ledger.enter(&mut state, entry);
-        state.start(task(EventTicket(self.ticket(key, era))), begun);
-        Ok(())
-    }
-
     /// Starts an event that has been accepted.
     pub(crate) fn start(&self, event: C::Starting, begun: &mut Begun<C::Starting>) {
         self.lock().start(event, begun);
     }
 
-    /// Changes the line of the events that start here.
+    /// Changes the line of the events that start here, under the lock of the shard.
     #[inline]
     pub(crate) fn with_line<T>(&self, change: impl FnOnce(&mut Line<TaskOf<C>>) -> T) -> T {
         change(&mut self.lock().line)
@@ -818,15 +792,6 @@ impl<C: Context> ShardRef<C> {
         let mut state = self.admit(Kind::Permit)?;
         let (key, era) = state.enter(Entry { kind: Kind::Permit, location, since, era: 0 }, Holder::Nothing);
         Ok(PermitTicket(self.ticket(key, era)))
-    }
-
-    /// Accepts an event, or refuses it: the one decision.
-    #[inline]
-    pub(crate) fn accept(self: &Arc<Self>, event: NewEvent) -> Result<EventTicket<C>, Refused> {
-        let entry = event.entry();
-        let mut state = self.admit(entry.kind)?;
-        let (key, era) = self.ledger.enter(&mut state, entry);
-        Ok(EventTicket(self.ticket(key, era)))
     }
 
     /// Takes room for one event, or a place in the queue for it.
@@ -914,6 +879,56 @@ impl<C: Context> ShardRef<C> {
     }
 }
 
+/// Room for an event that is accepted and has to enter, under the lock of its shard: what is done with it is one step with
+/// that.
+#[must_use = "the room is lost if nothing enters"]
+pub(crate) struct Acceptance<'a, C: Context> {
+    shard: &'a Arc<ShardRef<C>>,
+    state: Locked<'a, C>,
+}
+
+impl<C: Context> Acceptance<'_, C> {
+    /// Enters it, and lets the lock go.
+    #[inline]
+    pub(crate) fn enter(mut self, event: NewEvent) -> EventTicket<C> {
+        self.ticket(event)
+    }
+
+    /// Keeps what `task` makes of its ticket, as [`ShardRef::record`] does.
+    #[inline(always)]
+    pub(crate) fn record(
+        mut self,
+        event: NewEvent,
+        request: Option<&RequestKey>,
+        is_over: impl FnOnce() -> bool,
+        task: impl FnOnce(EventTicket<C>) -> C::Starting,
+        begun: &mut Begun<C::Starting>,
+    ) {
+        let ticket = self.ticket(event);
+        let key = ticket.0.key;
+        let event = task(ticket);
+        self.shard.keep(&mut self.state, request.filter(|_| !is_over()), key, event, begun);
+    }
+
+    /// Starts what `task` makes of its ticket.
+    #[inline(always)]
+    pub(crate) fn start(
+        mut self,
+        event: NewEvent,
+        task: impl FnOnce(EventTicket<C>) -> C::Starting,
+        begun: &mut Begun<C::Starting>,
+    ) {
+        let event = task(self.ticket(event));
+        self.state.start(event, begun);
+    }
+
+    #[inline(always)]
+    fn ticket(&mut self, event: NewEvent) -> EventTicket<C> {
+        let (key, era) = self.shard.ledger.enter(&mut self.state, event.entry());
+        EventTicket(self.shard.ticket(key, era))
+    }
+}
+
 /// In the place of the key of an entry that was removed.
 const GONE: u32 = u32::MAX;
 
@@ -922,9 +937,13 @@ const STARTS_NOW: Nanos = Nanos::MAX;
 
 impl NewEvent {
     #[inline]
+    fn kind(&self) -> Kind {
+        Kind::Event { name: self.name, stage: self.stage }
+    }
+
+    #[inline]
     fn entry(self) -> Entry {
-        let Self { name, stage, location, since } = self;
-        Entry { kind: Kind::Event { name, stage }, location, since: since.unwrap_or(STARTS_NOW), era: 0 }
+        Entry { kind: self.kind(), location: self.location, since: self.since.unwrap_or(STARTS_NOW), era: 0 }
     }
 }
 
@@ -1180,7 +1199,7 @@ impl<C: Context> EventTicket<C> {
     }
 
     /// Ends the event and takes the next one from the line of its shard, as dropping the ticket and
-    /// [`with_line`](ShardRef::with_line) would.
+    /// [`with_line`](ShardRef::with_line) would. That is called under the lock of the shard.
     #[inline]
     pub(crate) fn end_and_take<T>(&mut self, take: impl FnOnce(&mut Line<TaskOf<C>>) -> T) -> T {
         let Ticket { shard, key, ending, .. } = &mut self.0;
@@ -1363,6 +1382,7 @@ fn drop_holder<S>(holder: Holder<S>) {
 /// The index of this thread, from which its shard follows. Threads that live at the same time rarely share one.
 #[inline]
 fn thread_index() -> usize {
+    // Not one of the atomics of the ledger: its models choose their shards.
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
         static INDEX: Cell<usize> = const { Cell::new(usize::MAX) };

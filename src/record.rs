@@ -133,13 +133,14 @@ impl Record {
         let shard = &self.shard;
         let place = self.place(name)?;
         let cause = self.cause();
-        let task = |ticket| place.of(task(ticket, cause));
+        let mut begun = Begun::default();
+        // A refusal is told before the event is dropped, whose destructor is user code.
+        let event = self.event(name, location);
+        let acceptance = shard.accept(&event).inspect_err(|refused| shard.tell_refused(*refused, name))?;
         // Asked under the lock of the shard, which whoever ends the exchange takes after it is over.
         let is_over = || self.is_over();
-        let mut begun = Begun::default();
-        shard
-            .accept_and_record(self.event(name, location), self.request.as_ref(), is_over, task, &mut begun)
-            .inspect_err(|refused| shard.tell_refused(*refused, name))?;
+        let task = |ticket| place.of(task(ticket, cause));
+        acceptance.record(event, self.request.as_ref(), is_over, task, &mut begun);
         self.is_awaited.store(true, Ordering::Relaxed);
         begin(shard, begun);
         // Not before it is on its way: a recorder may be slow.
@@ -159,7 +160,7 @@ impl Record {
         Ok(place)
     }
 
-    /// Accepts an event, or refuses it, before it is made. Then comes [`add`](Self::add).
+    /// Accepts an event that cannot be made, because its hook has panicked, or refuses it.
     pub(crate) fn accept(&self, name: &'static str, location: &'static Location<'static>) -> Result<Launch, Refused> {
         Launch::accept(&self.shard, self.place(name)?, self.event(name, location))
     }

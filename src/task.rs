@@ -44,9 +44,9 @@ where
     let cause = Cause::current();
     let event = NewEvent { name, stage: Stage::Started, location, since: None };
     let mut begun = Begun::default();
-    shard
-        .accept_and_start(event, |ticket| place.of(tracked(ticket, cause, future)), &mut begun)
-        .inspect_err(|refused| shard.tell_refused(*refused, name))?;
+    // A refusal is told before the event is dropped, whose destructor is user code.
+    let acceptance = shard.accept(&event).inspect_err(|refused| shard.tell_refused(*refused, name))?;
+    acceptance.start(event, |ticket| place.of(tracked(ticket, cause, future)), &mut begun);
     begin(shard, begun);
     // Not before it is on its way: a recorder may be slow.
     metrics::accepted(name);
@@ -63,7 +63,8 @@ impl Launch {
     /// Accepts an event, or refuses it.
     pub(crate) fn accept(shard: &Arc<Shard>, place: Place, event: NewEvent) -> Result<Self, Refused> {
         let name = event.name;
-        let ticket = shard.accept(event).inspect_err(|refused| shard.tell_refused(*refused, name))?;
+        let acceptance = shard.accept(&event).inspect_err(|refused| shard.tell_refused(*refused, name))?;
+        let ticket = acceptance.enter(event);
         metrics::accepted(name);
         Ok(Self { ticket, place })
     }

@@ -101,6 +101,8 @@ pub mod seeded {
         poll_forgets_who_polls_again
         abort_forgets_what_is_recorded
         recorded_after_an_abort_is_kept
+        given_up_drain_leaves_its_waker
+        given_up_drain_says_that_nobody_waits
         arrival_sends_nobody
         leave_sends_nobody
         last_drop_leaves_the_line

@@ -101,7 +101,7 @@ impl World {
     /// Accepts an event, if the house is not drained. `None` is a refusal because it is.
     fn accept(&self, shard: usize) -> Option<Event> {
         let was_drained = self.is_drained();
-        match self.shards[shard].accept(event()) {
+        match accept(&self.shards[shard]) {
             Ok(ticket) => {
                 self.expect(!was_drained, "an event was accepted after the drain");
                 self.accepted.fetch_add(1, SEEN);
@@ -147,9 +147,9 @@ impl World {
         self.check();
         let now = self.look_at_the_counts(u64::from(capacity));
         assert_eq!((now.pending, now.reserved, now.open_requests), (0, 0, 0), "something is left");
-        let all: Vec<_> = (0..capacity).map_while(|_| self.shards[0].accept(event()).ok()).collect();
+        let all: Vec<_> = (0..capacity).map_while(|_| accept(&self.shards[0]).ok()).collect();
         assert_eq!(all.len() as u32, capacity, "not all room can be had");
-        assert!(self.shards[1].accept(event()).is_err(), "room was given twice");
+        assert!(accept(&self.shards[1]).is_err(), "room was given twice");
         drop(all);
         self.check();
     }
@@ -162,9 +162,13 @@ impl World {
         assert_eq!(now.accepted, self.accepted.load(SEEN), "an event was not counted");
         assert_eq!(now.accepted, now.completed, "an event was ended in another way");
         for shard in &self.shards {
-            assert!(shard.accept(event()).is_err(), "an event was accepted after the drain");
+            assert!(accept(shard).is_err(), "an event was accepted after the drain");
         }
     }
+}
+
+fn accept(shard: &Shard) -> Result<EventTicket<()>, Refused> {
+    Ok(shard.accept(&event())?.enter(event()))
 }
 
 fn event() -> NewEvent {
@@ -424,11 +428,13 @@ pub fn drain_that_is_given_up() {
         let mut given_up = Drain::new(&world, Settle::Endless);
         let given_up = thread::spawn(move || {
             given_up.poll();
+            Arc::clone(&given_up.task.bell)
         });
         let mut drain = Drain::new(&world, Settle::None);
         drain.poll();
         producer.join().unwrap();
-        given_up.join().unwrap();
+        let bell = given_up.join().unwrap();
+        assert_eq!(Arc::strong_count(&bell), 1, "a drain that was given up has left its waker");
         drain.finish();
         world.check_drained();
     });
@@ -494,9 +500,9 @@ pub fn four_takers_who_keep() {
         let world = World::new(2);
         let takers = [0, 1, 0].map(|shard| {
             let world = world.clone();
-            thread::spawn(move || world.shards[shard].accept(event()).ok())
+            thread::spawn(move || accept(&world.shards[shard]).ok())
         });
-        let mine = world.shards[1].accept(event()).ok();
+        let mine = accept(&world.shards[1]).ok();
         let theirs = takers.map(|taker| taker.join().unwrap());
         let taken = theirs.iter().chain([&mine]).flatten().count();
         assert!(taken <= 2, "there is more than the capacity allows");
@@ -512,7 +518,7 @@ pub fn four_takers_who_give_back() {
     explore("capacity 2, four takers who give back", Depth::Preemptions(3), || {
         let world = World::new(2);
         let take = |world: World, shard: usize| {
-            let Ok(ticket) = world.shards[shard].accept(event()) else { return };
+            let Ok(ticket) = accept(&world.shards[shard]) else { return };
             world.expect(world.held.fetch_add(1, SEEN) < 2, "there is more than the capacity allows");
             world.held.fetch_sub(1, SEEN);
             drop(ended(ticket, Ending::Completed));
@@ -534,9 +540,9 @@ pub fn room_in_another_shard() {
         let others: Vec<_> = (0..15).filter_map(|number| world.must_accept(usize::from(number > 0))).collect();
         let near = thread::spawn({
             let world = world.clone();
-            move || world.shards[0].accept(event()).ok()
+            move || accept(&world.shards[0]).ok()
         });
-        let far = world.shards[1].accept(event()).ok();
+        let far = accept(&world.shards[1]).ok();
         let near = near.join().unwrap();
         assert!(near.is_none() || far.is_none(), "there is more than the capacity allows");
         assert!(near.is_some() || far.is_some(), "full was said, and there was room");
@@ -620,8 +626,10 @@ pub fn abort_against_record() {
 /// Starts an event, and gives the number of tasks that are due.
 fn start(world: &World) -> usize {
     let mut begun = Begun::default();
-    let started = world.shards[0].accept_and_start(event(), Starting, &mut begun);
-    world.expect(started.is_ok(), "there was room");
+    match world.shards[0].accept(&event()) {
+        Ok(acceptance) => acceptance.start(event(), Starting, &mut begun),
+        Err(_) => world.expect(false, "there was room"),
+    }
     begun.due
 }
 
@@ -986,7 +994,7 @@ pub fn owed_room() {
         });
         let later = thread::spawn({
             let world = world.clone();
-            move || world.shards[1].accept(event()).is_ok()
+            move || accept(&world.shards[1]).is_ok()
         });
         place.poll();
         ending.join().unwrap();

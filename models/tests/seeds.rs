@@ -171,6 +171,18 @@ fn an_event_that_is_recorded_after_its_abort_is_found() {
 }
 
 #[test]
+#[should_panic(expected = "a drain that was given up has left its waker")]
+fn a_drain_that_is_given_up_and_leaves_its_waker_is_found() {
+    seeded::given_up_drain_leaves_its_waker::models::drain_that_is_given_up();
+}
+
+#[test]
+#[should_panic(expected = "nobody woke the drain")]
+fn a_drain_that_is_given_up_and_hides_another_is_found() {
+    seeded::given_up_drain_says_that_nobody_waits::models::drain_that_is_given_up();
+}
+
+#[test]
 #[should_panic(expected = "an event has no task")]
 fn a_line_to_which_nobody_is_sent_is_found() {
     seeded::arrival_sends_nobody::models::starts_against_tasks(false);

@@ -3,6 +3,7 @@
 use std::{
     future::pending,
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, Once, OnceLock},
     time::Duration,
 };
@@ -27,7 +28,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::support::{drain, settle};
+use crate::support::{OnDrop, drain, settle};
 
 /// The lines that are logged on this thread.
 #[derive(Clone, Default)]
@@ -172,6 +173,38 @@ async fn a_full_house_is_announced_once_and_its_end_once() {
         drain(&handle).await;
         lines.take();
     }
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_before_the_destructor_of_the_event_can_panic() {
+    let (lines, _guard) = Lines::capture();
+    let bomb = || OnDrop::new(|| std::panic::resume_unwind(Box::new("a destructor that panics")));
+    let full = || {
+        let handle = TrackEventsHandle::builder().capacity(1).build().unwrap();
+        let permit = handle.reserve().unwrap();
+        (handle, permit)
+    };
+    let is_told = || lines.take().iter().any(|line| line.starts_with("WARN events are refused"));
+
+    let (handle, _permit) = full();
+    let made = bomb();
+    let tracked = catch_unwind(AssertUnwindSafe(|| handle.track("refused", async move { drop(made) })));
+    assert!(tracked.is_err() && is_told());
+
+    let (handle, _permit) = full();
+    let detached = Events::detached(&handle);
+    let made = bomb();
+    let tracked = catch_unwind(AssertUnwindSafe(|| detached.events().track("refused", async move { drop(made) })));
+    assert!(tracked.is_err() && is_told());
+
+    let (handle, _permit) = full();
+    let layer = TrackEventsLayer::builder(handle).track("refused", move |_| {
+        let made = bomb();
+        |_: Exchange| async { drop(made) }
+    });
+    let service = service_fn(async |_: Request<()>| Ok::<_, io::Error>(Response::new(Empty::<bytes::Bytes>::new())));
+    layer.build().layer(service).oneshot(Request::new(())).await.unwrap();
+    assert!(is_told());
 }
 
 #[tokio::test(start_paused = true)]
