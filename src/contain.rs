@@ -26,7 +26,7 @@ fn message(payload: Box<dyn Any + Send>) -> String {
     message
 }
 
-/// Wakers are user code, and this may run in a destructor.
+/// Wakes each of them. Wakers are user code, and this may run in a destructor: one that panics does not keep the next from it.
 #[inline]
 pub(crate) fn wake(wakers: impl IntoIterator<Item = Waker>) {
     for waker in wakers {

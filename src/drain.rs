@@ -101,6 +101,7 @@ impl<S> Drain<S> {
 }
 
 impl<S: Future> Drain<S> {
+    /// The answer, once. After a poll that is pending there is a waiter.
     fn poll_answer(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<DrainReport, DrainError>> {
         let mut this = self.project();
         let ledger = this.shards.ledger();

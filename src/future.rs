@@ -73,7 +73,7 @@ where
         };
         let watch = guard.begin_watch();
         let mut inner = this.inner;
-        // It stays in its place until it is handed on, because it is slow to move.
+        // The response stays in its place until it is handed on, because it is slow to move.
         let result = running(&mut inner).poll(cx);
         if result.is_pending() {
             watch.end();

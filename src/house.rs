@@ -160,6 +160,7 @@ impl Shards {
 
     /// Raises the signal; the first one is remembered.
     pub(crate) fn begin_drain(&self) {
+        // Before the signal, which somebody may answer by ending something.
         self.drain_began();
         let house = &self.ledger().context;
         if !house.is_draining() {
@@ -167,7 +168,7 @@ impl Shards {
         }
     }
 
-    /// The begin of the drain, which is now if it was not before.
+    /// When the drain began, and what had ended by then; now, if it has not begun yet. Raises no signal.
     pub(crate) fn drain_began(&self) -> &DrainBegan {
         let ledger = self.ledger();
         let house = &ledger.context;

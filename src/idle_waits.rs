@@ -7,7 +7,7 @@ use std::{
 
 use crate::entry::Era;
 
-/// Each under a number, which lanes are told as well.
+/// Those that have begun, each under a number, which lanes are told as well.
 #[derive(Default)]
 pub(crate) struct IdleWaits {
     next_id: u64,
@@ -31,6 +31,7 @@ impl IdleEntry {
 }
 
 impl IdleWaits {
+    /// A number for one more.
     pub(crate) fn next_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
@@ -41,7 +42,7 @@ impl IdleWaits {
         self.waits.push(IdleEntry { id, before, remaining, waker: None });
     }
 
-    /// Under the lock of the event's shard, so that no wait begins meanwhile. Gives whom to wake.
+    /// Under the lock of the event's shard, so that no wait for events of shards begins meanwhile. Gives whom to wake.
     pub(crate) fn event_ended(&mut self, era: Era) -> Vec<Waker> {
         let mut idle = Vec::new();
         for wait in self.waits.iter_mut().filter(|wait| wait.before > era) {
@@ -55,7 +56,7 @@ impl IdleWaits {
         self.get_mut(id)?.reach()
     }
 
-    /// Whether all that is waited for has ended. If not the waker is exchanged for the one from before.
+    /// Whether all that is waited for has ended. If not, the waker is kept, and the one from before given in its place.
     pub(crate) fn poll(&mut self, id: u64, waker: &mut Option<Waker>) -> Poll<()> {
         match self.get_mut(id) {
             Some(wait) if wait.remaining > 0 => {

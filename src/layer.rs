@@ -130,9 +130,10 @@ impl fmt::Debug for TrackEventsLayer {
 ///
 /// For each request, `make` is called before the inner service is, and the event is accepted or refused then, or after
 /// it has waited for room: [`Overflow`]. One that is refused is dropped and counted in
-/// [`Snapshot::refused`](crate::Snapshot::refused); the request is served. What `make` returns
-/// is called when the exchange is over, as a part of the event. A panic in either, or in the filter, is the event's: it
-/// is counted and logged, and the request is served.
+/// [`Snapshot::refused`](crate::Snapshot::refused); the request is served. So filter and `make` are called in a full house
+/// as well, and had better be quick. What `make` returns is called when the exchange is over, as a part of the event. A
+/// panic in either, or in the filter, is the event's, if that is accepted: it is counted and logged, and the request is
+/// served.
 ///
 /// # Examples
 ///

@@ -58,7 +58,7 @@ impl<S> Line<S> {
         self.events.len().min(if self.in_turn { 1 } else { 2 })
     }
 
-    /// The next event, for a task that has ended another one.
+    /// The next event. Whoever takes it was not on its way to it, and others are for those that are left.
     #[inline(always)]
     pub(crate) fn next(&mut self) -> Option<S> {
         let event = self.events.pop_front();
@@ -70,7 +70,7 @@ impl<S> Line<S> {
         event
     }
 
-    /// One of the tasks that are coming has come, to where several threads poll.
+    /// One of the tasks that are coming is here, and asks for an event. On a runtime of several threads.
     #[inline]
     pub(crate) fn arrive(&mut self) -> Arrival<S> {
         let event = self.next();
@@ -78,9 +78,11 @@ impl<S> Line<S> {
         Arrival { event, due: self.due() }
     }
 
-    /// A task asks for an event where one thread polls all of them. It is one of those that are coming, or is not.
+    /// A task, which is one of those that are coming or is not, asks for an event. On a runtime of one thread: no task is due
+    /// while it comes back itself.
     #[inline(always)]
     pub(crate) fn take_turn(&mut self, is_coming: bool) -> Turn<S> {
+        debug_assert!(self.in_turn, "on several threads a task does not come back");
         let event = self.next();
         let comes_back = !self.events.is_empty();
         self.coming = self.coming + usize::from(comes_back) - usize::from(is_coming);

@@ -41,7 +41,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Overflow {
-    /// The event is refused and counted, and the request is served without it.
+    /// The event, which has been made, is refused, dropped and counted, and the request is served without it.
     #[default]
     Shed,
     /// The request waits until there is room for its events, at most for this long; then they are shed.

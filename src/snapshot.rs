@@ -202,6 +202,20 @@ pub struct Snapshot {
     pub refused: u64,
 }
 
+impl Snapshot {
+    /// Of these endings, and nothing else.
+    pub(crate) fn of(endings: Endings) -> Self {
+        let Endings { completed, failed, panicked, timed_out, aborted } = endings;
+        Self { completed, failed, panicked, timed_out, aborted, ..Self::default() }
+    }
+
+    /// How those events ended that have.
+    pub(crate) fn endings(&self) -> Endings {
+        let Self { completed, failed, panicked, timed_out, aborted, .. } = *self;
+        Endings { completed, failed, panicked, timed_out, aborted }
+    }
+}
+
 /// The counts of a [sink](crate::TrackEventsHandle::sink) at one instant. Sinks of one name are counted together.
 ///
 /// At every snapshot `accepted` is the total of `endings` and `pending`.
@@ -250,19 +264,6 @@ pub struct SinkSnapshot {
     pub failed_attempts: u64,
     /// Why the last attempt did not succeed; none if it did.
     pub last_error: Option<String>,
-}
-
-impl Snapshot {
-    /// Of these endings, and nothing else.
-    pub(crate) fn of(endings: Endings) -> Self {
-        let Endings { completed, failed, panicked, timed_out, aborted } = endings;
-        Self { completed, failed, panicked, timed_out, aborted, ..Self::default() }
-    }
-
-    pub(crate) fn endings(&self) -> Endings {
-        let Self { completed, failed, panicked, timed_out, aborted, .. } = *self;
-        Endings { completed, failed, panicked, timed_out, aborted }
-    }
 }
 
 impl SinkSnapshot {

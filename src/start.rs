@@ -6,10 +6,11 @@
 //! # Invariants, and why they hold
 //!
 //! 1. *No event waits for another that is being polled*, if a thread of the runtime is free. While the line has an event, a
-//!    task is on its way to it: how many are due is computed under the lock of the shard, when an event enters and when a
-//!    task has come, and they are spawned before the next poll. (A task that goes on with the next event needs nobody in its
-//!    place.) The task that a thread of tokio's has spawned or woken last no other thread takes from it. So for several events one more is on its way; before an event is polled something is
-//!    spawned after the task that was sent last; and after it what it has woken or spawned gets a turn, before the task
+//!    task is on its way to it: how many are due is computed under the lock of the shard, when an event enters, when a task
+//!    has come, and when one will not come back; and they are spawned before the next poll. A task that goes on with the next
+//!    event was not on its way to that, so nobody is due in its place. The task that a thread of tokio's has spawned or woken
+//!    last no other thread takes from it. So for several events one more is on its way; before an event is polled something
+//!    is spawned after the task that was sent last; and after it what it has woken or spawned gets a turn, before the task
 //!    polls another.
 //! 2. *On a runtime of one thread one task is enough*, until an event waits: nobody else could poll the next one meanwhile.
 //!    The task that takes is counted as one that is coming for as long as it leaves events behind, and sends another when
@@ -158,6 +159,7 @@ impl Future for Starter {
         let next = match mem::replace(&mut *self, Self::Done) {
             Self::Taking(taker) if taker.shard.home().get().is_some_and(has_one_thread) => poll_many(taker, cx),
             Self::Taking(mut taker) => {
+                // It has come, also if it is dropped from here on.
                 taker.is_coming = false;
                 let Arrival { event, due } = taker.shard.with_line(Line::arrive);
                 send_before_poll(&taker.shard, due);

@@ -1,4 +1,4 @@
-//! The locks and atomics of the ledger, in one place so that its models can put others there.
+//! The locks and atomics of the ledger. In their place its models have others, which try all interleavings.
 
 use std::sync::PoisonError;
 pub(crate) use std::sync::{

@@ -1,4 +1,4 @@
-//! The wakers of the drains that wait for the house to be empty.
+//! The drains that wait for the house to be empty.
 
 use std::{mem, task::Waker};
 
@@ -7,9 +7,10 @@ use crate::{
     sync::{AtomicBool, Mutex, MutexGuard, Ordering, lock},
 };
 
+/// Their wakers, each under a number.
 #[derive(Default)]
 pub(crate) struct Waiters {
-    /// Whether the list has an entry; read by whoever empties a shard, without the lock.
+    /// Whether the list has an entry. Written under its lock, and read without by whoever empties a shard or leaves.
     any: AtomicBool,
     list: Mutex<WaiterList>,
 }
@@ -21,6 +22,7 @@ struct WaiterList {
 }
 
 impl Waiters {
+    /// A number for one more.
     pub(crate) fn next_id(&self) -> u64 {
         let mut list = self.lock();
         list.next_id += 1;
@@ -39,7 +41,8 @@ impl Waiters {
     }
 
     pub(crate) fn leave(&self, id: u64) {
-        // Relaxed: while its waker is in the list this reads what it has stored itself, or somebody since.
+        // Relaxed: while its waker is in the list this reads what it has stored itself, or somebody since, and that is true:
+        // nobody stores false while the list has an entry.
         if !self.any.load(Ordering::Relaxed) {
             return;
         }
@@ -50,10 +53,11 @@ impl Waiters {
         let _ = contain(|| drop(left));
     }
 
-    /// To be called after a shard was found empty under its lock, or the ledger was closed.
+    /// To be called after a shard or a lane was found empty under its lock, or the ledger was closed.
     pub(crate) fn wake_all(&self) {
-        // Relaxed: a waiter stores the flag before it looks at the shards under their locks, and the caller has held
-        // one of these locks after that look. Without that look it will find the shard empty itself.
+        // Relaxed: a waiter stores the flag before it looks at shards and lanes under their locks, and the caller has held
+        // one of these locks after that look (invariant 5 of the ledger). Without that look it will find the shard empty
+        // itself.
         if !self.any.load(Ordering::Relaxed) {
             return;
         }

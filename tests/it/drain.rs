@@ -251,19 +251,19 @@ async fn a_dropped_drain_loses_nothing_and_closes_nothing() {
 async fn a_dropped_drain_lets_go_of_the_waker_and_leaves_that_of_another() {
     let handle = unsettled();
     let guard = handle.guard().unwrap();
-    let mut task = task::spawn(());
-    let mut drains = [(); 2].map(|()| Some(Box::pin(handle.drain(Duration::MAX))));
-    let mut counts = vec![task.waker_ref_count()];
-    for drain in drains.iter_mut().flatten() {
+    let mut tasks = [(); 2].map(|()| task::spawn(()));
+    let before = tasks.each_mut().map(|task| task.waker_ref_count());
+    let [first, second] = tasks.each_mut().map(|task| {
+        let mut drain = Box::pin(handle.drain(Duration::MAX));
         assert_pending!(task.enter(|cx, _| drain.as_mut().poll(cx)));
-        counts.push(task.waker_ref_count());
-    }
-    drains[0] = None;
-    assert_eq!(task.waker_ref_count(), counts[1]);
+        (drain, task.waker_ref_count())
+    });
+    drop(first);
+    assert_eq!(tasks.each_mut().map(|task| task.waker_ref_count()), [before[0], second.1]);
     drop(guard);
-    assert!(task.is_woken());
-    drains[1] = None;
-    assert_eq!(task.waker_ref_count(), counts[0]);
+    assert_eq!(tasks.each_mut().map(|task| task.is_woken()), [false, true]);
+    drop(second);
+    assert_eq!(tasks.each_mut().map(|task| task.waker_ref_count()), before);
 }
 
 #[tokio::test]

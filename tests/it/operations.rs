@@ -210,7 +210,7 @@ struct Life {
 enum Stage {
     /// It was handed over, and the answer is not known yet.
     Offered,
-    /// Its exchange waits for room.
+    /// The layer has made it, and it is neither accepted nor refused yet: perhaps its exchange waits for room.
     Waiting,
     Accepted,
     Refused,
@@ -762,6 +762,8 @@ impl World {
         self.exchanges.push(Held { id: exchange, events, is_counted, part: Part::Future(future) });
 
         let mut model = self.book.lock();
+        let is_made = model.lives.len() > lives;
+        model.require(is_made == hook.is_some(), || "the hook was not asked, or there is none".to_owned());
         // Made before it is accepted or refused; one that was refused is dropped by now, and counted by its destructor.
         let is_taken = model.lives.get(lives).is_some_and(|life| !life.is_dropped);
         let may_wait = matches!(hook, Some(Overflow::Wait(_)));
