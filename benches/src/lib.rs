@@ -10,7 +10,7 @@ use std::{
     hint::black_box,
     pin::pin,
     sync::{
-        Arc, Barrier, Mutex,
+        Arc, Barrier,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -237,7 +237,7 @@ pub mod request {
         serve(runtime, count, AddExtensionLayer::new(TaskTracker::new()).layer(handler(spawn::<SPAWNS>)))
     }
 
-    /// The least that keeps what is promised, with or without an event of the layer.
+    /// A part of what our layer does, by hand, with or without an event of the layer.
     pub fn by_hand<const HAS_EVENT: bool>(runtime: &Runtime, count: usize) -> f64 {
         let shard = Arc::default();
         serve(runtime, count, ByHand { inner: handler(|_| ()), shard, has_event: HAS_EVENT })
@@ -398,7 +398,7 @@ pub mod among {
 
 /// From the end of the last event to the return of whoever waits for it.
 pub mod wake_up {
-    use super::*;
+    use super::{by_hand::Drained, *};
 
     pub fn drain(runtime: &Runtime, count: usize) -> f64 {
         runtime.block_on(async {
@@ -435,24 +435,15 @@ pub mod wake_up {
         })
     }
 
-    /// The least that keeps what is promised of a drain: with the counts of all shards at one instant, and how long it took.
+    /// A part of what a drain does, by hand.
     pub fn by_hand(runtime: &Runtime, count: usize) -> f64 {
         runtime.block_on(async {
             let mut total = Duration::ZERO;
             for _ in 0..count {
-                let (tracker, shards) = (TaskTracker::new(), <[Shard; SHARDS]>::default());
+                let drained = Drained::new();
                 let (last, release, ended) = last();
-                tracker.spawn(last);
-                tracker.close();
-                let drain = tokio::spawn(async move {
-                    let began = Instant::now();
-                    tracker.wait().await;
-                    let shards = shards.each_ref().map(|Shard(counts)| counts.lock().expect("nobody panics"));
-                    let sum = |place: usize| shards.iter().map(|counts| counts[place]).sum();
-                    let counts = std::array::from_fn(sum);
-                    drop(shards);
-                    Report { elapsed: began.elapsed(), counts, _by_name: Vec::new(), _of_sinks: Vec::new() }
-                });
+                Arc::clone(&drained).spawn(last);
+                let drain = tokio::spawn(Arc::clone(&drained).drain());
                 yield_now().await;
                 release.send(()).expect("it waits");
                 black_box(&drain.await.expect("it ends"));
@@ -460,22 +451,6 @@ pub mod wake_up {
             }
             total.as_nanos() as f64 / count as f64
         })
-    }
-
-    const SHARDS: usize = 4;
-    const COUNTS: usize = 12;
-
-    #[derive(Default)]
-    #[repr(align(128))]
-    struct Shard(Mutex<[u64; COUNTS]>);
-
-    struct Report {
-        #[expect(dead_code, reason = "whoever drains would read it")]
-        elapsed: Duration,
-        #[expect(dead_code, reason = "whoever drains would read it")]
-        counts: [u64; COUNTS],
-        _by_name: Vec<()>,
-        _of_sinks: Vec<()>,
     }
 
     /// An event, what ends it, and what tells when it has.
