@@ -1,5 +1,5 @@
-//! What is measured: an event, a request, an admission, an event among many, and the end of a drain, by this crate and by
-//! what a user would pick instead.
+//! What is measured: an event, a request, an admission, an event among many, and the end of a drain, by this crate, by what
+//! a user would pick instead, and in part by hand.
 //!
 //! Each function does it so many times, and gives the nanoseconds for one. `cost` measures their time, `instructions`
 //! counts their instructions, and `criterion` looks at one of them closely.
