@@ -9,6 +9,7 @@ mod drain;
 mod event;
 mod example;
 mod extractor;
+mod house;
 mod http2;
 mod idle;
 mod layer;
