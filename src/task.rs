@@ -237,8 +237,8 @@ impl Running {
         })
     }
 
-    /// It cannot be measured.
-    fn drop_limit(&mut self) {
+    /// It cannot be measured: the event goes on without it, and a line says so.
+    fn go_on_without_limit(&mut self) {
         if let Some(extra) = &mut self.extra {
             extra.limit = None;
         }
@@ -422,9 +422,7 @@ where
             match limit.poll(cx) {
                 Ok(true) => verdict = limit.duration().map(Verdict::TimedOut),
                 Ok(false) => {}
-                Err(NoTimer) => {
-                    running.drop_limit();
-                }
+                Err(NoTimer) => running.go_on_without_limit(),
             }
         }
         // Not before it is first pending: most events never are.
