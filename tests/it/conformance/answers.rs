@@ -60,7 +60,9 @@ pub(super) fn panic() -> ! {
 const TEXT: &[u8; 100] = &[b'a'; 100];
 
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("conformance.txt");
+    // One for each run of the tests: its time and tag are compared, and two runs may be under way.
+    let name = format!("conformance-{}.txt", std::process::id());
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::write(&path, TEXT).expect("the target folder can be written");
     path
 });
