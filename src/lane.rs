@@ -23,6 +23,18 @@ pub(crate) trait Lane: Send + Sync {
 
     /// Ends what was set aside. To be called without a lock: it runs user code.
     fn end_what_is_aside(self: Arc<Self>);
+
+    /// Takes what is pending away from the sink, and ends it. It has ended when this returns, for nobody else can take it
+    /// meanwhile. To be called without a lock: it runs user code.
+    fn give_up(self: Arc<Self>, ending: Ending) -> Option<GivenUp>;
+}
+
+/// Events of a lane that its sink has not taken in time.
+pub(crate) struct GivenUp {
+    pub(crate) name: &'static str,
+    pub(crate) location: &'static Location<'static>,
+    pub(crate) count: u64,
+    pub(crate) last_error: Option<String>,
 }
 
 pub(crate) trait LockedLane {
@@ -37,8 +49,8 @@ pub(crate) trait LockedLane {
     /// When the oldest of what is pending came, or earlier.
     fn oldest(&self) -> Nanos;
 
-    /// Puts all that is pending where it is not delivered any more, to be ended so. Gives its number.
-    fn set_aside(&mut self, ending: Ending) -> u64;
+    /// Puts all that is pending where it is not delivered any more, to be ended so.
+    fn set_aside(&mut self, ending: Ending);
 
     fn pending(&self) -> u64 {
         self.book().pending(self.gate())

@@ -56,7 +56,7 @@ use crate::{
     contain::{contain, wake},
     entry::{Entry, Era, Kind, Nanos, Slots, Stage},
     idle_waits::IdleWaits,
-    lane::{self, Lane, Lanes, LockedLane},
+    lane::{self, GivenUp, Lane, Lanes, LockedLane},
     line::Line,
     refused::Refused,
     room_queue::{RoomPlace, RoomQueue},
@@ -261,14 +261,6 @@ struct Instant<'a, S: Starts> {
     lanes: Vec<Box<dyn LockedLane + 'a>>,
     /// The lanes, in the same order, and those that are gone.
     list: &'a Lanes,
-}
-
-/// Events of a lane that its sink has not taken in time.
-pub(crate) struct GivenUp {
-    pub(crate) name: &'static str,
-    pub(crate) location: &'static Location<'static>,
-    pub(crate) count: u64,
-    pub(crate) last_error: Option<String>,
 }
 
 #[derive(Clone, Copy)]
@@ -495,20 +487,8 @@ impl<C: Context> Ledger<C> {
 
     /// Hands what is in the lanes to whoever takes what is not delivered.
     pub(crate) fn give_up_lanes(&self) -> Vec<GivenUp> {
-        let mut given_up = Vec::new();
         let lanes = lock(&self.lanes).open.clone();
-        for lane in lanes.into_iter().filter(|lane| lane.has_taker()) {
-            let mut locked = lane.lock();
-            let count = locked.set_aside(Ending::Failed);
-            let book = locked.book();
-            if count > 0 {
-                let (name, location, last_error) = (book.name, book.location, book.last_error());
-                given_up.push(GivenUp { name, location, count, last_error });
-            }
-            drop(locked);
-            lane.end_what_is_aside();
-        }
-        given_up
+        lanes.into_iter().filter(|lane| lane.has_taker()).filter_map(|lane| lane.give_up(Ending::Failed)).collect()
     }
 
     /// Goes on from what a lane has said, without its lock.

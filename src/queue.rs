@@ -32,7 +32,7 @@ use crate::{
     entry::Nanos,
     house::Shard,
     inside,
-    lane::{Gate, Lane, LaneBook, Left, LockedLane},
+    lane::{Gate, GivenUp, Lane, LaneBook, Left, LockedLane},
     metrics,
     refused::Refused,
     snapshot::{Ending, SinkSnapshot},
@@ -250,7 +250,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         drop(outlet);
         self.push(intake, event);
         if is_dead {
-            self.give_up(Ending::Aborted);
+            Arc::clone(self).give_up(Ending::Aborted);
         }
     }
 
@@ -325,21 +325,34 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     /// Ends the batch as it was answered, unless it was taken away.
     pub(crate) fn answered(self: &Arc<Self>, due: Due<E>, answer: Answer) {
         let Due { batch, generation } = due;
-        let mut outlet = self.outlet();
-        if outlet.generation == generation {
+        let mut locked = self.both();
+        let mut rejected = None;
+        if locked.outlet.generation == generation {
             match answer {
-                Answer::Delivered => return self.delivered(outlet, batch),
+                Answer::Delivered => {
+                    drop(locked.intake);
+                    return self.delivered(locked.outlet, batch);
+                }
                 Answer::Rejected => {
-                    let first = outlet.first.take();
-                    outlet.put_aside(first.into_iter().collect(), Ending::Failed);
+                    let first = locked.outlet.first.take();
+                    rejected = locked.outlet.open_aside(first.into_iter().collect(), Ending::Failed);
                 }
                 Answer::NotAsked => {}
             }
         }
-        drop(outlet);
-        // It may be the last clone of one that was taken away: its events are dropped here.
-        let _ = contain(|| drop(batch));
-        Arc::clone(self).end_what_is_aside();
+        // Nobody's but its own: who has set something aside ends that, and may tell when it has.
+        match rejected {
+            Some(aside) => {
+                // Not the last clone.
+                drop(batch);
+                self.end_aside(locked, aside);
+            }
+            None => {
+                drop(locked);
+                // It may be the last clone of one that was taken away: its events are dropped here.
+                let _ = contain(|| drop(batch));
+            }
+        }
     }
 
     fn delivered(self: &Arc<Self>, mut outlet: MutexGuard<'_, Outlet<E>>, batch: Batch<E>) {
@@ -370,14 +383,8 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         intake.gate.close(Refused::NoRuntime);
         outlet.book.is_dead = true;
         drop((intake, outlet));
-        self.give_up(Ending::Aborted);
+        Arc::clone(self).give_up(Ending::Aborted);
         self.shard.ledger.retire_lane(&self.as_lane());
-    }
-
-    /// Takes what is pending away from the sink, and ends it.
-    fn give_up(self: &Arc<Self>, ending: Ending) {
-        self.both().set_aside(ending);
-        Arc::clone(self).end_what_is_aside();
     }
 
     fn end(self: &Arc<Self>, count: u64, ending: Ending) {
@@ -402,7 +409,13 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         }
     }
 
-    fn end_aside(self: &Arc<Self>, aside: Aside<E>, last_error: Option<String>) {
+    /// Hands over, or drops, what its caller alone has.
+    fn end_aside(self: &Arc<Self>, locked: Locked<'_, E>, aside: Aside<E>) {
+        let Locked { intake, mut outlet } = locked;
+        let news = outlet.news(intake.gate.accepted());
+        let last_error = outlet.book.last_error();
+        drop((intake, outlet));
+        metrics::queued(self.name, news);
         let Aside { batches, count, ending } = aside;
         let sink = self.name;
         let is_handed_over = self.on_undelivered.is_some();
@@ -481,14 +494,15 @@ impl<E> Outlet<E> {
         accepted - mem::replace(&mut self.told, accepted)
     }
 
-    fn put_aside(&mut self, batches: Vec<Batch<E>>, ending: Ending) -> u64 {
+    /// What is taken away from the sink, for its caller to end, if it is anything.
+    fn open_aside(&mut self, batches: Vec<Batch<E>>, ending: Ending) -> Option<Aside<E>> {
         let count = batches.iter().map(|batch| batch.len() as u64).sum();
-        if count > 0 {
-            self.aside.push_back(Aside { batches, count, ending });
-            self.asides_open += 1;
-            self.generation += 1;
+        if count == 0 {
+            return None;
         }
-        count
+        self.asides_open += 1;
+        self.generation += 1;
+        Some(Aside { batches, count, ending })
     }
 }
 
@@ -507,14 +521,31 @@ impl<E: Send + Sync + 'static> Lane for EventQueue<E> {
 
     fn end_what_is_aside(self: Arc<Self>) {
         loop {
-            let Locked { intake, mut outlet } = self.both();
-            let Some(aside) = outlet.aside.pop_front() else { return };
-            let news = outlet.news(intake.gate.accepted());
-            let last_error = outlet.book.last_error();
-            drop((intake, outlet));
-            metrics::queued(self.name, news);
-            self.end_aside(aside, last_error);
+            let mut locked = self.both();
+            let Some(aside) = locked.outlet.aside.pop_front() else { return };
+            self.end_aside(locked, aside);
         }
+    }
+
+    fn give_up(self: Arc<Self>, ending: Ending) -> Option<GivenUp> {
+        let mut locked = self.both();
+        let aside = locked.take_all(ending)?;
+        let book = &locked.outlet.book;
+        let (name, location, last_error) = (book.name, book.location, book.last_error());
+        let given_up = GivenUp { name, location, count: aside.count, last_error };
+        self.end_aside(locked, aside);
+        Some(given_up)
+    }
+}
+
+impl<E> Locked<'_, E> {
+    /// Takes all that is pending away from the sink, if anything is.
+    fn take_all(&mut self, ending: Ending) -> Option<Aside<E>> {
+        let taken = mem::take(&mut self.outlet.taken);
+        let rest: Vec<_> = taken.chain(mem::take(&mut self.intake.queue)).collect();
+        let rest = (!rest.is_empty()).then(|| Batch::new(rest));
+        let batches = self.outlet.first.take().into_iter().chain(rest).collect();
+        self.outlet.open_aside(batches, ending)
     }
 }
 
@@ -545,11 +576,8 @@ impl<E> LockedLane for Locked<'_, E> {
         }
     }
 
-    fn set_aside(&mut self, ending: Ending) -> u64 {
-        let taken = mem::take(&mut self.outlet.taken);
-        let rest: Vec<_> = taken.chain(mem::take(&mut self.intake.queue)).collect();
-        let rest = (!rest.is_empty()).then(|| Batch::new(rest));
-        let batches = self.outlet.first.take().into_iter().chain(rest).collect();
-        self.outlet.put_aside(batches, ending)
+    fn set_aside(&mut self, ending: Ending) {
+        let aside = self.take_all(ending);
+        self.outlet.aside.extend(aside);
     }
 }

@@ -5,7 +5,8 @@ use std::{cmp::Reverse, collections::BTreeMap, error::Error, fmt, panic::Locatio
 use crate::{
     entry::{Kind, Nanos, Stage},
     house::{DrainBegan, House},
-    ledger::{Account, GivenUp, Holdings, IdleWait, Ledger},
+    lane::GivenUp,
+    ledger::{Account, Holdings, IdleWait, Ledger},
     snapshot::{Endings, SinkSnapshot},
 };
 

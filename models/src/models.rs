@@ -25,7 +25,7 @@ use crate::{
     Depth, Order,
     entry::{Nanos, Stage},
     explore,
-    lane::{Gate, Lane, LaneBook, LockedLane},
+    lane::{Gate, GivenUp, Lane, LaneBook, LockedLane},
     refused::Refused,
     snapshot::{Ending, Snapshot},
 };
@@ -1122,6 +1122,10 @@ impl Lane for Counted {
     }
 
     fn end_what_is_aside(self: Arc<Self>) {}
+
+    fn give_up(self: Arc<Self>, _: Ending) -> Option<GivenUp> {
+        None
+    }
 }
 
 struct Locked<'a>(MutexGuard<'a, (Gate, LaneBook)>);
@@ -1147,9 +1151,7 @@ impl LockedLane for Locked<'_> {
         0
     }
 
-    fn set_aside(&mut self, _: Ending) -> u64 {
-        0
-    }
+    fn set_aside(&mut self, _: Ending) {}
 }
 
 /// A value that is sent, and an event that sends one, against a drain.
