@@ -4,7 +4,10 @@ use std::{
     collections::VecDeque,
     future::pending,
     iter,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -724,6 +727,45 @@ fn nothing_is_delivered_while_somebody_takes_what_came_before() {
     assert_eq!(*overtaken.lock().unwrap(), Some(false));
     let report = runtime.block_on(drain(&handle));
     assert_eq!((report.endings.failed, report.endings.completed), (1, 1));
+}
+
+#[test]
+fn a_drain_that_is_cut_short_returns_when_what_is_not_delivered_has_been_taken() {
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    for round in 0..500 {
+        let handle = unsettled();
+        let taken = Counter::default();
+        let takes = taken.clone();
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let sender = {
+            let _entered = runtime.enter();
+            let sink = move |_: Batch<u32>| {
+                begun.send(()).unwrap();
+                pending::<Result<(), &str>>()
+            };
+            let take = move |_| {
+                // Not a synchronisation: whoever does not wait for this is given time to be seen.
+                thread::sleep(Duration::from_millis(1));
+                takes.add();
+            };
+            handle.sink("row", sink).max_delay(Duration::ZERO).on_undelivered(take).build().unwrap()
+        };
+        send(&sender, [1]);
+        has_begun.recv().unwrap();
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            // Whoever delivers looks again and again whether its batch is still to be delivered.
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    drop(runtime.block_on(sender.flush(Duration::ZERO)));
+                }
+            });
+            let answer = runtime.block_on(handle.drain(Duration::ZERO));
+            let taken = taken.get();
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!((answer.is_err(), taken), (true, 1), "round {round}: {answer:?}");
+        });
+    }
 }
 
 #[tokio::test]
