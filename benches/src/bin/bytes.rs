@@ -1,6 +1,6 @@
-//! The memory of a pending event: prints, for futures of several sizes, the bytes that one takes by `tokio::spawn`, by
-//! `handle.track`, and recorded in an exchange that is open; the means last. `cost` runs it. Those that have started have been
-//! polled, and wait.
+//! The memory of a pending event: `bytes` prints the bytes that one takes when it was started by `tokio::spawn`, when it was
+//! tracked by the handle, and when an open exchange keeps it. Each is the mean over futures of several sizes, since the
+//! allocator rounds each size up in its own way. `cost` runs it. Events that have started have been polled, and wait.
 
 use std::{
     convert::Infallible,
@@ -22,13 +22,12 @@ const EVENTS: usize = 100_000;
 
 fn main() {
     let _profiler = dhat::Profiler::builder().testing().build();
-    // Each size is rounded up by the allocator in its own way, so that one alone says little.
     let rows = [of::<16>(), of::<48>(), of::<80>(), of::<112>(), of::<144>(), of::<176>(), of::<208>(), of::<240>()];
-    for row in rows {
-        println!("{:.1} {:.1} {:.1}", row[0], row[1], row[2]);
+    let names = ["tokio::spawn", "handle.track", "events.track, the exchange is open"];
+    for (column, name) in names.into_iter().enumerate() {
+        let mean = rows.iter().map(|row| row[column]).sum::<f64>() / rows.len() as f64;
+        println!("Bytes of a pending event, the mean of futures of 16 to 240 bytes\t{name}\t{mean:.1}");
     }
-    let mean = |column: usize| rows.iter().map(|row| row[column]).sum::<f64>() / rows.len() as f64;
-    println!("{:.1} {:.1} {:.1}", mean(0), mean(1), mean(2));
 }
 
 /// How many events have been polled.
@@ -49,29 +48,30 @@ fn of<const BYTES: usize>() -> [f64; 3] {
     };
     let tracked = {
         let (runtime, handle) = (runtime(1), handle());
-        runtime.block_on(bytes_when_polled(|| handle.track("waits", waits::<BYTES>()).expect("there is room")))
+        runtime.block_on(bytes_when_polled(|| handle.track("waits", waits::<BYTES>()).expect("within the capacity")))
     };
-    [spawned, tracked, recorded::<BYTES>()]
+    [spawned, tracked, kept::<BYTES>()]
 }
 
-fn recorded<const BYTES: usize>() -> f64 {
-    let (open, opened) = oneshot::channel::<Events>();
-    let mut open = Some(open);
-    let mut service = TrackEventsLayer::new(handle()).layer(service_fn(move |request: Request<String>| {
+fn kept<const BYTES: usize>() -> f64 {
+    let handle = handle();
+    let (send_events, events) = oneshot::channel::<Events>();
+    let mut send_events = Some(send_events);
+    let mut service = TrackEventsLayer::new(handle.clone()).layer(service_fn(move |request: Request<String>| {
         let events = Events::from_extensions(request.extensions()).expect("the layer is there").clone();
-        drop(open.take().map(|open| open.send(events)));
+        drop(send_events.take().map(|sender| sender.send(events)));
         pending::<Result<Response<String>, Infallible>>()
     }));
     runtime(1).block_on(async {
         let response = tokio::spawn(service.call(Request::new(String::new())));
-        let events = opened.await.expect("the handler has run");
-        let track = || events.track("waits", waits::<BYTES>()).expect("there is room");
-        // What is made once is not counted.
+        let events = events.await.expect("the handler has run");
+        let track = || events.track("waits", waits::<BYTES>()).expect("within the capacity");
+        // What is allocated once is not counted.
         track();
         let before = dhat::HeapStats::get().curr_bytes;
         (0..EVENTS).for_each(|_| track());
         let bytes = since(before);
-        events.handle().abort();
+        handle.abort();
         response.abort();
         bytes
     })

@@ -1,260 +1,210 @@
-//! What an event, a request and a drain cost, against what a user would pick instead.
+//! What an event, a request and a drain cost, against what a user would pick instead: tables, and a bar for each ratio.
 //!
 //! ```text
-//! .ci/costs
+//! scripts/costs
+//! cost [--rounds N] [--baseline DIRECTORY] [--figures FILE]
 //! ```
 //!
-//! Wall time, in process, without a network. Each figure is the median of runs in turn with its rivals, so that whatever
-//! else the machine does hits all of them; the bars are on ratios. Ends with an error if a bar is missed. What is given as
-//! an argument is a file into which the figures are written for the plot.
+//! Wall time, without a network. Each figure is the median over rounds. Each round is a process of its own (`round`), and
+//! with a baseline, whose binaries are in `DIRECTORY`, the two revisions run in turn. `--figures` writes the figures for
+//! `plot`. The exit status is 1 if the crate as it is misses a bar.
 
-use std::{env, error::Error, fmt::Write as _, fs, process::Command, process::ExitCode};
+use std::{
+    env,
+    error::Error,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
 
-use tower_track_events_benches::{admission, among, event, ready, request, runtime, wake_up, yields};
+use tower_track_events_benches::statistics::median;
 
-const RUNS: usize = 31;
-const EVENTS: usize = 20_000;
-const REQUESTS: usize = 10_000;
-const ADMISSIONS: usize = 300_000;
-const WAKE_UPS: usize = 1_000;
+const GROUPS: [&str; 5] = ["events", "requests", "admission", "among", "wake-up"];
+
+/// A ratio, or a difference, of two figures of one table.
+struct Bar {
+    name: &'static str,
+    table: &'static str,
+    figure: &'static str,
+    rival: &'static str,
+    of: fn(f64, f64) -> f64,
+    bar: f64,
+}
+
+impl Bar {
+    const fn ratio(name: &'static str, table: &'static str, figure: &'static str, rival: &'static str, bar: f64) -> Self {
+        Self { name, table, figure, rival, of: |figure, rival| figure / rival, bar }
+    }
+
+    fn value(&self, figures: &Figures) -> Result<f64, Box<dyn Error>> {
+        Ok((self.of)(figures.median(self.table, self.figure)?, figures.median(self.table, self.rival)?))
+    }
+}
+
+#[rustfmt::skip]
+const BARS: [Bar; 17] = [
+    Bar::ratio("event that yields once / tokio::spawn, one thread", "An event that yields once, one thread", "handle.track", "tokio::spawn", 1.7),
+    Bar::ratio("event that yields once / tokio::spawn, two workers", "An event that yields once, two workers", "handle.track", "tokio::spawn", 1.7),
+    Bar::ratio("event that sleeps 1 ms / tokio::spawn, one thread", "An event that sleeps 1 ms, one thread", "handle.track", "tokio::spawn", 1.3),
+    Bar::ratio("event that sleeps 1 ms / tokio::spawn, two workers", "An event that sleeps 1 ms, two workers", "handle.track", "tokio::spawn", 1.3),
+    Bar::ratio("event behind a oneshot / tokio::spawn, one thread", "An event that waits for a oneshot, one thread", "handle.track", "tokio::spawn", 1.5),
+    Bar::ratio("event behind a oneshot / tokio::spawn, two workers", "An event that waits for a oneshot, two workers", "handle.track", "tokio::spawn", 1.5),
+    Bar::ratio("event that is ready at once / tokio::spawn, one thread", "An event that is ready at once, one thread", "handle.track", "tokio::spawn", 1.7),
+    Bar::ratio("event that is ready at once / tokio::spawn, two workers", "An event that is ready at once, two workers", "handle.track", "tokio::spawn", 1.7),
+    Bar::ratio("layer, one event / AddExtension and one spawn, one thread", "A request, beyond a bare service, one thread", "the layer, one event that yields", "AddExtension<TaskTracker>, one spawn", 2.2),
+    Bar::ratio("layer, one event / AddExtension and one spawn, two workers", "A request, beyond a bare service, two workers", "the layer, one event that yields", "AddExtension<TaskTracker>, one spawn", 2.2),
+    Bar::ratio("layer, four events / AddExtension and four spawns, one thread", "A request, beyond a bare service, one thread", "the layer, four events that yield", "AddExtension<TaskTracker>, four spawns", 1.1),
+    Bar::ratio("layer, four events / AddExtension and four spawns, two workers", "A request, beyond a bare service, two workers", "the layer, four events that yield", "AddExtension<TaskTracker>, four spawns", 1.1),
+    Bar::ratio("layer, no event / TraceLayer without a subscriber", "A request, beyond a bare service, one thread", "the layer, no event", "TraceLayer without a subscriber", 0.8),
+    Bar { name: "bytes of a pending event more than of a spawned task", table: BYTES, figure: "handle.track", rival: "tokio::spawn", of: |figure, rival| figure - rival, bar: 160.0 },
+    Bar::ratio("handle.guard(), two threads / one thread", "An admission and its end", "handle.guard(), each of two threads", "handle.guard(), one thread", 1.5),
+    Bar::ratio("event among 1,000,000 pending / among 1", "An event that is ready at once, while others are pending", "handle.track, 1,000,000 pending", "handle.track, 1 pending", 1.3),
+    Bar::ratio("Drain / TaskTracker::wait, from the last event to the return", "From the end of the last event to the return of what waits for it", "Drain", "TaskTracker::wait", 1.2),
+];
+
+/// The table that `bytes` prints.
+const BYTES: &str = "Bytes of a pending event, the mean of futures of 16 to 240 bytes";
+
+/// What one revision of the crate was measured at, in the order in which it was printed first.
+#[derive(Default)]
+struct Figures(Vec<(String, String, Vec<f64>)>);
+
+impl Figures {
+    /// Runs a binary and collects what it prints.
+    fn collect(&mut self, binary: &Path, argument: Option<&str>) -> Result<(), Box<dyn Error>> {
+        let output = Command::new(binary).args(argument).output();
+        let output = output.map_err(|error| format!("{}: {error}", binary.display()))?;
+        if !output.status.success() {
+            return Err(format!("{}: {}", binary.display(), String::from_utf8_lossy(&output.stderr)).into());
+        }
+        for line in String::from_utf8(output.stdout)?.lines() {
+            let [table, name, value] = *line.split('\t').collect::<Vec<_>>() else {
+                return Err(format!("not a figure: {line}").into());
+            };
+            let value = value.parse()?;
+            match self.0.iter_mut().find(|(of, figure, _)| of == table && figure == name) {
+                Some((.., values)) => values.push(value),
+                None => self.0.push((table.to_owned(), name.to_owned(), vec![value])),
+            }
+        }
+        Ok(())
+    }
+
+    fn median(&self, table: &str, name: &str) -> Result<f64, String> {
+        let figure = self.0.iter().find(|(of, figure, _)| of == table && figure == name);
+        figure.map(|(.., values)| median(values)).ok_or_else(|| format!("no figure: {table}, {name}"))
+    }
+}
+
+struct Arguments {
+    rounds: usize,
+    baseline: Option<PathBuf>,
+    figures: Option<PathBuf>,
+}
+
+impl Arguments {
+    fn parse() -> Result<Self, Box<dyn Error>> {
+        let mut parsed = Self { rounds: 11, baseline: None, figures: None };
+        let mut arguments = env::args().skip(1);
+        while let Some(option) = arguments.next() {
+            let value = arguments.next().ok_or_else(|| format!("{option} needs a value"))?;
+            match &*option {
+                "--rounds" => parsed.rounds = value.parse()?,
+                "--baseline" => parsed.baseline = Some(value.into()),
+                "--figures" => parsed.figures = Some(value.into()),
+                _ => return Err(format!("no such option: {option}").into()),
+            }
+        }
+        if parsed.rounds == 0 {
+            return Err("at least one round".into());
+        }
+        Ok(parsed)
+    }
+}
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
-    let mut table = Table::default();
-    events(&mut table);
-    requests(&mut table);
-    admissions(&mut table);
-    among_many(&mut table);
-    wake_ups(&mut table);
-    bytes(&mut table)?;
-    if let Some(path) = env::args().nth(1) {
-        fs::write(path, &table.figures)?;
-    }
-    println!("\n{} of {} bars missed", table.missed, table.bars);
-    Ok(if table.missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
+    let arguments = Arguments::parse()?;
+    let own = env::current_exe()?.parent().ok_or("no directory")?.to_owned();
+    let mut revisions = vec![(own, Figures::default())];
+    revisions.extend(arguments.baseline.map(|directory| (directory, Figures::default())));
 
-#[derive(Default)]
-struct Table {
-    bars: usize,
-    missed: usize,
-    /// A line for each figure of the plot: group, name and value, with tabs between.
-    figures: String,
-    group: String,
-}
-
-impl Table {
-    fn head(&mut self, text: &str) {
-        println!("\n{text}");
-        text.clone_into(&mut self.group);
-    }
-
-    fn figure(&mut self, name: &str, value: f64, unit: &str) {
-        println!("  {name:<58} {value:>9.1} {unit}");
-        writeln!(self.figures, "{}\t{name}\t{value:.1}", self.group).expect("a string takes all");
-    }
-
-    fn nanos(&mut self, figures: &[(&str, f64)]) {
-        for (name, value) in figures {
-            self.figure(name, *value, "ns");
+    for round in 1..=arguments.rounds {
+        eprint!("\rround {round} of {}", arguments.rounds);
+        for group in GROUPS {
+            for (directory, figures) in &mut revisions {
+                figures.collect(&directory.join("round"), Some(group))?;
+            }
+            // Neither revision is always the first.
+            revisions.reverse();
         }
     }
-
-    /// One that is there to compare with.
-    fn ratio(&self, name: &str, value: f64) {
-        println!("  {name:<58} {value:>9.2}");
+    eprintln!();
+    if (arguments.rounds * GROUPS.len()) % 2 == 1 {
+        revisions.reverse();
+    }
+    for (directory, figures) in &mut revisions {
+        // Exact, so once is enough.
+        figures.collect(&directory.join("bytes"), None)?;
     }
 
-    fn bar(&mut self, name: &str, value: f64, bar: f64) {
-        let holds = value <= bar;
-        self.bars += 1;
-        self.missed += usize::from(!holds);
-        println!("= {name:<58} {value:>9.2}    <= {bar:.2} {}", if holds { "ok" } else { "MISSED" });
+    let revisions: Vec<_> = revisions.into_iter().map(|(_, figures)| figures).collect();
+    print_figures(&revisions)?;
+    if let Some(path) = arguments.figures {
+        fs::write(path, for_plot(&revisions[0]))?;
     }
+    let missed = print_bars(&revisions)?;
+    println!("\n{missed} of {} bars missed", BARS.len());
+    Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
-/// The medians of candidates that run in turn.
-fn in_turn<const N: usize>(runs: usize, mut candidates: [&mut dyn FnMut() -> f64; N]) -> [f64; N] {
-    let mut times = [const { Vec::new() }; N];
-    for _ in 0..runs {
-        for (candidate, times) in candidates.iter_mut().zip(&mut times) {
-            times.push(candidate());
+/// Prints a column for each revision, the crate as it is first.
+fn print_figures(revisions: &[Figures]) -> Result<(), Box<dyn Error>> {
+    let mut last = "";
+    for (table, name, _) in &revisions[0].0 {
+        if table != last {
+            let unit = if table == BYTES { "" } else { ", nanoseconds" };
+            println!("\n{table}{unit}");
+            print_head(revisions.len());
+            last = table;
         }
+        print!("  {name:<62}");
+        for figures in revisions {
+            print!(" {:>9.1}", figures.median(table, name)?);
+        }
+        println!();
     }
-    times.map(median)
-}
-
-fn events(table: &mut Table) {
-    for (workers, place, bar) in [(1, "one thread", 1.35), (2, "two workers", 1.20)] {
-        let runtime = runtime(workers);
-        let [ours, spawn, counted, tracker, graceful, set] = in_turn(
-            RUNS,
-            [
-                &mut || event::by_handle(&runtime, ready, EVENTS),
-                &mut || event::by_spawn(&runtime, ready, EVENTS),
-                &mut || event::by_counted_spawn(&runtime, ready, EVENTS),
-                &mut || event::by_tracker(&runtime, ready, EVENTS),
-                &mut || event::by_graceful(&runtime, ready, EVENTS),
-                &mut || event::by_join_set(&runtime, ready, EVENTS),
-            ],
-        );
-        table.head(&format!("An event that is ready at once, {place}"));
-        table.nanos(&[
-            ("handle.track", ours),
-            ("tokio::spawn", spawn),
-            ("tokio::spawn, counted by hand", counted),
-            ("TaskTracker::spawn", tracker),
-            ("tokio-graceful's guard", graceful),
-            ("JoinSet::spawn", set),
-        ]);
-        table.bar(&format!("handle.track / tokio::spawn, {place}"), ours / spawn, bar);
-        let [ours, spawn, tracker] = in_turn(
-            RUNS,
-            [
-                &mut || event::by_handle(&runtime, yields, EVENTS),
-                &mut || event::by_spawn(&runtime, yields, EVENTS),
-                &mut || event::by_tracker(&runtime, yields, EVENTS),
-            ],
-        );
-        table.head(&format!("An event that waits once, {place}"));
-        table.nanos(&[("handle.track", ours), ("tokio::spawn", spawn), ("TaskTracker::spawn", tracker)]);
-    }
-}
-
-fn requests(table: &mut Table) {
-    let runtime = &runtime(1);
-    let [
-        bare,
-        none,
-        one,
-        four,
-        layer,
-        observer,
-        trace,
-        flight,
-        extension,
-        spawn_one,
-        spawn_four,
-        bare_four,
-        part,
-        part_event,
-    ] = in_turn(
-        RUNS,
-        [
-            &mut || request::bare(runtime, REQUESTS),
-            &mut || request::ours::<0>(runtime, REQUESTS),
-            &mut || request::ours::<1>(runtime, REQUESTS),
-            &mut || request::ours::<4>(runtime, REQUESTS),
-            &mut || request::layer_event(runtime, REQUESTS),
-            &mut || request::observer(runtime, REQUESTS),
-            &mut || request::trace(runtime, REQUESTS),
-            &mut || request::in_flight(runtime, REQUESTS),
-            &mut || request::extension::<0>(runtime, REQUESTS),
-            &mut || request::extension::<1>(runtime, REQUESTS),
-            &mut || request::extension::<4>(runtime, REQUESTS),
-            &mut || request::bare_spawns::<4>(runtime, REQUESTS),
-            &mut || request::by_hand::<false>(runtime, REQUESTS),
-            &mut || request::by_hand::<true>(runtime, REQUESTS),
-        ],
-    );
-    table.head("A request: what is added to a bare service");
-    println!("  {:<58} {bare:>9.1} ns", "(the bare service itself)");
-    table.nanos(&[
-        ("our layer, no event", none - bare),
-        ("our layer, one event", one - bare),
-        ("our layer, four events", four - bare),
-        ("our layer, one event of the layer", layer - bare),
-        ("our layer, an observer", observer - bare),
-        ("TraceLayer, without a subscriber", trace - bare),
-        ("InFlightRequestsLayer", flight - bare),
-        ("AddExtensionLayer<TaskTracker>", extension - bare),
-        ("AddExtensionLayer<TaskTracker>, one spawn", spawn_one - bare),
-        ("AddExtensionLayer<TaskTracker>, four spawns", spawn_four - bare),
-        ("four bare spawns", bare_four - bare),
-        ("a part of it by hand, no event", part - bare),
-        ("a part of it by hand, one event of the layer", part_event - bare),
-    ]);
-    table.bar("no event / TraceLayer", (none - bare) / (trace - bare), 0.50);
-    table.bar("one event / AddExtension and spawn", (one - bare) / (spawn_one - bare), 1.60);
-    table.bar("four events / four bare spawns", (four - bare) / (bare_four - bare), 1.40);
-    table.bar("one event of the layer / AddExtension and spawn", (layer - bare) / (spawn_one - bare), 1.60);
-    table.ratio("a part of it by hand, no event / TraceLayer", (part - bare) / (trace - bare));
-    table.ratio("a part of it by hand, one event / AddExtension and spawn", (part_event - bare) / (spawn_one - bare));
-}
-
-fn admissions(table: &mut Table) {
-    let [one, two, token_one, token_two] = in_turn(
-        RUNS,
-        [
-            &mut || admission::guard(1, ADMISSIONS),
-            &mut || admission::guard(2, ADMISSIONS),
-            &mut || admission::token(1, ADMISSIONS),
-            &mut || admission::token(2, ADMISSIONS),
-        ],
-    );
-    table.head("An admission and the end of it");
-    table.nanos(&[
-        ("guard(), one thread", one),
-        ("guard(), two threads at once, each", two),
-        ("TaskTracker::token(), one thread", token_one),
-        ("TaskTracker::token(), two threads at once, each", token_two),
-    ]);
-    table.bar("guard(), two threads / one", two / one, 1.50);
-    table.ratio("TaskTracker::token(), two threads / one", token_two / token_one);
-}
-
-fn among_many(table: &mut Table) {
-    let runtime = &runtime(1);
-    // Apart, because the memory that a million leaves behind slows down whoever comes next.
-    let [one, thousand, many, million] = [1, 1_000, 100_000, 1_000_000]
-        .map(|pending| median((0..9).map(|_| among::tracked(runtime, pending, EVENTS)).collect()));
-    let [spawn_one, spawn_million] =
-        [1, 1_000_000].map(|pending| median((0..9).map(|_| among::spawned(runtime, pending, EVENTS)).collect()));
-    table.head("An event while others are pending");
-    table.nanos(&[
-        ("handle.track, 1 pending", one),
-        ("handle.track, 1,000 pending", thousand),
-        ("handle.track, 100,000 pending", many),
-        ("handle.track, 1,000,000 pending", million),
-        ("tokio::spawn, 1 pending", spawn_one),
-        ("tokio::spawn, 1,000,000 pending", spawn_million),
-    ]);
-    table.bar("handle.track, a million pending / one", million / one, 1.30);
-    table.ratio("tokio::spawn, a million pending / one", spawn_million / spawn_one);
-}
-
-fn wake_ups(table: &mut Table) {
-    let runtime = &runtime(1);
-    let [ours, rival, part] = in_turn(
-        RUNS,
-        [&mut || wake_up::drain(runtime, WAKE_UPS), &mut || wake_up::tracker(runtime, WAKE_UPS), &mut || {
-            wake_up::by_hand(runtime, WAKE_UPS)
-        }],
-    );
-    table.head("From the end of the last event to the return of who waits for it");
-    table.nanos(&[("Drain", ours), ("TaskTracker::wait", rival), ("a part of it by hand", part)]);
-    table.bar("Drain / TaskTracker::wait", ours / rival, 1.20);
-    table.ratio("a part of it by hand / TaskTracker::wait", part / rival);
-}
-
-/// Counted in a process of its own, whose allocator is slow because it counts.
-fn bytes(table: &mut Table) -> Result<(), Box<dyn Error>> {
-    let bytes = env::current_exe()?.with_file_name("bytes");
-    let output = Command::new(&bytes).output().map_err(|error| format!("{}: {error}", bytes.display()))?;
-    let output = String::from_utf8(output.stdout)?;
-    let means = output.lines().last().unwrap_or_default().split(' ');
-    let means: Vec<f64> = means.map(str::parse).collect::<Result<_, _>>()?;
-    let [spawned, tracked, recorded] = means[..] else { return Err(format!("bytes: {output}").into()) };
-    table.head("Memory of a pending event, the mean of futures of 16 to 240 bytes");
-    for (name, bytes) in
-        [("tokio::spawn", spawned), ("handle.track", tracked), ("events.track, its exchange open", recorded)]
-    {
-        println!("  {name:<58} {bytes:>9.1} bytes");
-    }
-    table.bar("handle.track, bytes more than tokio::spawn", tracked - spawned, 128.0);
     Ok(())
+}
+
+/// Prints the ratios, and returns how many bars the crate as it is misses.
+fn print_bars(revisions: &[Figures]) -> Result<usize, Box<dyn Error>> {
+    println!("\nRatios of medians, and the difference in bytes");
+    print_head(revisions.len());
+    let mut missed = 0;
+    for bar in &BARS {
+        print!("  {:<62}", bar.name);
+        for figures in revisions {
+            print!(" {:>9.2}", bar.value(figures)?);
+        }
+        let holds = bar.value(&revisions[0])? <= bar.bar;
+        missed += usize::from(!holds);
+        println!("  bar {:>6.2} {}", bar.bar, if holds { "ok" } else { "MISSED" });
+    }
+    Ok(missed)
+}
+
+fn print_head(revisions: usize) {
+    if revisions > 1 {
+        println!("  {:<62} {:>9} {:>9}", "", "now", "baseline");
+    }
+}
+
+/// A line for each figure that is a time: table, name and value, with tabs between.
+fn for_plot(figures: &Figures) -> String {
+    let mut lines = String::new();
+    for (table, name, values) in figures.0.iter().filter(|(table, ..)| table != BYTES) {
+        writeln!(lines, "{table}\t{name}\t{:.1}", median(values)).expect("a string takes everything");
+    }
+    lines
 }
