@@ -1,10 +1,14 @@
-//! The same subjects as those of the bin `cost`, each closely: `cargo bench --manifest-path benches/Cargo.toml`, with a part
-//! of a name after `--` for one of them. Ratios are better read from `cost`, which runs the rivals in turn.
+//! The same subjects as those of `cost`, each closely: `cargo bench --manifest-path benches/Cargo.toml`, with a part of a name
+//! after `--` for one of them. Take ratios from `cost`, which runs the rivals in turn.
 
 use std::{hint::black_box, time::Duration};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use tower_track_events_benches::{admission, among, event, ready, request, runtime, wake_up, yields};
+use tower_track_events_benches::{
+    admission, among,
+    event::{self, Kind},
+    request, runtime, wake_up,
+};
 
 type Subject<'a> = &'a dyn Fn(usize) -> f64;
 
@@ -31,11 +35,11 @@ fn events(criterion: &mut Criterion) {
             criterion,
             &format!("event, {place}"),
             &[
-                ("handle.track", &|count| event::by_handle(runtime, ready, count)),
-                ("tokio spawn", &|count| event::by_spawn(runtime, ready, count)),
-                ("TaskTracker", &|count| event::by_tracker(runtime, ready, count)),
-                ("handle.track, waits once", &|count| event::by_handle(runtime, yields, count)),
-                ("tokio spawn, waits once", &|count| event::by_spawn(runtime, yields, count)),
+                ("handle.track, ready", &|count| event::handle_track(runtime, Kind::Ready, count)),
+                ("tokio spawn, ready", &|count| event::spawn(runtime, Kind::Ready, count)),
+                ("handle.track, yields", &|count| event::handle_track(runtime, Kind::Yields, count)),
+                ("tokio spawn, yields", &|count| event::spawn(runtime, Kind::Yields, count)),
+                ("TaskTracker, yields", &|count| event::tracker(runtime, Kind::Yields, count)),
             ],
         );
     }
@@ -48,13 +52,11 @@ fn requests(criterion: &mut Criterion) {
         "request",
         &[
             ("bare", &|count| request::bare(runtime, count)),
-            ("no event", &|count| request::ours::<0>(runtime, count)),
-            ("one event", &|count| request::ours::<1>(runtime, count)),
-            ("four events", &|count| request::ours::<4>(runtime, count)),
-            ("event of the layer", &|count| request::layer_event(runtime, count)),
-            ("observer", &|count| request::observer(runtime, count)),
+            ("no event", &|count| request::layer::<0>(runtime, count)),
+            ("one event", &|count| request::layer::<1>(runtime, count)),
+            ("four events", &|count| request::layer::<4>(runtime, count)),
             ("TraceLayer", &|count| request::trace(runtime, count)),
-            ("AddExtension and spawn", &|count| request::extension::<1>(runtime, count)),
+            ("AddExtension and spawn", &|count| request::tracker::<1>(runtime, count)),
         ],
     );
 }

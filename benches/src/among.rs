@@ -33,10 +33,7 @@ pub fn spawned(runtime: &Runtime, pending: usize, count: usize) -> f64 {
 }
 
 /// Starts so many events that wait for permits, and returns when all of them wait.
-async fn wait(
-    count: usize,
-    mut start: impl FnMut(Pin<Box<dyn Future<Output = ()> + Send>>),
-) -> Arc<Semaphore> {
+async fn wait(count: usize, mut start: impl FnMut(Pin<Box<dyn Future<Output = ()> + Send>>)) -> Arc<Semaphore> {
     let (release, waiting) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
     for _ in 0..count {
         let (release, waiting) = (Arc::clone(&release), Arc::clone(&waiting));

@@ -39,7 +39,12 @@ pub fn runtime(workers: usize) -> Runtime {
 /// A handle that admits every event and whose drain waits for nothing but requests and events.
 pub fn handle() -> TrackEventsHandle {
     let builder = TrackEventsHandle::builder().capacity(1 << 22);
-    builder.settle(Duration::ZERO).quiet_period(Duration::ZERO).progress(Duration::ZERO).build().expect("valid settings")
+    builder
+        .settle(Duration::ZERO)
+        .quiet_period(Duration::ZERO)
+        .progress(Duration::ZERO)
+        .build()
+        .expect("valid settings")
 }
 
 /// Setters that only some revisions of the crate have. Where the builder has a method of the same name, that one is called,
@@ -80,10 +85,10 @@ fn in_a_task(runtime: &Runtime, measure: impl Future<Output = f64> + Send + 'sta
     runtime.block_on(runtime.spawn(measure)).expect("the measurement does not panic")
 }
 
-/// Waits until the calling task is the only one of its runtime.
-async fn all_other_tasks() {
+/// Waits until the runtime has no more tasks than this.
+async fn no_more_tasks_than(count: usize) {
     let metrics = runtime::Handle::current().metrics();
-    while metrics.num_alive_tasks() > 1 {
+    while metrics.num_alive_tasks() > count {
         yield_now().await;
     }
 }

@@ -12,7 +12,7 @@ use tower::{Layer, Service, service_fn};
 use tower_http::{add_extension::AddExtensionLayer, metrics::InFlightRequestsLayer, trace::TraceLayer};
 use tower_track_events::{Events, TrackEventsLayer};
 
-use crate::{all_other_tasks, handle, in_a_task, per, yields};
+use crate::{handle, no_more_tasks_than, per, yields};
 
 pub fn bare(runtime: &Runtime, count: usize) -> f64 {
     serve(runtime, count, handler(|_| ()))
@@ -64,13 +64,14 @@ fn spawn<const EVENTS: usize>(extensions: &Extensions) {
     }
 }
 
-/// Sends so many requests from one task, and waits until the events have ended.
+/// Sends so many requests from the calling thread, which is none of the workers if there are two, and waits until the events
+/// have ended.
 pub fn serve<S, B>(runtime: &Runtime, count: usize, mut service: S) -> f64
 where
     S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error = Infallible, Future: Send> + Send + 'static,
     B: Body<Data = Bytes, Error: std::fmt::Debug> + Send,
 {
-    in_a_task(runtime, async move {
+    runtime.block_on(async move {
         let start = Instant::now();
         for turn in 0..count {
             let response = service.call(Request::new(Empty::new())).await.expect("it answers");
@@ -85,7 +86,7 @@ where
                 yield_now().await;
             }
         }
-        all_other_tasks().await;
+        no_more_tasks_than(0).await;
         per(count, start)
     })
 }

@@ -33,7 +33,13 @@ struct Bar {
 }
 
 impl Bar {
-    const fn ratio(name: &'static str, table: &'static str, figure: &'static str, rival: &'static str, bar: f64) -> Self {
+    const fn ratio(
+        name: &'static str,
+        table: &'static str,
+        figure: &'static str,
+        rival: &'static str,
+        bar: f64,
+    ) -> Self {
         Self { name, table, figure, rival, of: |figure, rival| figure / rival, bar }
     }
 

@@ -21,9 +21,10 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, ExitCode, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use tower_track_events_benches::statistics::{first_quartile, median};
 
 /// The modes, and how many events each has for a request.
@@ -97,7 +98,8 @@ struct Arguments {
 
 impl Arguments {
     fn parse() -> Result<Self, Box<dyn Error>> {
-        let mut parsed = Self { runs: 1, rounds: 15, seconds: 2, connections: 16, modes: MODES.to_vec(), baseline: None };
+        let mut parsed =
+            Self { runs: 1, rounds: 15, seconds: 2, connections: 16, modes: MODES.to_vec(), baseline: None };
         let mut arguments = env::args().skip(1);
         while let Some(option) = arguments.next() {
             let value = arguments.next().ok_or_else(|| format!("{option} needs a value"))?;
@@ -111,7 +113,8 @@ impl Arguments {
                 _ => return Err(format!("no such option: {option}").into()),
             }
         }
-        let bounds = [(parsed.runs, 10), (parsed.rounds, 100), (parsed.seconds as usize, 30), (parsed.connections, 1_000)];
+        let bounds =
+            [(parsed.runs, 10), (parsed.rounds, 100), (parsed.seconds as usize, 30), (parsed.connections, 1_000)];
         if bounds.iter().any(|(value, most)| !(1..=*most).contains(value)) {
             return Err("1 to 10 runs, 1 to 100 rounds, 1 to 30 seconds, 1 to 1000 connections".into());
         }
@@ -213,7 +216,8 @@ impl Server {
         // The name in parentheses may contain spaces. Fields 14 and 15 of proc_pid_stat(5) are the 12th and 13th after it.
         let (_, fields) = stat.rsplit_once(") ").ok_or("no name in stat")?;
         let fields: Vec<_> = fields.split(' ').collect();
-        let time = |field: usize| Ok::<_, Box<dyn Error>>(fields.get(field).ok_or("too few fields")?.parse::<f64>()? * TICK);
+        let time =
+            |field: usize| Ok::<_, Box<dyn Error>>(fields.get(field).ok_or("too few fields")?.parse::<f64>()? * TICK);
         Ok([time(11)?, time(12)?])
     }
 
@@ -253,7 +257,9 @@ fn load(address: &str, arguments: &Arguments) -> Result<u64, Box<dyn Error>> {
 
 fn print_times(arguments: &Arguments, revisions: &[Revision], times: &[Vec<Times>]) {
     print!("  {:<28}", "");
-    revisions.iter().for_each(|revision| print!("  {:>8} {:>6} {:>6} {:>6}", revision.name, "user", "system", "behind"));
+    revisions
+        .iter()
+        .for_each(|revision| print!("  {:>8} {:>6} {:>6} {:>6}", revision.name, "user", "system", "behind"));
     println!();
     for ((mode, _), times) in arguments.modes.iter().zip(times) {
         print!("  {mode:<28}");

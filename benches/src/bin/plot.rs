@@ -1,4 +1,4 @@
-//! Draws the figures that `cost` has written as bars: `plot costs.tsv costs.svg`. `.ci/costs` does both.
+//! Draws the figures that `cost` has written as bars: `plot costs.tsv costs.svg`. `scripts/costs --plot` does both.
 
 use std::{env, error::Error, fmt::Write as _, fs, thread};
 
@@ -56,7 +56,8 @@ fn draw(groups: &[Group<'_>], machine: &str) -> String {
         let longest = bars.iter().map(|(_, value)| *value).fold(1.0, f64::max);
         for (name, value) in bars {
             y += LINE;
-            let is_ours = ["handle.track", "our layer", "guard()", "Drain"].iter().any(|ours| name.starts_with(ours));
+            let is_ours =
+                ["handle.track", "the layer", "handle.guard()", "Drain"].iter().any(|ours| name.starts_with(ours));
             let (colour, length) = (if is_ours { OURS } else { RIVALS }, (value / longest * LONGEST).max(1.0));
             text(&mut svg, LEFT - 10, y, "end", name);
             let top = y - 11;

@@ -79,9 +79,8 @@ fn events() {
 fn requests() {
     for (workers, place) in WORKERS {
         let runtime = &runtime(workers);
-        let subject = |measure: fn(&_, usize) -> f64| -> Box<dyn FnMut() -> f64> {
-            Box::new(move || measure(runtime, REQUESTS))
-        };
+        let subject =
+            |measure: fn(&_, usize) -> f64| -> Box<dyn FnMut() -> f64> { Box::new(move || measure(runtime, REQUESTS)) };
         in_turn(
             &format!("A request, beyond a bare service, {place}"),
             || request::bare(runtime, REQUESTS),
@@ -116,7 +115,8 @@ fn admissions() {
 /// what follows.
 fn among_many() {
     let runtime = &runtime(1);
-    let print = |name: &str, time: f64| println!("An event that is ready at once, while others are pending\t{name}\t{time:.2}");
+    let print =
+        |name: &str, time: f64| println!("An event that is ready at once, while others are pending\t{name}\t{time:.2}");
     among::tracked(runtime, 1, EVENTS);
     among::spawned(runtime, 1, EVENTS);
     print("handle.track, 1 pending", among::tracked(runtime, 1, EVENTS));

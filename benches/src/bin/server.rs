@@ -8,9 +8,9 @@
 use std::{
     env,
     error::Error,
-    io,
-    process, thread,
+    io, process,
     sync::atomic::{AtomicU64, Ordering},
+    thread,
     time::Duration,
 };
 
