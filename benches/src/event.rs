@@ -65,20 +65,20 @@ pub fn join_set(runtime: &Runtime, kind: Kind, count: usize) -> f64 {
     measure(runtime, kind, count, JoinSet::new())
 }
 
-fn measure(runtime: &Runtime, kind: Kind, count: usize, mut starter: impl Start) -> f64 {
+fn measure(runtime: &Runtime, kind: Kind, count: usize, mut way: impl Start) -> f64 {
     in_a_task(runtime, async move {
         let mut senders = Vec::with_capacity(BURST);
         let waiting = Arc::new(AtomicUsize::new(0));
         let start = Instant::now();
         for _ in 0..count / BURST {
             match kind {
-                Kind::Ready => (0..BURST).for_each(|_| starter.start(ready())),
-                Kind::Yields => (0..BURST).for_each(|_| starter.start(yields())),
-                Kind::Sleeps => (0..BURST).for_each(|_| starter.start(sleeps())),
+                Kind::Ready => (0..BURST).for_each(|_| way.start(ready())),
+                Kind::Yields => (0..BURST).for_each(|_| way.start(yields())),
+                Kind::Sleeps => (0..BURST).for_each(|_| way.start(sleeps())),
                 Kind::Oneshot => senders.extend((0..BURST).map(|_| {
                     let (sender, receiver) = oneshot::channel::<()>();
                     let waiting = Arc::clone(&waiting);
-                    starter.start(async move {
+                    way.start(async move {
                         waiting.fetch_add(1, Ordering::Relaxed);
                         drop(receiver.await);
                     });
@@ -94,7 +94,7 @@ fn measure(runtime: &Runtime, kind: Kind, count: usize, mut starter: impl Start)
                 waiting.store(0, Ordering::Relaxed);
             }
             senders.drain(..).for_each(|sender| sender.send(()).expect("the event waits"));
-            starter.after_burst();
+            way.after_burst();
         }
         // The measurement is a task itself.
         no_more_tasks_than(1).await;
