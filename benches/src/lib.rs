@@ -4,6 +4,8 @@
 //! Each function does it so many times, and gives the nanoseconds for one. `cost` measures their time, `instructions`
 //! counts their instructions, and `criterion` looks at one of them closely.
 
+#![allow(missing_docs, reason = "the name of a function says what it measures")]
+
 use std::{
     convert::Infallible,
     future::Future,

@@ -6,6 +6,8 @@
 //! .ci/soak            under ten minutes, needs wrk, h2load and valgrind as well
 //! ```
 
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
+
 mod client;
 mod process;
 mod serve;

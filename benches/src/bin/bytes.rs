@@ -2,6 +2,8 @@
 //! `handle.track`, and recorded in an exchange that is open; the means last. `cost` runs it. Those that have started have been
 //! polled, and wait.
 
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
+
 use std::{
     convert::Infallible,
     future::pending,

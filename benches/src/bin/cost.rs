@@ -8,6 +8,8 @@
 //! else the machine does hits all of them; the bars are on ratios. Ends with an error if a bar is missed. What is given as
 //! an argument is a file into which the figures are written for the plot.
 
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
+
 use std::{env, error::Error, fmt::Write as _, fs, process::Command, process::ExitCode};
 
 use tower_track_events_benches::{admission, among, event, ready, request, runtime, wake_up, yields};

@@ -10,6 +10,8 @@
 //! more and was not recorded anew. Where the compiler or the C library is another than at the record, only the ratios to
 //! the rivals can be compared, and these have ten per cent.
 
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
+
 use std::{
     collections::BTreeMap,
     env,

@@ -42,7 +42,7 @@ impl Instance {
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
-            .expect("the examples are built: cargo build --manifest-path examples/stores/Cargo.toml");
+            .expect("the examples are built: cargo build -p 'stores-*'");
         let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
         let mut instance = Self { child, address: (Ipv4Addr::UNSPECIFIED, 0).into(), spill, lines };
         let line = instance.line().await.unwrap_or_else(|| panic!("stores-{name} cannot start"));

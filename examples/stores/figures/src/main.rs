@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! eval "$(.ci/servers env)"
-//! cargo run --release --manifest-path examples/stores/Cargo.toml -p stores-figures
+//! cargo run --release -p stores-figures
 //! ```
 //!
 //! The rival of a sink is one event task with one INSERT for each row, through the same client. Each figure is the median
 //! of runs in turn, and the bar is on the ratio. Without `PG_URL` the rows into PostgreSQL are left out. Ends with an
 //! error if a bar is missed.
+
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
 
 use std::{
     env,
