@@ -55,8 +55,8 @@
 //! # How large
 //!
 //! The capacity is a bound for memory, not for work in progress. An event takes what its future owns and some 250 bytes
-//! more (`.ci/costs` measures it), so 65,536 small ones take about 17 MiB. Choose what the process can hold, and what can
-//! be ended within the limit of the drain: if one event takes 20 ms of a database that serves ten at once, 500 events end
+//! more (`scripts/costs` measures it), so 65,536 small ones take about 17 MiB. Choose what the process can hold, and what
+//! can be ended within the limit of the drain: if one event takes 20 ms of a database that serves ten at once, 500 events end
 //! in a second, and a drain of eight seconds ends 4,000. Where that is too little, a [sink](super::sinks) writes a batch in
 //! one statement.
 //!

@@ -79,8 +79,8 @@
 //!
 //! `examples/axum.rs` writes into SQLite, one transaction for each batch. In `examples/stores` are PostgreSQL (one
 //! statement for each batch), NATS JetStream (a batch is published, then the acknowledgements are awaited; message ids
-//! let the broker drop duplicates), Redis Streams (one pipeline), and the transactional outbox. `.ci/stores` starts the
-//! servers, puts all of them under load, stops and kills them, takes the broker away, and accounts for every order.
+//! let the broker drop duplicates), Redis Streams (one pipeline), and the transactional outbox. `scripts/stores` starts
+//! the servers, puts all of them under load, stops and kills them, takes the broker away, and accounts for every order.
 //!
 //! # What is left to you
 //!

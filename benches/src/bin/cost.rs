@@ -1,7 +1,7 @@
 //! What an event, a request and a drain cost, against what a user would pick instead.
 //!
 //! ```text
-//! .ci/costs
+//! scripts/costs
 //! ```
 //!
 //! Wall time, in process, without a network. Each figure is the median of runs in turn with its rivals, so that whatever

@@ -2,8 +2,8 @@
 //! each time.
 //!
 //! ```text
-//! .ci/instructions            compares with benches/instructions.tsv
-//! .ci/instructions --record   writes it anew
+//! scripts/instructions            compares with benches/instructions.tsv
+//! scripts/instructions --record   writes it anew
 //! ```
 //!
 //! A figure that has grown by more than one per cent since it was recorded is an error, and so is one that has shrunk by

@@ -1,4 +1,4 @@
-//! Draws the figures that `cost` has written as bars: `plot costs.tsv costs.svg`. `.ci/costs` does both.
+//! Draws the figures that `cost` has written as bars: `plot costs.tsv costs.svg`. `scripts/costs` does both.
 
 use std::{env, error::Error, fmt::Write as _, fs, thread};
 

@@ -1,7 +1,7 @@
 //! Load, signals and outages against the stores, with an account of every order.
 //!
 //! ```text
-//! .ci/stores
+//! scripts/stores
 //! ```
 //!
 //! starts the servers, builds the examples, and runs this. By itself it runs the cases whose servers it is told of, by

@@ -71,7 +71,7 @@ impl Instance {
 
 /// Starts or stops one of the servers.
 pub(crate) async fn servers(verb: &str, name: &str) {
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../.ci/servers");
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../scripts/servers");
     let status = Command::new(script).args([verb, name]).status().await.expect("the script is there");
     assert!(status.success(), "{verb} {name}");
 }

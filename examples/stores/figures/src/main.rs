@@ -1,7 +1,7 @@
 //! What batches are worth: rows a second into SQLite and PostgreSQL, and what a client of an API waits.
 //!
 //! ```text
-//! eval "$(.ci/servers env)"
+//! eval "$(scripts/servers env)"
 //! cargo run --release -p stores-figures
 //! ```
 //!
