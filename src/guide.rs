@@ -11,11 +11,27 @@
 //! - [`task_tracker`]: from `tokio_util`'s `TaskTracker` to this crate, call by call.
 //! - [`observing`]: spans, log lines, counts and metrics.
 
-pub mod capacity;
-pub mod client_left;
-pub mod observing;
-pub mod outcomes;
-pub mod shutdown;
-pub mod sinks;
-pub mod task_tracker;
-pub mod testing;
+pub mod capacity {
+    #![doc = include_str!("../docs/guide/capacity.md")]
+}
+pub mod client_left {
+    #![doc = include_str!("../docs/guide/client_left.md")]
+}
+pub mod observing {
+    #![doc = include_str!("../docs/guide/observing.md")]
+}
+pub mod outcomes {
+    #![doc = include_str!("../docs/guide/outcomes.md")]
+}
+pub mod shutdown {
+    #![doc = include_str!("../docs/guide/shutdown.md")]
+}
+pub mod sinks {
+    #![doc = include_str!("../docs/guide/sinks.md")]
+}
+pub mod task_tracker {
+    #![doc = include_str!("../docs/guide/task_tracker.md")]
+}
+pub mod testing {
+    #![doc = include_str!("../docs/guide/testing.md")]
+}

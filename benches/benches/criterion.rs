@@ -1,5 +1,7 @@
-//! The same subjects as those of `cost`, each closely: `cargo bench --manifest-path benches/Cargo.toml`, with a part of a name
+//! The same subjects as those of `cost`, each closely: `cargo bench -p tower-track-events-benches`, with a part of a name
 //! after `--` for one of them. Take ratios from `cost`, which runs the rivals in turn.
+
+#![allow(missing_docs, reason = "`criterion_group!` makes a public function")]
 
 use std::{hint::black_box, time::Duration};
 

@@ -8,6 +8,8 @@
 //! crate too, so that `scripts/costs --baseline` and `scripts/end-to-end --baseline` compare two revisions in one run. They
 //! call only what every revision has.
 
+#![allow(missing_docs, reason = "the name of a function says what it measures")]
+
 use std::{hint::black_box, time::Duration};
 
 use tokio::{

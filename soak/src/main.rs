@@ -2,9 +2,11 @@
 //! off.
 //!
 //! ```text
-//! .ci/soak --short    under two minutes, needs nothing but Rust and a C compiler
-//! .ci/soak            under ten minutes, needs wrk, h2load and valgrind as well
+//! scripts/soak --short    under two minutes, needs nothing but Rust and a C compiler
+//! scripts/soak            under ten minutes, needs wrk, h2load and valgrind as well
 //! ```
+
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
 
 mod client;
 mod process;

@@ -2,6 +2,8 @@
 //! tracked by the handle, and when an open exchange keeps it. Each is the mean over futures of several sizes, since the
 //! allocator rounds each size up in its own way. `cost` runs it. Events that have started have been polled, and wait.
 
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
+
 use std::{
     convert::Infallible,
     future::pending,

@@ -9,6 +9,8 @@
 //! with a baseline, whose binaries are in `DIRECTORY`, the two revisions run in turn. `--figures` writes the figures for
 //! `plot`. The exit status is 1 if the crate as it is misses a bar.
 
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
+
 use std::{
     env,
     error::Error,

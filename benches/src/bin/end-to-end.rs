@@ -14,6 +14,8 @@
 //!
 //! The exit status is 1 if the crate as it is misses a bar, as the median of the runs.
 
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
+
 use std::{
     env,
     error::Error,

@@ -10,6 +10,8 @@
 //! With another compiler or C library than at the record, only the ratios to the rivals are compared, with a tolerance of
 //! ten per cent. A figure above its bar is an error as well. `--record` prints the bars, and a miss is no error there.
 
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
+
 use std::{
     collections::BTreeMap,
     env,

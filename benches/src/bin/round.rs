@@ -3,6 +3,8 @@
 //! Prints a line for each measurement: the table in which the figure stands, its name, and nanoseconds, with tabs between.
 //! The subjects run in turn, so that other load on the machine hits all of them.
 
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
+
 use std::{env, error::Error};
 
 use tower_track_events_benches::{

@@ -1,12 +1,14 @@
 //! What it costs to send an event to a sink, against what a user would pick instead.
 //!
 //! ```text
-//! cargo run --release --manifest-path benches/Cargo.toml --bin send
+//! cargo run --release -p tower-track-events-benches --bin send
 //! ```
 //!
 //! A value of 64 bytes is sent, and everything that follows from it is counted in: the task that takes the batches, or
 //! runs the spawned future. Wall time for each value, as medians of runs in turn, so that whatever else the machine does
 //! hits all of them. Ends with an error if a bar is missed: a tenth of a spawn, and one and a half times the channel.
+
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
 
 use std::{
     future::Future,

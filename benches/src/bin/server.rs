@@ -5,6 +5,8 @@
 //! waits until that many have ended, five seconds at most, and prints how many have. When its standard input ends, it exits.
 //! So it never outlives the process that started it.
 
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
+
 use std::{
     env,
     error::Error,

@@ -1,11 +1,13 @@
 //! Load, signals and outages against the stores, with an account of every order.
 //!
 //! ```text
-//! .ci/stores
+//! scripts/stores
 //! ```
 //!
 //! starts the servers, builds the examples, and runs this. By itself it runs the cases whose servers it is told of, by
 //! `PG_URL`, `NATS_URL` and `REDIS_URL`, and says which it has left out. It prints one table; it fails if a row does.
+
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
 
 mod client;
 mod process;

@@ -42,7 +42,7 @@ impl Instance {
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
-            .expect("the examples are built: cargo build --manifest-path examples/stores/Cargo.toml");
+            .expect("the examples are built: cargo build -p 'stores-*'");
         let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
         let mut instance = Self { child, address: (Ipv4Addr::UNSPECIFIED, 0).into(), spill, lines };
         let line = instance.line().await.unwrap_or_else(|| panic!("stores-{name} cannot start"));
@@ -71,7 +71,7 @@ impl Instance {
 
 /// Starts or stops one of the servers.
 pub(crate) async fn servers(verb: &str, name: &str) {
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../.ci/servers");
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../scripts/servers");
     let status = Command::new(script).args([verb, name]).status().await.expect("the script is there");
     assert!(status.success(), "{verb} {name}");
 }

@@ -1,13 +1,15 @@
 //! What batches are worth: rows a second into SQLite and PostgreSQL, and what a client of an API waits.
 //!
 //! ```text
-//! eval "$(.ci/servers env)"
-//! cargo run --release --manifest-path examples/stores/Cargo.toml -p stores-figures
+//! eval "$(scripts/servers env)"
+//! cargo run --release -p stores-figures
 //! ```
 //!
 //! The rival of a sink is one event task with one INSERT for each row, through the same client. Each figure is the median
 //! of runs in turn, and the bar is on the ratio. Without `PG_URL` the rows into PostgreSQL are left out. Ends with an
 //! error if a bar is missed.
+
+#![allow(clippy::print_stdout, reason = "the program prints its results")]
 
 use std::{
     env,

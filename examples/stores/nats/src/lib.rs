@@ -9,11 +9,12 @@ use async_nats::{
 use stores_shop::Order;
 use tower_track_events::{Batch, EventSink};
 
+/// The name of the stream.
 pub const STREAM: &str = "ORDERS";
 const SUBJECT: &str = "orders.created";
 
 /// Publishes orders, and hears from the broker that it has them.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct OrderStream {
     context: Context,
 }

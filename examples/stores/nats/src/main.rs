@@ -1,7 +1,7 @@
 //! Orders into NATS JetStream: a batch is published, and then the broker's acknowledgements are awaited.
 //!
 //! ```text
-//! NATS_URL=nats://127.0.0.1:4222 cargo run --manifest-path examples/stores/Cargo.toml -p stores-nats
+//! NATS_URL=nats://127.0.0.1:4222 cargo run -p stores-nats
 //! curl http://127.0.0.1:3000/orders -H content-type:application/json -d '{"item":"book","quantity":1}'
 //! ```
 //!

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! PG_URL=postgres://user@127.0.0.1/orders NATS_URL=nats://127.0.0.1:4222 \
-//!     cargo run --manifest-path examples/stores/Cargo.toml -p stores-outbox
+//!     cargo run -p stores-outbox
 //! curl http://127.0.0.1:3000/orders -H content-type:application/json -d '{"item":"book","quantity":1}'
 //! ```
 //!

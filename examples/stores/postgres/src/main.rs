@@ -1,7 +1,7 @@
 //! Orders into PostgreSQL: one statement for each batch.
 //!
 //! ```text
-//! PG_URL=postgres://user@127.0.0.1/orders cargo run --manifest-path examples/stores/Cargo.toml -p stores-postgres
+//! PG_URL=postgres://user@127.0.0.1/orders cargo run -p stores-postgres
 //! curl http://127.0.0.1:3000/orders -H content-type:application/json -d '{"item":"book","quantity":1}'
 //! ```
 //!

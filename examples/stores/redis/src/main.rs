@@ -1,7 +1,7 @@
 //! Orders into a Redis stream: one pipeline for each batch.
 //!
 //! ```text
-//! REDIS_URL=redis://127.0.0.1:6379 cargo run --manifest-path examples/stores/Cargo.toml -p stores-redis
+//! REDIS_URL=redis://127.0.0.1:6379 cargo run -p stores-redis
 //! curl http://127.0.0.1:3000/orders -H content-type:application/json -d '{"item":"book","quantity":1}'
 //! ```
 //!

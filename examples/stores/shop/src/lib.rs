@@ -40,7 +40,7 @@ use tower_track_events::{EventSender, TrackEventsHandle, TrackEventsLayer, Undel
 use uuid::Uuid;
 
 /// What is asked for.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 pub struct NewOrder {
     item: String,
     quantity: NonZeroU32,
@@ -51,7 +51,9 @@ pub struct NewOrder {
 pub struct Order {
     /// Made here, so that a store can tell an order that it is given twice.
     pub id: String,
+    /// What was ordered.
     pub item: String,
+    /// How many of it, at least one.
     pub quantity: i64,
     /// Milliseconds since 1970.
     pub created_at: i64,
