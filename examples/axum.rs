@@ -1,19 +1,19 @@
-//! An orders API that answers at once, writes the orders to SQLite in batches, and loses none when it stops.
+//! An orders API that answers at once, writes the orders to SQLite in batches, and loses none at a shutdown.
 //!
 //! ```text
 //! cargo run --example axum
 //! ```
 //!
-//! It prints what to try, a page to look at among it; Ctrl-C or SIGTERM stops it. When it exits with 0, every order that was
-//! answered with 201 is in the database. When it could not write them in time they are in a file beside it, one JSON object
-//! a line, whose name ends in `.undelivered.jsonl`. These variables change it:
+//! It prints commands to try, and the address of a page that shows its state; Ctrl-C or SIGTERM stops it. When it exits with
+//! 0, every order that was answered with 201 is in the database. Orders that it could not write in time are in a file beside
+//! the database, one JSON object a line, whose name ends in `.undelivered.jsonl`. These variables change it:
 //!
 //! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
 //! - `EVENTS_DB`: the database, a file in the system's folder for temporary files unless set.
 //! - `EVENT_DELAY_MS`: how slow the store is with each batch, 1 unless set.
 //! - `DRAIN_LIMIT_MS`: the most that stopping may take, counted from the signal, 5000 unless set.
 //!
-//! Exit code: 0 when every order was written, 1 when not, 2 when it could not start.
+//! Exit code: 0 if every order was written, 1 if not, 2 if it could not start.
 
 use std::{
     convert::Infallible,
@@ -67,18 +67,18 @@ use uuid::Uuid;
 
 #[tokio::main]
 async fn main() {
-    // The crate logs what goes wrong with an event.
+    // The crate logs events that fail.
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
     let code = run().await.unwrap_or_else(|message| {
         say(io::stderr(), message);
         2
     });
-    // Returning would drop the runtime, which waits for blocking threads beyond any limit, since nothing can stop them.
-    // What is not written by now has been reported; SQLite rolls back a write that is torn apart.
+    // Returning would drop the runtime, which waits for blocking threads without a limit, since nothing can stop them.
+    // Orders that are not written by now have been reported; SQLite rolls back a transaction that was not committed.
     process::exit(code)
 }
 
-/// Gives the exit code, or why the service could not start.
+/// Returns the exit code, or why the service could not start.
 async fn run() -> Result<i32, String> {
     let settings = Settings::from_env()?;
     let db = open(&settings.db)
@@ -93,7 +93,7 @@ async fn run() -> Result<i32, String> {
     let orders = handle
         .sink("order.created", OrderTable { db: Arc::new(Mutex::new(db)), delay: settings.event_delay })
         .on_undelivered(move |orders| {
-            // A panic is the sink's way to say that these are lost: it is logged and counted.
+            // After a panic here the orders are lost: that is logged, and they are counted as panicked.
             append(&undelivered, &orders).unwrap_or_else(|error| panic!("{}: {error}", undelivered.display()));
         })
         .build()
@@ -121,32 +121,32 @@ async fn run() -> Result<i32, String> {
     Ok(shut_down(&handle, server, stop_server, signals, settings.drain_limit).await)
 }
 
-/// Readiness turns red, load balancers look away, the server stops, the events end: all within one limit.
+/// Readiness fails, load balancers stop routing to this instance, the server stops, the events end: all within one limit.
 async fn shut_down(
     handle: &TrackEventsHandle,
     server: JoinHandle<io::Result<()>>,
     stop_server: oneshot::Sender<()>,
-    mut signals: impl Stream<Item = ()> + Unpin,
+    mut signals: impl Stream<Item = ()> + Send + Unpin + 'static,
     limit: Duration,
 ) -> i32 {
     let signalled = Instant::now();
     handle.begin_drain();
-    say(io::stdout(), format_args!("draining for at most {limit:?}; a second signal cuts it short"));
-    let give_up = async move { drop(timeout_at(signalled + limit, signals.next()).await) }.shared();
+    say(io::stdout(), format_args!("draining for at most {limit:?}; a second signal interrupts it"));
+    let interrupted = async move { drop(timeout_at(signalled + limit, signals.next()).await) }.shared();
 
-    // `/healthz` is 503 from now on. Until the load balancers have seen it, requests arrive and are served.
-    let _ = timeout_at(signalled + limit / 10, give_up.clone()).await;
+    // `/healthz` is 503 from now on. Until the load balancers have seen it, requests still arrive and are served.
+    let _ = timeout_at(signalled + limit / 10, interrupted.clone()).await;
     drop(stop_server);
-    // A client that has sent half a request, or is silent on HTTP/2, would keep the server from stopping for ever.
+    // Without a limit, a client that has sent half a request, or is silent on HTTP/2, would keep the server from stopping.
     select! {
         biased;
         _ = server => {}
-        _ = timeout_at(signalled + limit / 2, give_up.clone()) => {
+        _ = timeout_at(signalled + limit / 2, interrupted.clone()) => {
             say(io::stderr(), "the server was abandoned before it had stopped");
         }
     }
-    // The requests on these connections are tracked as well, so that an abandoned server loses no order either.
-    match handle.drain_until(give_up).await {
+    // The drain also waits for requests on connections of a server that was abandoned, so that none of their orders is lost.
+    match handle.drain_until(interrupted).await {
         Ok(report) => {
             say(io::stdout(), &report);
             if report.all_completed() { 0 } else { 1 }
@@ -162,7 +162,7 @@ async fn shut_down(
 struct Shop {
     orders: EventSender<OrderRow>,
     handle: TrackEventsHandle,
-    /// When the drain is cut short; set by the signal.
+    /// When the drain times out; set after the signal.
     deadline: Arc<OnceLock<Instant>>,
 }
 
@@ -175,20 +175,20 @@ fn router(shop: Shop) -> Router {
         .route("/ticker", get(ticker))
         .route("/echo", any(echo))
         .layer(layer)
-        // Not tracked: it shows the drain, which would wait for it.
+        // Outside of the layer: they show the drain, which would wait for them.
         .route("/", get(page))
         .route("/live", get(live))
         .with_state(shop)
 }
 
-/// What is asked for.
+/// The body of a request.
 #[derive(Deserialize)]
 struct Order {
     item: String,
     quantity: NonZeroU32,
 }
 
-/// What is written.
+/// A row of the database.
 #[derive(Serialize)]
 struct OrderRow {
     id: Uuid,
@@ -202,19 +202,18 @@ async fn create_order(
     State(shop): State<Shop>,
     order: Result<Json<Order>, JsonRejection>,
 ) -> axum::response::Result<impl IntoResponse> {
-    let Json(Order { item, quantity }) =
-        order.map_err(|rejection| refuse(rejection.status(), rejection.body_text()))?;
+    let Json(Order { item, quantity }) = order.map_err(|rejection| error(rejection.status(), rejection.body_text()))?;
     if item.trim().is_empty() {
-        return Err(refuse(StatusCode::UNPROCESSABLE_ENTITY, "item: must not be empty"));
+        return Err(error(StatusCode::UNPROCESSABLE_ENTITY, "item: must not be empty"));
     }
     let id = Uuid::new_v4();
     let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
-    // Pending from here on. If it is refused the client hears 503 instead of a promise that is not kept.
+    // Pending from here on. If it is rejected, the client gets 503 and can try again.
     shop.orders.send(OrderRow { id, item, quantity, created_at })?;
     Ok((StatusCode::CREATED, Json(json!({ "id": id }))))
 }
 
-fn refuse(status: StatusCode, message: impl Display) -> ErrorResponse {
+fn error(status: StatusCode, message: impl Display) -> ErrorResponse {
     (status, Json(json!({ "error": message.to_string() }))).into()
 }
 
@@ -230,7 +229,7 @@ async fn page() -> Html<&'static str> {
     Html(include_str!("axum.html"))
 }
 
-/// What the page shows.
+/// The state that the page shows.
 #[derive(Serialize)]
 struct Live {
     #[serde(flatten)]
@@ -249,13 +248,13 @@ impl Live {
         }
     }
 
-    /// The last that there is to show.
+    /// Whether this is the last state to show.
     fn is_drained(&self) -> bool {
         self.drain_left_ms.is_some() && self.counts.open_requests == 0 && self.counts.pending == 0
     }
 }
 
-/// Ends itself when there is nothing more to show, so that the server can stop.
+/// Ends when the drain has nothing more to wait for, so that the server can stop.
 async fn live(State(shop): State<Shop>) -> Sse<impl Stream<Item = Result<Event, axum::Error>>> {
     let ticks = IntervalStream::new(interval(Duration::from_millis(100)));
     let states = ticks.scan(false, move |is_over, _| {
@@ -267,14 +266,14 @@ async fn live(State(shop): State<Shop>) -> Sse<impl Stream<Item = Result<Event, 
     Sse::new(states)
 }
 
-/// Endless, and would keep the server from stopping if it did not end itself.
+/// An endless stream, which ends when the drain begins: it would keep the server from stopping.
 async fn ticker(State(shop): State<Shop>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let ticks = IntervalStream::new(interval(Duration::from_secs(1)));
     Sse::new(ticks.map(|_| Ok(Event::default().data("tick"))).take_until(shop.handle.draining()))
 }
 
-/// A WebSocket is no part of the exchange that opened it, nor known to the server any more. The guard is what makes the
-/// drain wait for it.
+/// A WebSocket is not part of the exchange that opened it, and the server does not wait for it. The guard makes the drain
+/// wait for it.
 async fn echo(events: Events, upgrade: WebSocketUpgrade) -> axum::response::Result<impl IntoResponse> {
     let handle = events.handle();
     let guard = handle.guard()?;
@@ -301,7 +300,7 @@ async fn echo_all(socket: &mut WebSocket) {
     }
 }
 
-/// Closes as the protocol wants it, and without the client if it does not take part.
+/// Sends a close frame and waits a second for the client's.
 async fn say_goodbye(socket: &mut WebSocket) {
     let away = CloseFrame { code: close_code::AWAY, reason: "the server stops".into() };
     let closing = async {
@@ -321,8 +320,8 @@ fn open(path: &Path) -> Result<Connection, Box<dyn Error>> {
     if mode != "wal" {
         return Err(format!("its journal mode is {mode}, not wal").into());
     }
-    // What is committed survives the death of the process. A power failure may undo the last commits, but it would
-    // lose pending events as well: FULL, which syncs each commit to the disk, would not keep more of a promise.
+    // A commit survives a crash of the process. A power failure may undo the last commits, but it would lose pending events
+    // as well, so FULL, which syncs each commit to the disk, would not promise more.
     db.execute_batch(
         "PRAGMA synchronous = NORMAL;
          CREATE TABLE IF NOT EXISTS orders (
@@ -337,7 +336,7 @@ struct OrderTable {
     delay: Duration,
 }
 
-/// One transaction for each batch. An `Err` is logged by the crate, and the batch is tried again.
+/// Writes each batch in one transaction. The crate logs an `Err`, and retries the batch.
 impl EventSink<OrderRow> for OrderTable {
     type Error = Box<dyn Error + Send + Sync>;
 
@@ -352,7 +351,7 @@ impl EventSink<OrderRow> for OrderTable {
 fn insert(db: &mut Connection, orders: &[OrderRow]) -> rusqlite::Result<()> {
     let transaction = db.transaction()?;
     {
-        // An attempt of which nobody heard the end may have written the order already.
+        // An attempt that timed out may have written the order already.
         let mut insert = transaction
             .prepare_cached("INSERT OR IGNORE INTO orders (id, item, quantity, created_at) VALUES (?, ?, ?, ?)")?;
         for OrderRow { id, item, quantity, created_at } in orders {
@@ -379,7 +378,7 @@ struct Settings {
 }
 
 impl Settings {
-    /// Where orders go that could not be written in time.
+    /// The file for orders that could not be written in time.
     fn undelivered(&self) -> PathBuf {
         let mut path = self.db.clone().into_os_string();
         path.push(".undelivered.jsonl");
@@ -409,12 +408,12 @@ fn variable<T: FromStr>(name: &str, allowed: &str) -> Result<Option<T>, String> 
     parsed.map(Some).ok_or_else(|| format!("{name} must be {allowed}, and is {value:?}"))
 }
 
-/// Writes a line. Where `println!` panics, because Ctrl-C has stopped the `tee` behind the pipe too, the drain goes on.
+/// Writes a line. If that fails the drain continues, where `println!` would panic: Ctrl-C also stops the `tee` behind a pipe.
 fn say(mut to: impl Write, line: impl Display) {
     let _ = writeln!(to, "{line}").and_then(|()| to.flush());
 }
 
-fn signals() -> io::Result<impl Stream<Item = ()> + Unpin> {
+fn signals() -> io::Result<impl Stream<Item = ()> + Send + Unpin + 'static> {
     let [terminate, interrupt] = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     Ok(stream::select(SignalStream::new(terminate), SignalStream::new(interrupt)))
 }

@@ -4,14 +4,14 @@
 //! cargo run --example axum_server
 //! ```
 //!
-//! It prints what to try; Ctrl-C or SIGTERM stops it. The audit is a line on standard output, written after the
+//! It prints commands to try; Ctrl-C or SIGTERM stops it. The audit is a line on standard output, written after the
 //! response. When it exits with 0, each response has its line. These variables change it:
 //!
 //! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
 //! - `EVENT_DELAY_MS`: how slow the audit is, 1 unless set.
 //! - `DRAIN_LIMIT_MS`: the most that stopping may take, counted from the signal, 5000 unless set.
 //!
-//! Exit code: 0 when nothing was left and all went well, 1 when not, 2 when it could not start.
+//! Exit code: 0 if every event completed within the limit, 1 if not, 2 if it could not start.
 
 use std::{
     convert::Infallible,
@@ -44,17 +44,17 @@ use tracing_subscriber::filter::LevelFilter;
 
 #[tokio::main]
 async fn main() {
-    // The crate logs what goes wrong with an event.
+    // The crate logs events that fail.
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
     let code = run().await.unwrap_or_else(|message| {
         say(io::stderr(), message);
         2
     });
-    // Returning would drop the runtime, which waits for blocking events beyond any limit.
+    // Returning would drop the runtime, which waits for blocking events without a limit.
     process::exit(code)
 }
 
-/// Gives the exit code, or why the server could not start.
+/// Returns the exit code, or why the server could not start.
 async fn run() -> Result<i32, String> {
     let Settings { addr, event_delay, drain_limit: limit } = Settings::from_env()?;
     let no_listener = |error| format!("ADDR must be an address that is free, and is {addr}: {error}");
@@ -78,27 +78,27 @@ async fn run() -> Result<i32, String> {
     );
     signals.next().await;
 
-    // Readiness turns red, load balancers look away, the server stops, the events end: all within one limit.
+    // Readiness fails, load balancers stop routing to this instance, the server stops, the events end: all within one limit.
     let signalled = Instant::now();
     handle.begin_drain();
-    say(io::stdout(), format_args!("draining for at most {limit:?}; a second signal cuts it short"));
-    let give_up = async move { drop(timeout_at(signalled + limit, signals.next()).await) }.shared();
-    let _ = timeout_at(signalled + limit / 10, give_up.clone()).await;
-    // What has not ended by then is cut: its connection is closed. It is an exchange all the same, and has its event.
+    say(io::stdout(), format_args!("draining for at most {limit:?}; a second signal interrupts it"));
+    let interrupted = async move { drop(timeout_at(signalled + limit, signals.next()).await) }.shared();
+    let _ = timeout_at(signalled + limit / 10, interrupted.clone()).await;
+    // Connections that are still open by then are closed. The exchanges on them end as aborted, and have their events.
     let half = signalled + limit / 2;
     connections.graceful_shutdown(Some(half.saturating_duration_since(Instant::now())));
     let ended = select! {
         biased;
         _ = server => Instant::now() < half,
-        _ = give_up.clone() => {
+        _ = interrupted.clone() => {
             connections.shutdown();
             false
         }
     };
     if !ended {
-        say(io::stderr(), "the server cut the connections that had not ended");
+        say(io::stderr(), "the server closed connections that were still open");
     }
-    match handle.drain_until(give_up).await {
+    match handle.drain_until(interrupted).await {
         Ok(report) => {
             say(io::stdout(), &report);
             Ok(if report.all_completed() { 0 } else { 1 })
@@ -130,7 +130,7 @@ async fn slow() -> &'static str {
     "slow"
 }
 
-/// Endless, and would be cut off if it did not end itself.
+/// An endless stream, which ends when the drain begins: its connection would be closed otherwise.
 async fn ticker(State(handle): State<TrackEventsHandle>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let ticks = IntervalStream::new(interval(Duration::from_secs(1)));
     Sse::new(ticks.map(|_| Ok(Event::default().data("tick"))).take_until(handle.draining()))
@@ -142,7 +142,7 @@ async fn upload(body: Body) -> Result<String, StatusCode> {
     Ok(format!("{bytes} bytes"))
 }
 
-/// One line on standard output for each response, after the response. A probe needs none.
+/// Writes a line to standard output after each response, except to a probe.
 fn audited(handle: TrackEventsHandle, delay: Duration) -> TrackEventsLayer {
     let no_probe = |request: &Parts| request.uri.path() != "/healthz";
     let audit = move |request: &Parts| {
@@ -151,14 +151,14 @@ fn audited(handle: TrackEventsHandle, delay: Duration) -> TrackEventsLayer {
             sleep(delay).await;
             let Exchange { status, outcome, body_bytes, .. } = exchange;
             let status = status.map_or("-".to_owned(), |status| status.as_u16().to_string());
-            // An `Err` is counted, logged, and shows in the report.
+            // An `Err` is logged, counted, and in the report.
             writeln!(io::stdout(), "{line} {status} {outcome} {body_bytes} bytes")
         }
     };
     TrackEventsLayer::builder(handle).track_when("audit", no_probe, audit).build()
 }
 
-/// Writes a line. Where `println!` panics, because nobody reads the pipe any more, the drain goes on.
+/// Writes a line. If that fails the drain continues, where `println!` would panic: nobody may read the pipe any more.
 fn say(mut to: impl Write, line: impl Display) {
     let _ = writeln!(to, "{line}").and_then(|()| to.flush());
 }

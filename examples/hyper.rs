@@ -4,14 +4,14 @@
 //! cargo run --example hyper
 //! ```
 //!
-//! It prints what to try; Ctrl-C or SIGTERM stops it. The audit is a line on standard output, written after the
+//! It prints commands to try; Ctrl-C or SIGTERM stops it. The audit is a line on standard output, written after the
 //! response. When it exits with 0, each response has its line. These variables change it:
 //!
 //! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
 //! - `EVENT_DELAY_MS`: how slow the audit is, 1 unless set.
 //! - `DRAIN_LIMIT_MS`: the most that stopping may take, counted from the signal, 5000 unless set.
 //!
-//! Exit code: 0 when nothing was left and all went well, 1 when not, 2 when it could not start.
+//! Exit code: 0 if every event completed within the limit, 1 if not, 2 if it could not start.
 
 use std::{
     convert::Infallible,
@@ -47,22 +47,22 @@ use tower::{Layer, service_fn};
 use tower_track_events::{Exchange, TrackEventsHandle, TrackEventsLayer};
 use tracing_subscriber::filter::LevelFilter;
 
-/// What a client may take to send a request head, or to answer a ping.
+/// How long a client may take to send a request head, or to answer a ping.
 const CLIENT_LIMIT: Duration = Duration::from_secs(20);
 
 #[tokio::main]
 async fn main() {
-    // The crate logs what goes wrong with an event.
+    // The crate logs events that fail.
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
     let code = run().await.unwrap_or_else(|message| {
         say(io::stderr(), message);
         2
     });
-    // Returning would drop the runtime, which waits for blocking events beyond any limit.
+    // Returning would drop the runtime, which waits for blocking events without a limit.
     process::exit(code)
 }
 
-/// Gives the exit code, or why the server could not start.
+/// Returns the exit code, or why the server could not start.
 async fn run() -> Result<i32, String> {
     let Settings { addr, event_delay, drain_limit: limit } = Settings::from_env()?;
     let no_listener = |error| format!("ADDR must be an address that is free, and is {addr}: {error}");
@@ -70,8 +70,9 @@ async fn run() -> Result<i32, String> {
     let addr = listener.local_addr().map_err(no_listener)?;
     let mut signals = signals().map_err(|error| format!("no signals: {error}"))?;
 
-    // The executor below makes known each HTTP/2 stream as it is spawned, so that the drain need not let things settle.
-    let handle = TrackEventsHandle::builder().settle(Duration::ZERO).build().map_err(|error| error.to_string())?;
+    // The executor below opens a guard for each HTTP/2 stream when it is spawned, so that the drain needs no quiet period.
+    let handle =
+        TrackEventsHandle::builder().quiet_period(Duration::ZERO).build().map_err(|error| error.to_string())?;
     let (stop_server, stopped) = oneshot::channel();
     let server = tokio::spawn(serve(listener, handle.clone(), event_delay, stopped));
     say(
@@ -86,21 +87,21 @@ async fn run() -> Result<i32, String> {
     );
     signals.next().await;
 
-    // Readiness turns red, load balancers look away, the server stops, the events end: all within one limit.
+    // Readiness fails, load balancers stop routing to this instance, the server stops, the events end: all within one limit.
     let signalled = Instant::now();
     handle.begin_drain();
-    say(io::stdout(), format_args!("draining for at most {limit:?}; a second signal cuts it short"));
-    let give_up = async move { drop(timeout_at(signalled + limit, signals.next()).await) }.shared();
-    let _ = timeout_at(signalled + limit / 10, give_up.clone()).await;
+    say(io::stdout(), format_args!("draining for at most {limit:?}; a second signal interrupts it"));
+    let interrupted = async move { drop(timeout_at(signalled + limit, signals.next()).await) }.shared();
+    let _ = timeout_at(signalled + limit / 10, interrupted.clone()).await;
     drop(stop_server);
     select! {
         biased;
         _ = server => {}
-        _ = timeout_at(signalled + limit / 2, give_up.clone()) => {
+        _ = timeout_at(signalled + limit / 2, interrupted.clone()) => {
             say(io::stderr(), "the server was abandoned before it had stopped");
         }
     }
-    match handle.drain_until(give_up).await {
+    match handle.drain_until(interrupted).await {
         Ok(report) => {
             say(io::stdout(), &report);
             Ok(if report.all_completed() { 0 } else { 1 })
@@ -130,19 +131,19 @@ async fn serve(listener: TcpListener, handle: TrackEventsHandle, delay: Duration
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // No more file descriptors, perhaps. Without a pause this would be a busy loop.
+                // There may be no file descriptors left. Without a pause this would be a busy loop.
                 say(io::stderr(), format_args!("no connection: {error}"));
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        // Taken here, so that the stop waits for a task that has not begun, or is still shaking hands for TLS. The
-        // connections need no guard of the handle: one that is silent has no request, and would hold up the drain.
+        // Made here, so that the shutdown also waits for a task that has not been polled, or is in its TLS handshake. A
+        // connection needs no guard of the handle: an idle one has no request, and would delay the drain.
         let watcher = graceful.watcher();
         let (server, service) = (server.clone(), service.clone());
         tokio::spawn(async move {
             let connection = server.serve_connection(TokioIo::new(stream), service);
-            // The error is the client's, which has left or does not speak HTTP.
+            // An error means that the client has left, or does not speak HTTP.
             let _ = watcher.watch(connection).await;
         });
     }
@@ -160,7 +161,7 @@ async fn respond(request: Request<Incoming>, handle: TrackEventsHandle) -> hyper
             Ok(text(StatusCode::OK, "slow"))
         }
         "/ticker" => {
-            // Endless, and would keep the server from stopping if it did not end itself.
+            // Ends when the drain begins: an endless stream would keep the server from stopping.
             let ticks = IntervalStream::new(interval(Duration::from_secs(1))).take_until(handle.draining());
             let body = StreamBody::new(ticks.map(|_| Ok(Frame::data(Bytes::from_static(b"data: tick\n\n")))));
             let response = Response::builder().header("content-type", "text/event-stream");
@@ -183,7 +184,7 @@ fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
     response
 }
 
-/// One line on standard output for each response, after the response. A probe needs none.
+/// Writes a line to standard output after each response, except to a probe.
 fn audited(handle: TrackEventsHandle, delay: Duration) -> TrackEventsLayer {
     let no_probe = |request: &Parts| request.uri.path() != "/healthz";
     let audit = move |request: &Parts| {
@@ -192,14 +193,14 @@ fn audited(handle: TrackEventsHandle, delay: Duration) -> TrackEventsLayer {
             sleep(delay).await;
             let Exchange { status, outcome, body_bytes, .. } = exchange;
             let status = status.map_or("-".to_owned(), |status| status.as_u16().to_string());
-            // An `Err` is counted, logged, and shows in the report.
+            // An `Err` is logged, counted, and in the report.
             writeln!(io::stdout(), "{line} {status} {outcome} {body_bytes} bytes")
         }
     };
     TrackEventsLayer::builder(handle).track_when("audit", no_probe, audit).build()
 }
 
-/// Writes a line. Where `println!` panics, because nobody reads the pipe any more, the drain goes on.
+/// Writes a line. If that fails the drain continues, where `println!` would panic: nobody may read the pipe any more.
 fn say(mut to: impl Write, line: impl Display) {
     let _ = writeln!(to, "{line}").and_then(|()| to.flush());
 }

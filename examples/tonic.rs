@@ -5,14 +5,14 @@
 //! ```
 //!
 //! Its one service is the standard health service, for which [grpc_health_probe] and [grpcurl] are clients; it prints
-//! what to try. Ctrl-C or SIGTERM stops it. The audit is a line on standard output, written after the response. When it
+//! commands to try. Ctrl-C or SIGTERM stops it. The audit is a line on standard output, written after the response. When it
 //! exits with 0, each response has its line. These variables change it:
 //!
 //! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
 //! - `EVENT_DELAY_MS`: how slow the audit is, 1 unless set.
 //! - `DRAIN_LIMIT_MS`: the most that stopping may take, counted from the signal, 5000 unless set.
 //!
-//! Exit code: 0 when nothing was left and all went well, 1 when not, 2 when it could not start.
+//! Exit code: 0 if every event completed within the limit, 1 if not, 2 if it could not start.
 //!
 //! [grpc_health_probe]: https://github.com/grpc-ecosystem/grpc-health-probe
 //! [grpcurl]: https://github.com/fullstorydev/grpcurl
@@ -54,17 +54,17 @@ use tracing_subscriber::filter::LevelFilter;
 
 #[tokio::main]
 async fn main() {
-    // The crate logs what goes wrong with an event.
+    // The crate logs events that fail.
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
     let code = run().await.unwrap_or_else(|message| {
         say(io::stderr(), message);
         2
     });
-    // Returning would drop the runtime, which waits for blocking events beyond any limit.
+    // Returning would drop the runtime, which waits for blocking events without a limit.
     process::exit(code)
 }
 
-/// Gives the exit code, or why the server could not start.
+/// Returns the exit code, or why the server could not start.
 async fn run() -> Result<i32, String> {
     let Settings { addr, event_delay, drain_limit: limit } = Settings::from_env()?;
     let no_listener = |error| format!("ADDR must be an address that is free, and is {addr}: {error}");
@@ -95,23 +95,23 @@ async fn run() -> Result<i32, String> {
     );
     signals.next().await;
 
-    // Health turns red, load balancers look away, the server stops, the events end: all within one limit.
+    // Health fails, load balancers stop routing to this instance, the server stops, the events end: all within one limit.
     let signalled = Instant::now();
     handle.begin_drain();
     reporter.set_service_status("", ServingStatus::NotServing).await;
-    say(io::stdout(), format_args!("draining for at most {limit:?}; a second signal cuts it short"));
-    let give_up = async move { drop(timeout_at(signalled + limit, signals.next()).await) }.shared();
-    let _ = timeout_at(signalled + limit / 10, give_up.clone()).await;
+    say(io::stdout(), format_args!("draining for at most {limit:?}; a second signal interrupts it"));
+    let interrupted = async move { drop(timeout_at(signalled + limit, signals.next()).await) }.shared();
+    let _ = timeout_at(signalled + limit / 10, interrupted.clone()).await;
     drop(stop_server);
-    // A client that holds a call open, or has connected and sent nothing, would keep the server from stopping for ever.
+    // Without a limit, a client that holds a call open, or has sent nothing, would keep the server from stopping.
     select! {
         biased;
         _ = server => {}
-        _ = timeout_at(signalled + limit / 2, give_up.clone()) => {
+        _ = timeout_at(signalled + limit / 2, interrupted.clone()) => {
             say(io::stderr(), "the server was abandoned before it had stopped");
         }
     }
-    match handle.drain_until(give_up).await {
+    match handle.drain_until(interrupted).await {
         Ok(report) => {
             say(io::stdout(), &report);
             Ok(if report.all_completed() { 0 } else { 1 })
@@ -123,7 +123,7 @@ async fn run() -> Result<i32, String> {
     }
 }
 
-/// The health service, whose watches end when the drain begins. They would keep the server from stopping.
+/// The health service, whose watches end when the drain begins: they would keep the server from stopping.
 struct DrainingHealth {
     health: HealthService,
     handle: TrackEventsHandle,
@@ -139,14 +139,14 @@ impl Health for DrainingHealth {
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let changes = self.health.watch(request).await?.into_inner();
-        // The last word, for a watcher that has not seen the change when its stream ends.
+        // For a watcher that has not got the change when its stream ends.
         let not_serving = health_check_response::ServingStatus::NotServing.into();
         let last = stream::once(ready(Ok(HealthCheckResponse { status: not_serving })));
         Ok(Response::new(changes.take_until(self.handle.draining()).chain(last).boxed()))
     }
 }
 
-/// One line on standard output for each call, after the response.
+/// Writes a line to standard output after each response.
 fn audited(handle: TrackEventsHandle, delay: Duration) -> TrackEventsLayer {
     let audit = move |request: &Parts| {
         let call = request.uri.path().to_owned();
@@ -154,14 +154,14 @@ fn audited(handle: TrackEventsHandle, delay: Duration) -> TrackEventsLayer {
             sleep(delay).await;
             let Exchange { grpc_status, outcome, body_bytes, .. } = exchange;
             let status = grpc_status.map_or("-".to_owned(), |status| status.to_string());
-            // An `Err` is counted, logged, and shows in the report.
+            // An `Err` is logged, counted, and in the report.
             writeln!(io::stdout(), "audit {call} {status} {outcome} {body_bytes} bytes")
         }
     };
     TrackEventsLayer::builder(handle).track("audit", audit).build()
 }
 
-/// Writes a line. Where `println!` panics, because nobody reads the pipe any more, the drain goes on.
+/// Writes a line. If that fails the drain continues, where `println!` would panic: nobody may read the pipe any more.
 fn say(mut to: impl Write, line: impl Display) {
     let _ = writeln!(to, "{line}").and_then(|()| to.flush());
 }

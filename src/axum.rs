@@ -1,4 +1,4 @@
-//! For axum: `Events` as an extractor, `Refused` as a response.
+//! For axum: `Events` as an extractor, `TrackError` as a response.
 
 use std::{convert::Infallible, error::Error, fmt};
 
@@ -8,7 +8,7 @@ use axum_core::{
 };
 use http::{StatusCode, request::Parts};
 
-use crate::{events::Events, refused::Refused, sink::SendError};
+use crate::{error::TrackError, exchange::Events, sink::SendError};
 
 /// Extracts the [`Events`] of the exchange.
 ///
@@ -67,17 +67,17 @@ impl IntoResponse for MissingTrackEventsLayer {
     }
 }
 
-/// Answers 503, so that a client or a load balancer tries again elsewhere. The body is the text of the refusal: map it where
-/// clients are not to read that.
-impl IntoResponse for Refused {
+/// Answers 503, so that a client or a load balancer tries again elsewhere. The body is the text of the error: map it if
+/// clients should not read that.
+impl IntoResponse for TrackError {
     fn into_response(self) -> Response {
         (StatusCode::SERVICE_UNAVAILABLE, self.to_string()).into_response()
     }
 }
 
-/// Answers as [`Refused`] does.
+/// Answers as [`TrackError`] does.
 impl<E> IntoResponse for SendError<E> {
     fn into_response(self) -> Response {
-        self.refused.into_response()
+        self.reason.into_response()
     }
 }

@@ -1,15 +1,14 @@
-//! Pages to read: when an exchange is over, how to shut a server down, how to write into a store, what happens when there
-//! is no room, how to test handlers, how to see what goes on, and how to come here from a `TaskTracker`.
+//! Pages to read: how a response ends, how to shut a server down, and what to do at capacity.
 //!
-//! - [`outcomes`]: each way in which an exchange ends, when its events start, and what an
-//!   [`Exchange`](crate::Exchange) says of it.
+//! - [`outcomes`]: each way in which an exchange ends, when its events start, and what its
+//!   [`Exchange`](crate::Exchange) contains.
 //! - [`client_left`]: which events run when the client leaves.
 //! - [`shutdown`]: the steps between the signal and the exit, their budget, and the wiring for each server.
 //! - [`sinks`]: typed events in batches, and what each way to store them survives.
-//! - [`capacity`]: what happens when the house is full, and what to do about it.
-//! - [`testing`]: handlers without a server, a clock that is paused, and what to assert.
-//! - [`task_tracker`]: from `tokio_util`'s `TaskTracker` to this crate, call by call.
-//! - [`observing`]: spans, log lines, counts and metrics.
+//! - [`capacity`]: what happens at capacity, and what to do about it.
+//! - [`testing`]: tests of handlers without a server, a paused clock, and what to assert.
+//! - [`task_tracker`]: migrating from `tokio_util`'s `TaskTracker` to this crate, call by call.
+//! - [`observing`]: counts, log lines, spans and metrics.
 
 pub mod capacity {
     #![doc = include_str!("../docs/guide/capacity.md")]

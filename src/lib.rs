@@ -1,10 +1,9 @@
 //! Work that happens after the response, and is not lost when the process stops.
 //!
-//! A handler answers a request and then has something left to do that must not delay the answer: record an audit row,
-//! bill the bytes, publish `order.created`. Written as `tokio::spawn(..)` it is *fire and hope*: what has not finished
-//! when the process stops is lost. This crate is a Tower layer that wraps any HTTP service, starts such *events* once
-//! the response is over, and gives the application one [handle](TrackEventsHandle), whose
-//! [`drain(limit)`](TrackEventsHandle::drain) belongs into the shutdown of the server.
+//! Handlers leave work until after the response that must not delay it: write an audit row, bill the bytes, publish
+//! `order.created`. With `tokio::spawn(..)`, what has not finished when the process stops is lost. This crate is a Tower
+//! layer that wraps any HTTP service and starts such *events* once the response is over. The application keeps a
+//! [handle](TrackEventsHandle), whose [`drain(limit)`](TrackEventsHandle::drain) is a part of the server's shutdown.
 //!
 //! # Quick start
 //!
@@ -12,9 +11,9 @@
 //! use std::time::Duration;
 //!
 //! use axum::{Router, routing::post};
-//! use tower_track_events::{Events, Refused, TrackEventsLayer};
+//! use tower_track_events::{Events, TrackError, TrackEventsLayer};
 //!
-//! async fn create_order(events: Events) -> Result<&'static str, Refused> {
+//! async fn create_order(events: Events) -> Result<&'static str, TrackError> {
 //!     events.track("order.created", async { /* publish it */ })?;
 //!     Ok("created")
 //! }
@@ -33,7 +32,7 @@
 //!     })
 //!     .await?;
 //!
-//! // An error is a line that names what was cut short.
+//! // An error is one line that names what was left.
 //! let report = handle.drain(Duration::from_secs(8)).await.map_err(|error| error.to_string())?;
 //! println!("{report}");
 //! # Ok(()) }
@@ -41,80 +40,80 @@
 //!
 //! Without axum, take [`Events`] from the request: [`Events::from_extensions`].
 //!
-//! # Words
+//! # Terms
 //!
-//! - An *exchange* is one request and its response, from the call of the service until the response is over.
-//! - An *event* is one named piece of work that is tracked: a future or blocking closure that starts after the
-//!   response, or at once through the handle.
-//! - An event is *accepted* or *refused* when it is recorded, and never dropped later. An accepted one has exactly
-//!   one [ending](Endings); a refused one is an `Err` in the caller's hand, and a count.
-//! - A *sink* is given typed events in batches, instead of a task for each: see [`guide::sinks`].
-//! - A *guard* keeps a drain waiting for as long as it lives; a *permit* is room for an event that is not there yet.
-//! - The *house* is all that one handle counts, and the *ledger* its counts.
-//! - To *drain* is to wait, within a limit, until no exchange is open and no event pending, and then to refuse
+//! - An *exchange* is one request and its response (RFC 9110), from the call of the service until the response is over.
+//! - An *event* is one named piece of tracked work: a future or a blocking closure that starts after the response, or
+//!   at once through the handle.
+//! - An event is *accepted* or *rejected* when it is tracked, and never dropped later. An accepted event ends in exactly
+//!   one way, and is [counted](EventCounts). A rejected one is an error that its caller gets, and a count.
+//! - A *sink* gets typed events in batches, instead of a task for each: see [`guide::sinks`].
+//! - A *guard* keeps a drain waiting for as long as it lives; a *permit* is a reserved capacity slot for one event.
+//! - To *drain* is to wait, within a limit, until no exchange is open and no event is pending, and then to reject
 //!   everything.
 //!
 //! # When events start
 //!
-//! The events of an exchange start once, when its response is over: with the last frame of its body, where that can be
-//! told from the frame, or else when the body is dropped. [`Outcome`] is how it ended. They start whatever the outcome:
-//! also when the service fails or panics, or the client leaves before the response. An event that wants to know takes
-//! an [`Exchange`]: [`Events::track_with`].
+//! The events of an exchange start when its response is over: with the last frame of its body, if that frame shows that
+//! it is the last, or else when the body is dropped. [`Outcome`] says how it ended. They start whatever the outcome, also
+//! when the service fails or panics, or the client leaves before the response. An event that needs the outcome gets an
+//! [`Exchange`]: [`Events::track_with`].
 //!
-//! Some outcomes surprise: an endless stream ends as [`Outcome::Aborted`], and a timeout may end as
+//! Some outcomes are surprising: an endless stream ends as [`Outcome::Aborted`], and a timeout may end as
 //! [`Outcome::Complete`]. [`guide::outcomes`] goes through all of them.
+//!
+//! The events of one response run in one task, start in the order in which they were tracked, and run concurrently. An
+//! event of the handle is a task of its own.
 //!
 //! # Shutdown
 //!
-//! A server that has returned is not a server without requests: each HTTP/2 stream is a task of its own. So the drain
-//! waits for requests as well as for events, from the call of the service on. The steps, against one deadline that is
-//! counted from the signal:
+//! A server that has returned is not a server without requests: each HTTP/2 stream is a task of its own. So a drain
+//! waits for requests as well as for events. The steps, against one deadline that is counted from the signal:
 //!
-//! 1. [`begin_drain`](TrackEventsHandle::begin_drain): readiness turns red, endless streams end themselves. Requests
-//!    are still served, their events still taken.
-//! 2. Pause until load balancers have looked away.
-//! 3. Stop the server gracefully, but with a limit: one client with half a request head would hold it for ever.
-//! 4. [`drain`](TrackEventsHandle::drain) with the time that is left, and print what it answers.
+//! 1. [`begin_drain`](TrackEventsHandle::begin_drain): [`is_draining`](TrackEventsHandle::is_draining) returns true, and
+//!    streams that wait for [`draining`](TrackEventsHandle::draining) end. Requests are served, their events accepted.
+//! 2. Pause until load balancers stop routing to this instance.
+//! 3. Stop the server gracefully, but with a limit: one client with half a request head would keep it from stopping.
+//! 4. [`drain`](TrackEventsHandle::drain) with the time that is left, and print the report.
 //!
-//! [`guide::shutdown`] has the whole of it: the budget, the wiring for each server, WebSockets, the exit.
+//! [`guide::shutdown`] has the details: the budget, the wiring for each server, WebSockets, the exit code.
 //!
-//! # Laws
+//! # Guarantees
 //!
-//! 1. *Conservation.* At every [`Snapshot`],
-//!    `accepted = completed + failed + panicked + timed_out + aborted + pending`.
+//! 1. *Conservation.* At every [`Snapshot`], `accepted = ended.total() + pending`: each accepted event has completed,
+//!    failed, panicked, timed out or been aborted, or is pending.
 //! 2. *Drained is final and true.* A drain is `Ok` only if at one instant nothing was open or pending, and everything
-//!    has been refused since. What the events wrote, and their destructors, happened before it returned.
-//! 3. *Nothing falls between.* Before that instant every event is accepted, within the capacity: an event may record
-//!    another, an open exchange may record its own.
-//! 4. *At most once, accounted for always.* (What is sent to a sink is given to it at least once.)
+//!    has been rejected since. What the events wrote, and their destructors, happened before it returned.
+//! 3. *No gap between open and drained.* Before that instant every event is accepted, within the capacity, except for
+//!    background tasks while the drain is [closing](TrackEventsHandle::drain): an event may track another, an open
+//!    exchange may track its own.
+//! 4. *Started at most once, ended exactly once.* (What is sent to a sink is delivered at least once.)
 //! 5. *Bounded.* `pending + reserved` never exceeds the [capacity](TrackEventsHandleBuilder::capacity), and
-//!    [`Refused::Full`] is said only when that many are taken. The requests of a layer may [wait](Overflow) for room.
-//!    What is sent to a sink counts against the [capacity of that sink](SinkBuilder::capacity) instead.
-//! 6. *Polite.* The panic of an event is its own. No code of yours runs under a lock of ours.
+//!    [`TrackError::Full`] is returned only when that many are taken. The requests of a layer may [wait](Overflow) for
+//!    capacity. What is sent to a sink counts against the [capacity of that sink](SinkBuilder::capacity) instead.
+//! 6. *Isolated.* A panic ends one event and no other. No user code runs under a lock of this crate.
 //! 7. *Transparent.* A client sees the same bytes with and without the layer.
 //!
-//! # More to read
+//! Not guaranteed: events live in this process and run at most once, so `SIGKILL`, power loss, `process::exit` and
+//! `panic = "abort"` lose what is pending. Work that must survive a crash belongs in an outbox or a broker. An event that
+//! blocks its thread delays others, as in any task: use [`track_blocking`](TrackEventsHandle::track_blocking).
+//!
+//! # Guide
 //!
 //! - [`guide::shutdown`]: the steps between the signal and the exit, for each server.
 //! - [`guide::client_left`]: which events run when the client leaves.
 //! - [`guide::outcomes`]: how each response can end, and when.
-//! - [`guide::capacity`]: what to do when the house is full.
-//! - [`guide::testing`]: handlers without a server, [`Events::detached`].
+//! - [`guide::capacity`]: what to do when the capacity is used up.
+//! - [`guide::testing`]: tests of handlers without a server.
 //! - [`guide::sinks`]: typed events in batches, and what each store survives.
 //! - [`guide::observing`]: counts, log lines, spans and metrics.
-//! - [`guide::task_tracker`]: the way from `TaskTracker`.
-//!
-//! # What is not promised
-//!
-//! Events live in this process and run at most once: `SIGKILL`, power loss, `process::exit` and `panic = "abort"` lose
-//! what is pending. An event that blocks the thread of a current-thread runtime blocks its drain as well: use
-//! [`track_blocking`](TrackEventsHandle::track_blocking). What must survive a crash belongs into an outbox or a broker.
+//! - [`guide::task_tracker`]: migrating from `TaskTracker`.
 //!
 //! # Features
 //!
 //! None is on by default, and none changes behaviour.
 //!
-//! - `axum`: [`Events`] as an extractor, [`Refused`] and [`SendError`] as 503 responses.
+//! - `axum`: [`Events`] as an extractor, [`TrackError`] and [`SendError`] as 503 responses.
 //! - `metrics`: counters, gauges and histograms for the [`metrics`](https://docs.rs/metrics) facade, see
 //!   [`guide::observing`].
 //! - `hyper`: `TrackEventsHandle::executor`, for servers built directly on hyper.
@@ -127,76 +126,41 @@
 struct Readme;
 
 pub mod guide;
+pub mod sink;
 
-mod batch;
-mod body;
-mod contain;
-mod deliver;
-mod detached;
+/// Tests of handlers and hooks without a server.
+pub mod test {
+    pub use crate::exchange::TestExchange;
+}
+
+mod context;
 mod drain;
-mod entry;
-mod events;
+mod error;
+mod event;
 mod exchange;
-mod future;
-mod guard;
 mod handle;
-mod hook;
-mod house;
-mod idle_waits;
-mod inside;
-mod lane;
 mod layer;
-mod ledger;
-mod limit;
-mod line;
-#[cfg_attr(not(feature = "metrics"), path = "unmeasured.rs")]
 mod metrics;
-mod output;
-mod overflow;
-mod permit;
-mod queue;
-mod record;
-mod refused;
-mod report;
-mod room_queue;
-mod service;
-mod setting;
-mod sink;
-mod snapshot;
-mod start;
-mod sync;
-mod task;
-mod wait_idle;
-mod waiters;
+mod registry;
+mod util;
 
 #[cfg(feature = "axum")]
 mod axum;
 #[cfg(feature = "hyper")]
-mod executor;
+mod hyper;
 
 pub use self::{
-    batch::{Batch, EventSink, Undelivered},
-    body::ResponseBody,
-    detached::DetachedExchange,
-    drain::Drain,
-    events::Events,
-    exchange::{Exchange, Outcome},
-    future::ResponseFuture,
-    handle::{DrainGuard, TrackEventsHandle, TrackEventsHandleBuilder},
-    layer::{TrackEventsLayer, TrackEventsLayerBuilder},
-    output::EventOutput,
-    overflow::Overflow,
-    permit::Permit,
-    refused::Refused,
-    report::{DrainError, DrainReport, Held, NamedEndings, PendingEvents, UndeliveredEvents, Unfinished},
-    service::TrackEvents,
-    setting::InvalidSetting,
-    sink::{EventSender, SendError, SendPermit, SinkBuilder},
-    snapshot::{Endings, SinkSnapshot, Snapshot},
-    wait_idle::{WaitIdle, WaitIdleError},
+    drain::{Drain, DrainError, DrainReport, OpenItem, OpenKind, WaitIdle, WaitIdleError},
+    error::{BuildError, TrackError},
+    event::EventOutput,
+    exchange::{Events, Exchange, Outcome, Overflow},
+    handle::{DrainGuard, Permit, Scope, TrackEventsHandle, TrackEventsHandleBuilder},
+    layer::{ResponseBody, ResponseFuture, TrackEvents, TrackEventsLayer, TrackEventsLayerBuilder},
+    registry::{EventCounts, EventFailures, SinkSnapshot, Snapshot},
+    sink::{Batch, EventSender, EventSink, SendError, SendPermit, SinkBuilder, Undelivered},
 };
 
 #[cfg(feature = "axum")]
 pub use self::axum::MissingTrackEventsLayer;
 #[cfg(feature = "hyper")]
-pub use self::executor::{DrainExecutor, Guarded};
+pub use self::hyper::{DrainExecutor, Guarded};

@@ -1,96 +1,107 @@
-//! Counts for the `metrics` facade. Its recorder is user code: it runs without a lock, and its panic is contained.
+//! Counters, gauges and histograms for the `metrics` facade. Without the feature, each function does nothing.
+//!
+//! The recorder runs without a lock.
 
-use std::time::Duration;
-
+#[cfg(feature = "metrics")]
 use metrics::{counter, gauge, histogram};
-use tokio::time::Instant;
 
-use crate::{contain::contain, refused::Refused, snapshot::Ending};
+use crate::{context::Ticket, error::TrackError, registry::Ending};
 
-/// When an event has begun to run; unknown if nobody listens.
-pub(crate) struct Began(Option<Instant>);
+/// Defines functions whose bodies need the feature.
+macro_rules! measure {
+    ($($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),*) $body:block)*) => {
+        $(
+            $(#[$doc])*
+            #[cfg(feature = "metrics")]
+            pub(crate) fn $name($($argument: $type),*) $body
 
-impl Began {
+            #[cfg(not(feature = "metrics"))]
+            #[inline(always)]
+            pub(crate) fn $name($(_: $type),*) {}
+        )*
+    };
+}
+
+/// When an event has started.
+#[cfg(feature = "metrics")]
+pub(crate) struct Started(tokio::time::Instant);
+
+#[cfg(not(feature = "metrics"))]
+pub(crate) struct Started;
+
+impl Started {
+    #[inline]
     pub(crate) fn now() -> Self {
-        Self(is_heard().then(Instant::now))
+        #[cfg(feature = "metrics")]
+        return Self(tokio::time::Instant::now());
+        #[cfg(not(feature = "metrics"))]
+        Self
     }
 }
 
-/// Whether a recorder is installed. Each name and label costs an allocation, also where nobody listens. The facade does
-/// not say so, but what it has in place of a recorder is of size zero, which one that remembers anything is not.
-fn is_heard() -> bool {
-    metrics::with_recorder(|recorder| size_of_val(recorder) > 0)
-}
-
-/// Counts, if somebody listens.
-fn tell(count: impl FnOnce()) {
-    let _ = contain(|| {
-        if is_heard() {
-            count();
-        }
-    });
-}
-
-pub(crate) fn accepted(event: &'static str) {
-    tell(|| {
+measure! {
+    fn accepted(event: &'static str) {
         counter!("tower_track_events_accepted_total", "event" => event).increment(1);
         gauge!("tower_track_events_pending_events").increment(1);
-    });
-}
+    }
 
-/// Events that were sent to a sink: told when it comes to them, because each send would pay for it.
-pub(crate) fn queued(event: &'static str, count: u64) {
-    tell(|| {
+    /// Values that were sent to a sink: counted when the worker takes them, because each send would pay for it.
+    fn accepted_by_sink(event: &'static str, count: u64) {
         counter!("tower_track_events_accepted_total", "event" => event).increment(count);
         gauge!("tower_track_events_pending_events").increment(count as f64);
-    });
-}
+    }
 
-pub(crate) fn ended_many(event: &'static str, ending: Ending, count: u64) {
-    tell(|| {
-        counter!("tower_track_events_ended_total", "event" => event, "ending" => ending.as_str()).increment(count);
+    fn ended_in_sink(event: &'static str, ending: Ending, count: u64) {
+        counter!("tower_track_events_ended_total", "event" => event, "ending" => label(ending)).increment(count);
         gauge!("tower_track_events_pending_events").decrement(count as f64);
-    });
-}
+    }
 
-/// Something that is counted only because it panicked.
-pub(crate) fn panicked_in_place(event: &'static str) {
-    tell(|| {
+    /// An observer that has panicked.
+    fn panicked_at_once(event: &'static str) {
         counter!("tower_track_events_accepted_total", "event" => event).increment(1);
-        let ending = Ending::Panicked.as_str();
+        let ending = label(Ending::Panicked);
         counter!("tower_track_events_ended_total", "event" => event, "ending" => ending).increment(1);
-    });
-}
+    }
 
-/// An event that has never run has no duration.
-pub(crate) fn ended(event: impl FnOnce() -> &'static str, ending: Ending, began: Option<Began>) {
-    tell(|| {
-        let event = event();
-        counter!("tower_track_events_ended_total", "event" => event, "ending" => ending.as_str()).increment(1);
+    /// An event that has never run has no duration.
+    fn ended(ticket: &Ticket, ending: Ending, started: Option<Started>) {
+        let event = ticket.name_and_location().0;
+        counter!("tower_track_events_ended_total", "event" => event, "ending" => label(ending)).increment(1);
         gauge!("tower_track_events_pending_events").decrement(1);
-        if let Some(Began(Some(began))) = began {
-            histogram!("tower_track_events_event_duration_seconds", "event" => event).record(began.elapsed());
+        if let Some(Started(started)) = started {
+            histogram!("tower_track_events_event_duration_seconds", "event" => event).record(started.elapsed());
         }
-    });
+    }
+
+    fn rejected(event: &'static str, error: TrackError) {
+        let reason = match error {
+            TrackError::Closed => "closed",
+            TrackError::Full => "full",
+            TrackError::NoRuntime => "no_runtime",
+        };
+        counter!("tower_track_events_rejected_total", "event" => event, "reason" => reason).increment(1);
+    }
+
+    fn request_opened() {
+        gauge!("tower_track_events_open_requests").increment(1);
+    }
+
+    fn request_closed() {
+        gauge!("tower_track_events_open_requests").decrement(1);
+    }
+
+    fn drained(elapsed: std::time::Duration, outcome: &'static str) {
+        histogram!("tower_track_events_drain_duration_seconds", "outcome" => outcome).record(elapsed);
+    }
 }
 
-pub(crate) fn refused(event: &'static str, refused: Refused) {
-    let reason = match refused {
-        Refused::Drained => "drained",
-        Refused::Full => "full",
-        Refused::NoRuntime => "no_runtime",
-    };
-    tell(|| counter!("tower_track_events_refused_total", "event" => event, "reason" => reason).increment(1));
-}
-
-pub(crate) fn request_opened() {
-    tell(|| gauge!("tower_track_events_open_requests").increment(1));
-}
-
-pub(crate) fn request_closed() {
-    tell(|| gauge!("tower_track_events_open_requests").decrement(1));
-}
-
-pub(crate) fn drained(elapsed: Duration, outcome: &'static str) {
-    let _ = contain(|| histogram!("tower_track_events_drain_duration_seconds", "outcome" => outcome).record(elapsed));
+#[cfg(feature = "metrics")]
+fn label(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Completed => "completed",
+        Ending::Failed => "failed",
+        Ending::Panicked => "panicked",
+        Ending::TimedOut => "timed_out",
+        Ending::Aborted => "aborted",
+    }
 }

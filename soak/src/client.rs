@@ -1,4 +1,4 @@
-//! Clients: honest, hasty, and hostile.
+//! Clients: honest, impatient, and hostile.
 
 use std::{future::poll_fn, net::SocketAddr};
 
@@ -14,7 +14,7 @@ use tokio::{net::TcpStream, time::Instant};
 
 async fn connect(address: SocketAddr) -> TcpStream {
     let socket = TcpStream::connect(address).await.expect("the server listens");
-    socket.set_nodelay(true).expect("a socket can be told so");
+    socket.set_nodelay(true).expect("a socket has this option");
     socket
 }
 
@@ -25,13 +25,13 @@ impl Http1 {
         let (requests, connection) =
             http1::handshake(TokioIo::new(connect(address).await)).await.expect("the server speaks HTTP/1.1");
         tokio::spawn(async {
-            // The error of a connection that is cut shows at its requests.
+            // An error of the connection shows at its requests.
             let _ = connection.await;
         });
         Self(requests)
     }
 
-    /// The status and the body; none if the connection is closed.
+    /// The status and the body; `None` if the connection is closed.
     async fn send(&mut self, request: Request<Full<Bytes>>) -> Option<(StatusCode, Bytes)> {
         self.0.ready().await.ok()?;
         let response = self.0.send_request(request).await.ok()?;
@@ -51,7 +51,7 @@ impl Http1 {
     }
 }
 
-/// Sends that many requests over eight connections, and gives how many had the right answer.
+/// Sends that many requests over eight connections, and returns how many had the right answer.
 pub(crate) async fn http1_load(address: SocketAddr, requests: u64) -> u64 {
     const CONNECTIONS: u64 = 8;
     let connections = (0..CONNECTIONS).map(|index| async move {
@@ -88,7 +88,7 @@ impl Http2 {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let (requests, connection) = client::handshake(connect(address).await).await.expect("the server speaks HTTP/2");
         tokio::spawn(async {
-            // The error of a connection that is cut shows at its streams.
+            // An error of the connection shows at its streams.
             let _ = connection.await;
         });
         Self(requests)
@@ -112,7 +112,7 @@ impl Exchange {
         self.stream.send_reset(Reason::CANCEL);
     }
 
-    /// What ends badly is part of the mix.
+    /// Reads the response; an error is part of the mix.
     pub(crate) async fn read_to_end(self) {
         let Ok(response) = self.response.await else { return };
         let mut body = response.into_body();
@@ -121,7 +121,7 @@ impl Exchange {
         }
     }
 
-    /// Waits for the first bytes, which only a handler can have sent, and leaves.
+    /// Waits for the first bytes, which the handler sends, and leaves.
     pub(crate) async fn read_first_and_reset(mut self) {
         if let Ok(response) = self.response.await {
             let _ = response.into_body().data().await;
@@ -130,7 +130,7 @@ impl Exchange {
     }
 }
 
-/// Sends that many requests over four connections of 32 streams, and gives how many were answered.
+/// Sends that many requests over four connections of 32 streams, and returns how many were answered.
 pub(crate) async fn http2_load(address: SocketAddr, requests: u64) -> u64 {
     const STREAMS: u64 = 128;
     let clients = join_all((0..4).map(|_| Http2::connect(address))).await;
@@ -155,7 +155,7 @@ pub(crate) async fn http2_load(address: SocketAddr, requests: u64) -> u64 {
     join_all(streams).await.into_iter().sum()
 }
 
-/// Sends as fast as it can over one connection at a time until the time is over; gives how many it has sent.
+/// Sends as fast as it can over one connection at a time until `until`; returns how many it has sent.
 pub(crate) async fn http2_flood<F: Future<Output = ()>>(
     address: SocketAddr,
     path: &str,
@@ -180,7 +180,7 @@ pub(crate) async fn http2_flood<F: Future<Output = ()>>(
     join_all(streams).await.into_iter().sum()
 }
 
-/// Opens streams and resets them at once; h2 closes such connections, and it comes back.
+/// Opens streams and resets them at once; h2 closes such connections, and the client connects again.
 pub(crate) async fn reset_flood(address: SocketAddr, until: Instant) -> u64 {
     let (mut client, mut sent) = (Http2::connect(address).await, 0);
     while Instant::now() < until {

@@ -1,5 +1,5 @@
-//! A soak: load, faults, signals and floods, with an account of every event. It prints a table, and fails if a figure is
-//! off.
+//! A soak test: load, faults, signals and floods, with accounting for every event. It prints a table, and fails if a figure
+//! is outside its bar.
 //!
 //! ```text
 //! scripts/soak --short    under two minutes, needs nothing but Rust and a C compiler
@@ -32,7 +32,7 @@ use self::{
 const MIB: u64 = 1 << 20;
 const CAPACITY: u64 = 10_000;
 
-/// How much of everything.
+/// How much of each load.
 struct Amount {
     requests: u64,
     faults: u64,
@@ -81,7 +81,7 @@ async fn main() -> std::process::ExitCode {
     let (mut table, began) = (Table::default(), Instant::now());
     for (tool, package) in [("wrk", "wrk"), ("h2load", "nghttp2-client"), ("valgrind", "valgrind")] {
         if amount.with_tools && !process::is_there(tool) {
-            eprintln!("{tool} is not there: apt install {package}, or run with --short");
+            eprintln!("{tool} is not installed: apt install {package}, or run with --short");
             return std::process::ExitCode::from(2);
         }
     }
@@ -110,9 +110,9 @@ async fn requests(table: &mut Table, amount: &Amount) {
             (false, true) => client::http2_load(server.address, amount.requests).await,
         };
         let (code, report) = server.terminate().await;
-        let count = |field: &str| report["endings"][field].as_u64().unwrap_or(0);
-        table.row(name, sent, "as many as asked for", sent >= amount.requests);
-        // wrk leaves in the middle of its last requests, which are not in its count.
+        let count = |field: &str| report["ended"][field].as_u64().unwrap_or(0);
+        table.row(name, sent, "all", sent >= amount.requests);
+        // wrk disconnects during its last requests, and does not count them.
         let accepted = report["accepted"].as_u64().unwrap_or(0);
         let is_right = if amount.with_tools && !http2 { accepted >= 2 * sent } else { accepted == 2 * sent };
         table.row("  events accepted", accepted, "two for each", is_right);
@@ -129,7 +129,7 @@ fn random() -> Rng {
     Rng::with_seed(seed)
 }
 
-/// A mix of faults, each with an ending of its own.
+/// A mix of faults, each with an outcome or an ending of its own.
 async fn faults(table: &mut Table, amount: &Amount, random: &mut Rng) {
     let server = Server::start(65_536, 0).await;
     let mut client = Http2::connect(server.address).await;
@@ -145,12 +145,12 @@ async fn faults(table: &mut Table, amount: &Amount, random: &mut Rng) {
             asked[kind] += 1;
             match PATHS[kind] {
                 "/never" => never.push(client.send(PATHS[kind]).await),
-                // It leaves in the middle of the body.
+                // The client leaves in the middle of the body.
                 "/stall" => client.send(PATHS[kind]).await.read_first_and_reset().await,
                 _ => client.send(PATHS[kind]).await.read_to_end().await,
             }
         }
-        // It leaves before the head, once the handlers are at work.
+        // The client leaves before the head, once the handlers run.
         while server.stats().await["now"]["open_requests"].as_u64() < Some(never.len() as u64) {
             sleep(Duration::from_millis(1)).await;
         }
@@ -171,14 +171,14 @@ async fn faults(table: &mut Table, amount: &Amount, random: &mut Rng) {
         table.row(&format!("faults: {outcome}"), seen, &expected.to_string(), seen == expected);
     }
     for (ending, kind) in [("failed", 3), ("panicked", 4)] {
-        let seen = report["endings"][ending].as_u64().unwrap_or(0);
+        let seen = report["ended"][ending].as_u64().unwrap_or(0);
         table.row(&format!("faults: events {ending}"), seen, &asked[kind].to_string(), seen == asked[kind]);
     }
-    // A report that has something to complain of is no clean exit.
+    // Events failed, so the exit code is not 0.
     table.row("  exit code", code, "1", code == 1);
 }
 
-/// The example is told to stop, or killed, at a random moment. The client keeps its own ledger.
+/// The example is stopped or killed at a random moment. The client counts its own orders.
 async fn signals(table: &mut Table, amount: &Amount, random: &mut Rng) {
     let (mut answered, mut lost, mut unclean) = (0, 0, 0);
     for _ in 0..amount.terms {
@@ -191,7 +191,7 @@ async fn signals(table: &mut Table, amount: &Amount, random: &mut Rng) {
     table.row("  orders lost", lost, "0", lost == 0);
     table.row("  exit codes other than 0", unclean, "0", unclean == 0);
 
-    // The control: what finds nothing here would find nothing above.
+    // The control: a check that finds no loss here would find none above either.
     let mut lost = 0;
     for _ in 0..amount.kills {
         lost += stop_at_a_random_moment(random, Signal::KILL, 50).await.lost;
@@ -264,8 +264,8 @@ async fn attack(table: &mut Table, amount: &Amount, flood: Flood) {
     table.row(name, sent, "more than 0", sent > 0);
     table.row("  pending at peak", peak, &format!("at most {CAPACITY}"), peak <= CAPACITY);
     if !matches!(flood, Flood::Reset) {
-        let refused = stats["now"]["refused"].as_u64().unwrap_or(0);
-        table.row("  events refused", refused, "more than 0", refused > 0 && peak == CAPACITY);
+        let rejected = stats["now"]["rejected"].as_u64().unwrap_or(0);
+        table.row("  events rejected", rejected, "more than 0", rejected > 0 && peak == CAPACITY);
     }
     table.row("  growth of memory, MiB", growth, "under 64", growth < 64);
     table.row("  honest requests failed", failed, "0", failed == 0);
@@ -275,12 +275,15 @@ async fn attack(table: &mut Table, amount: &Amount, flood: Flood) {
 }
 
 fn is_conserved(now: &Value) -> bool {
-    let count = |field: &str| now[field].as_u64().unwrap_or(u64::MAX / 16);
-    let ended: u64 = ["completed", "failed", "panicked", "timed_out", "aborted"].map(count).iter().sum();
-    count("accepted") == ended + count("pending")
+    let count = |value: &Value| value.as_u64().unwrap_or(u64::MAX / 16);
+    let ended: u64 = ["completed", "failed", "panicked", "timed_out", "aborted"]
+        .map(|ending| count(&now["ended"][ending]))
+        .iter()
+        .sum();
+    count(&now["accepted"]) == ended + count(&now["pending"])
 }
 
-/// Memory is flat while the load is.
+/// Memory does not grow under a steady load.
 async fn steady(table: &mut Table, amount: &Amount) {
     let server = Server::start(65_536, 1).await;
     let (address, until) = (server.address, Instant::now() + amount.steady);

@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::client::Http1;
 
-/// Far above what any process takes to start or to stop.
+/// Far longer than any process takes to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Server {
@@ -45,7 +45,7 @@ impl Server {
     }
 
     async fn spawn(mut command: Command) -> Self {
-        // What it logs about events that fail is part of the mix.
+        // It logs the events that fail, which are part of the mix.
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -1,4 +1,4 @@
-//! The server that is soaked: each request has an event of the layer, and some have one of the handler.
+//! The server under test: each request has an event of the layer, and some have one of the handler.
 
 use std::{
     collections::BTreeMap,
@@ -36,7 +36,7 @@ pub(crate) async fn serve(capacity: usize, event: Duration) -> ExitCode {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
     println!("{}", listener.local_addr().expect("a bound listener has an address"));
 
-    // The panics of the mix are not worth a backtrace each.
+    // The panics of the mix print no backtraces.
     std::panic::set_hook(Box::new(|_| {}));
     let watched = soaked.clone();
     tokio::spawn(async move {
@@ -65,15 +65,19 @@ pub(crate) async fn serve(capacity: usize, event: Duration) -> ExitCode {
 }
 
 fn router(soaked: Soaked) -> Router {
-    let told = soaked.clone();
+    let audited = soaked.clone();
     let layer = TrackEventsLayer::builder(soaked.handle.clone())
         .track("audit", move |_request| {
-            let told = told.clone();
+            let audited = audited.clone();
             move |exchange: Exchange| async move {
-                *told.outcomes.lock().expect("nobody panics with it").entry(exchange.outcome.as_str()).or_default() +=
-                    1;
-                if !told.event.is_zero() {
-                    sleep(told.event).await;
+                *audited
+                    .outcomes
+                    .lock()
+                    .expect("nobody panics with it")
+                    .entry(exchange.outcome.as_str())
+                    .or_default() += 1;
+                if !audited.event.is_zero() {
+                    sleep(audited.event).await;
                 }
             }
         })
@@ -87,13 +91,13 @@ fn router(soaked: Soaked) -> Router {
         .route("/stall", get(async || streamed(stream::pending())))
         .route("/never", get(pending::<&'static str>))
         .layer(layer)
-        // Not tracked: it is asked while others are counted.
+        // Outside of the layer, so that it is not counted itself.
         .route("/stats", get(stats))
         .with_state(soaked)
 }
 
 async fn hello(events: Events) -> &'static str {
-    // Refused at capacity: that is counted, and the request is served.
+    // Rejected at capacity: that is counted, and the request is served.
     let _ = events.track("handler", async {});
     "hello"
 }
@@ -106,7 +110,7 @@ async fn event_panics(events: Events) {
     let _ = events.track("panics", async { panic!("part of the mix") });
 }
 
-/// A first frame, and what follows.
+/// A body of one frame and the rest.
 fn streamed(rest: impl stream::Stream<Item = io::Result<Bytes>> + Send + 'static) -> Body {
     Body::from_stream(stream::iter([Ok(Bytes::from_static(b"first"))]).chain(rest))
 }

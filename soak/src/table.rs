@@ -1,4 +1,4 @@
-//! The one table.
+//! The table of results.
 
 use std::{fmt::Display, process::ExitCode, time::Duration};
 
@@ -9,11 +9,11 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Adds a figure with its bar; a row is printed when it is known, since the next may take a while.
+    /// Adds a figure with its bar, and prints the row at once, since the next may take a while.
     pub(crate) fn row(&mut self, name: &str, figure: impl Display, bar: &str, holds: bool) {
         self.failed += usize::from(!holds);
-        let verdict = if holds { "ok" } else { "FAILED" };
-        let row = format!("{name:<34} {:>12}   {bar:<22} {verdict}", figure.to_string());
+        let result = if holds { "ok" } else { "FAILED" };
+        let row = format!("{name:<34} {:>12}   {bar:<22} {result}", figure.to_string());
         eprintln!("{row}");
         self.rows.push(row);
     }

@@ -1,4 +1,4 @@
-//! What an abort ends, and what it leaves.
+//! Which events an abort ends, and what stays open.
 
 use std::{
     future::pending,
@@ -14,17 +14,19 @@ use std::{
 use http::Request;
 use tokio::sync::oneshot;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_track_events::{DrainError, Events, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{DrainError, Events, OpenKind, TrackEventsHandle, TrackEventsLayer};
 
-use crate::support::{Answer, Counter, OnDrop, Script, assert_conserved, drain, poll_once, settle, unsettled};
+use crate::support::{
+    Answer, Counter, OnDrop, Script, assert_conserved, drain, poll_once, run_tasks, without_quiet_period,
+};
 
 #[tokio::test]
-async fn events_end_whether_they_run_or_wait_and_exchanges_guards_and_permits_stay() {
+async fn running_and_waiting_events_end_and_exchanges_guards_and_permits_stay() {
     let handle = TrackEventsHandle::new();
     let (dropped, guard, permit) = (Counter::default(), handle.guard().unwrap(), handle.reserve().unwrap());
     let held = OnDrop::counting(&dropped);
     handle.track("runs", async move { drop((pending::<()>().await, held)) }).unwrap();
-    settle().await;
+    run_tasks().await;
     let held = OnDrop::counting(&dropped);
     handle.track("has not been polled", async move { drop((pending::<()>().await, held)) }).unwrap();
     let exchange = open_exchange(&handle, {
@@ -37,42 +39,43 @@ async fn events_end_whether_they_run_or_wait_and_exchanges_guards_and_permits_st
     .await;
 
     handle.abort();
-    assert_eq!(dropped.get(), 1, "what waits for its exchange is dropped in the call");
+    assert_eq!(dropped.get(), 1, "an event that waits for its exchange is dropped in the call");
     assert_conserved(&handle.snapshot());
-    settle().await;
+    run_tasks().await;
 
     let now = handle.snapshot();
-    assert_eq!((dropped.get(), now.pending, now.aborted), (3, 0, 3));
+    assert_eq!((dropped.get(), now.pending, now.ended.aborted), (3, 0, 3));
     assert_eq!((now.open_requests, now.open_guards, now.reserved), (1, 1, 1));
-    let Err(DrainError::CutShort(left)) = handle.drain(Duration::ZERO).await else { panic!("three are open") };
-    assert_eq!((left.open_requests, left.guards.len(), left.permits.len(), left.events.len()), (1, 1, 1, 0));
+    let Err(DrainError::TimedOut(report)) = handle.drain(Duration::ZERO).await else { panic!("three are open") };
+    let kinds: Vec<_> = report.open.iter().map(|item| (item.kind, item.count)).collect();
+    assert_eq!(kinds, [(OpenKind::Request, 1), (OpenKind::Guard, 1), (OpenKind::Permit, 1)]);
 
     // Nothing was closed, not even for the exchange.
     permit.track("after the abort", async {});
     drop((exchange, guard));
     let report = drain(&handle).await;
-    assert_eq!((report.endings.aborted, report.endings.completed, report.accepted), (3, 1, 4));
-    assert_eq!(report.wrong.len(), 3);
+    assert_eq!((report.ended.aborted, report.ended.completed, report.accepted), (3, 1, 4));
+    assert_eq!(report.by_name.len(), 3);
 }
 
 #[tokio::test]
-async fn an_event_that_is_recorded_after_the_abort_is_not_aborted() {
+async fn an_event_tracked_after_the_abort_is_not_aborted() {
     let handle = TrackEventsHandle::new();
-    let (tell, told) = mpsc::channel::<Events>();
+    let (sender, receiver) = mpsc::channel::<Events>();
     let exchange = open_exchange(&handle, move |events| {
         events.track("before", async {}).unwrap();
-        tell.send(events).unwrap();
+        sender.send(events).unwrap();
     })
     .await;
-    let events = told.recv().unwrap();
+    let events = receiver.recv().unwrap();
 
     handle.abort();
     events.track("after", async {}).unwrap();
     drop((exchange, events));
     let report = drain(&handle).await;
 
-    assert_eq!((report.endings.aborted, report.endings.completed), (1, 1));
-    assert_eq!(report.wrong[0].name, "before");
+    assert_eq!((report.ended.aborted, report.ended.completed), (1, 1));
+    assert_eq!(report.by_name["before"].counts.aborted, 1);
 }
 
 #[tokio::test]
@@ -89,8 +92,8 @@ async fn an_event_that_returns_in_the_poll_in_which_it_is_aborted_has_completed(
         .unwrap();
 
     let report = drain(&handle).await;
-    // Each was polled when its turn came: the first aborted the second before that.
-    assert_eq!((report.endings.completed, report.endings.aborted), (1, 1));
+    // The first event aborts the second before that is polled.
+    assert_eq!((report.ended.completed, report.ended.aborted), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -98,12 +101,12 @@ async fn an_event_that_is_aborted_and_out_of_time_is_aborted() {
     let limit = Duration::from_secs(1);
     let handle = TrackEventsHandle::builder().event_timeout(limit).build().unwrap();
     handle.track("both", pending::<()>()).unwrap();
-    settle().await;
+    run_tasks().await;
     // Both happen before it is polled again.
     handle.abort();
     tokio::time::advance(limit).await;
 
-    assert_eq!(drain(&handle).await.endings.aborted, 1);
+    assert_eq!(drain(&handle).await.ended.aborted, 1);
 }
 
 #[tokio::test]
@@ -118,33 +121,33 @@ async fn an_event_that_is_ready_when_it_is_aborted_is_not_polled_again() {
             runs.store(true, Ordering::Relaxed);
         })
         .unwrap();
-    settle().await;
+    run_tasks().await;
     release.send(()).unwrap();
     handle.abort();
 
-    assert_eq!(drain(&handle).await.endings.aborted, 1);
+    assert_eq!(drain(&handle).await.ended.aborted, 1);
     assert!(!ran.load(Ordering::Relaxed));
 }
 
 #[tokio::test]
-async fn a_destructor_that_panics_in_an_abort_is_counted_and_takes_no_other_along() {
+async fn a_destructor_that_panics_in_an_abort_is_counted_and_affects_no_other_event() {
     let handle = TrackEventsHandle::new();
     let exchange = open_exchange(&handle, |events| {
         let bomb = OnDrop::new(|| panic!("a destructor"));
         events.track("bomb", async move { drop(bomb) }).unwrap();
-        events.track("beside it", async {}).unwrap();
+        events.track("another", async {}).unwrap();
     })
     .await;
 
     handle.abort();
 
     let now = handle.snapshot();
-    assert_eq!((now.panicked, now.aborted, now.pending), (1, 1, 0));
+    assert_eq!((now.ended.panicked, now.ended.aborted, now.pending), (1, 1, 0));
     drop(exchange);
 }
 
 #[test]
-fn blocking_work_that_has_a_thread_goes_on_and_the_report_says_so() {
+fn blocking_work_on_a_thread_continues_and_the_report_names_it() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
     let handle = TrackEventsHandle::new();
     let (started, starts) = mpsc::channel();
@@ -171,22 +174,22 @@ fn blocking_work_that_has_a_thread_goes_on_and_the_report_says_so() {
         handle.abort();
 
         let now = handle.snapshot();
-        assert_eq!((now.aborted, now.pending, dropped.get()), (1, 1, 1));
-        let cut_short = handle.drain(Duration::ZERO).await.unwrap_err();
-        let DrainError::CutShort(unfinished) = &cut_short else { panic!("{cut_short}") };
-        assert!(unfinished.events[0].blocking);
-        assert!(cut_short.to_string().contains("has the thread x1 running on blocking threads"), "{cut_short}");
+        assert_eq!((now.ended.aborted, now.pending, dropped.get()), (1, 1, 1));
+        let error = handle.drain(Duration::ZERO).await.unwrap_err();
+        let DrainError::TimedOut(report) = &error else { panic!("{error}") };
+        assert_eq!(report.open[0].kind, OpenKind::BlockingEvent);
+        assert!(error.to_string().contains("has the thread x1 running on blocking threads"), "{error}");
 
         release.send(()).unwrap();
         let report = drain(&handle).await;
-        assert_eq!((report.endings.completed, report.endings.aborted, ran.get()), (1, 1, 1));
+        assert_eq!((report.ended.completed, report.ended.aborted, ran.get()), (1, 1, 1));
     });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_event_that_is_accepted_before_an_abort_ends_however_they_meet() {
+async fn every_event_accepted_before_a_concurrent_abort_ends() {
     for round in 0..200 {
-        let handle = unsettled();
+        let handle = without_quiet_period();
         let tracker = {
             let handle = handle.clone();
             tokio::spawn(async move {
@@ -196,7 +199,7 @@ async fn every_event_that_is_accepted_before_an_abort_ends_however_they_meet() {
                 }
             })
         };
-        let exchange = open_exchange(&handle, |events| events.track("recorded", pending::<()>()).unwrap()).await;
+        let exchange = open_exchange(&handle, |events| events.track("tracked", pending::<()>()).unwrap()).await;
         handle.abort();
         drop(exchange);
         tracker.await.unwrap();
@@ -208,7 +211,7 @@ async fn every_event_that_is_accepted_before_an_abort_ends_however_they_meet() {
 }
 
 #[tokio::test]
-async fn an_abort_without_events_is_nothing() {
+async fn an_abort_without_events_does_nothing() {
     let handle = TrackEventsHandle::new();
     handle.abort();
     handle.track("after it", async {}).unwrap();
@@ -217,10 +220,10 @@ async fn an_abort_without_events_is_nothing() {
     assert_eq!(poll_once(handle.drain(Duration::ZERO)).map(|answer| answer.is_ok()), Poll::Ready(true));
 }
 
-/// The response of a handler that has recorded something, with its body not polled yet.
-async fn open_exchange(handle: &TrackEventsHandle, record: impl Fn(Events) + Clone) -> impl Sized {
+/// The response of a handler that runs `track` on its events, with its body not polled yet.
+async fn open_exchange(handle: &TrackEventsHandle, track: impl Fn(Events) + Clone) -> impl Sized {
     let service = service_fn(move |request: Request<()>| {
-        record(Events::from_extensions(request.extensions()).unwrap().clone());
+        track(Events::from_extensions(request.extensions()).unwrap().clone());
         async { Answer::Ok(http::Response::new(Script::new([]))) }
     });
     TrackEventsLayer::new(handle.clone()).layer(service).oneshot(Request::new(())).await.unwrap()

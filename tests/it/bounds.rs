@@ -1,4 +1,4 @@
-//! Which traits the public types have, and that no bound is needless.
+//! The traits of the public types, and that their bounds are minimal.
 
 use std::{
     cell::Cell, convert::Infallible, error::Error, fmt, future::pending, io::Cursor, marker::PhantomPinned, pin::Pin,
@@ -37,33 +37,33 @@ use tower_http::{
     timeout::TimeoutLayer,
 };
 use tower_track_events::{
-    Drain, DrainError, DrainGuard, DrainReport, Events, Exchange, Outcome, Permit, Refused, ResponseBody,
-    ResponseFuture, Snapshot, TrackEvents, TrackEventsHandle, TrackEventsLayer, TrackEventsLayerBuilder, Unfinished,
+    Drain, DrainError, DrainGuard, DrainReport, Events, Exchange, OpenItem, Outcome, Permit, ResponseBody,
+    ResponseFuture, Snapshot, TrackError, TrackEvents, TrackEventsHandle, TrackEventsLayer, TrackEventsLayerBuilder,
 };
 
 use crate::support::drain;
 
 is!(TrackEventsHandle: Clone, std::fmt::Debug, Send, Sync, Unpin);
-// A second ledger that is made by accident drains nothing.
+// With a `Default`, a second handle could be made by accident, whose drain waits for nothing.
 is_not!(TrackEventsHandle: Default);
 is!(TrackEventsLayer: Clone, std::fmt::Debug, Send, Sync, Unpin);
 is!(TrackEventsLayerBuilder: std::fmt::Debug, Send, Sync);
 is!(Events: Clone, std::fmt::Debug, Send, Sync, Unpin);
 is!(Permit: std::fmt::Debug, Send, Sync, Unpin);
 is!(DrainGuard: std::fmt::Debug, Send, Sync, Unpin);
-// One ticket, one ending.
+// Each has one slot or keeps one drain waiting.
 is_not!(Permit: Clone);
 is_not!(DrainGuard: Clone);
 is!(Drain: std::fmt::Debug, Send, Unpin);
 is!(DrainReport: Clone, std::fmt::Display, Send, Sync);
 is!(DrainError: std::error::Error, Clone, Send, Sync);
-is!(Unfinished: Clone, std::fmt::Display);
+is!(OpenItem: Clone, std::fmt::Display);
 is!(Exchange: Clone, Send, Sync, Unpin);
 is!(Outcome: Copy, std::fmt::Display);
 is!(Snapshot: Copy, Default, PartialEq);
-is!(Refused: std::error::Error, Copy, Send, Sync);
+is!(TrackError: std::error::Error, Copy, Send, Sync);
 
-// As their inner parts are: what follows from the parts is proved for any part, what does not by an example.
+// A wrapper has the auto traits of its inner part, and no others.
 
 /// A part that owns a `T`.
 struct Owns<T>(Option<T>);
@@ -120,7 +120,7 @@ fn is_clone<T: Clone>() {}
 fn is_default<T: Default>() {}
 fn is_debug<T: fmt::Debug>() {}
 
-/// No bound on the service but these; nothing has to be `'static`, nor `Send`.
+/// The only bounds on the service: nothing has to be `'static` or `Send`.
 fn serves<S, A, B>(service: TrackEvents<S>) -> impl Service<Request<A>, Response = Response<ResponseBody<B>>>
 where
     S: Service<Request<A>, Response = Response<B>>,
@@ -130,7 +130,7 @@ where
 }
 
 #[test]
-fn each_trait_of_an_inner_part_is_one_of_its_wrapper() {
+fn wrappers_have_the_traits_of_their_inner_parts() {
     fn of_a_service<S: Send + Sync + Unpin + Clone + fmt::Debug>() {
         is_send::<TrackEvents<S>>();
         is_sync::<TrackEvents<S>>();
@@ -170,7 +170,7 @@ async fn a_service_may_borrow_and_its_parts_may_stay_on_their_thread() {
 }
 
 #[test]
-fn what_a_handle_gives_is_static_and_send() {
+fn futures_of_a_handle_are_static_and_send() {
     fn is_static_and_send<T: Send + 'static>(_: &T) {}
     let handle = TrackEventsHandle::new();
     let (draining, drain, until) =
@@ -181,9 +181,9 @@ fn what_a_handle_gives_is_static_and_send() {
     is_static_and_send(&until);
 }
 
-// Servers and middleware: that these compile is the test.
+// Servers and middleware: it is enough that these tests compile.
 
-/// A service as hyper, axum-server and tonic call it, with the least that all of them ask of it.
+/// A service with the traits that hyper, axum-server and tonic require.
 #[derive(Clone, Debug)]
 struct Hello;
 
@@ -201,7 +201,7 @@ impl<A> Service<Request<A>> for Hello {
     }
 }
 
-// Errors are those of the inner service and body, so that whatever a server asks of them is theirs to say.
+// Errors are those of the inner service and body, so that these decide which bounds of a server they meet.
 same!(<TrackEvents<Hello> as Service<Request<()>>>::Error, <Hello as Service<Request<()>>>::Error);
 same!(<ResponseBody<Full<Bytes>> as Body>::Error, <Full<Bytes> as Body>::Error);
 same!(<ResponseBody<Full<Rc8>> as Body>::Data, Rc8);
@@ -215,7 +215,7 @@ async fn loopback() -> TcpListener {
 }
 
 #[tokio::test]
-async fn axum_takes_the_layer_wherever_it_takes_one() {
+async fn axum_accepts_the_layer_everywhere() {
     let method = get(|| async { "hello" }).layer(layer());
     let app: Router = Router::new()
         .route("/method", method)
@@ -237,7 +237,7 @@ async fn axum_serves_a_router_inside_of_the_layer_once_its_body_is_axums_again()
 }
 
 #[tokio::test]
-async fn axum_server_takes_the_service() {
+async fn axum_server_accepts_the_service() {
     let listener = || std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     let server = || axum_server::from_tcp(listener()).expect("a listener that is bound");
     drop(server().serve(AxumServiceExt::<Request<Incoming>>::into_make_service(layer().layer(Hello))));
@@ -245,7 +245,7 @@ async fn axum_server_takes_the_service() {
 }
 
 #[tokio::test]
-async fn tonic_takes_the_layer() {
+async fn tonic_accepts_the_layer() {
     let (_reporter, health) = tonic_health::server::health_reporter();
     let incoming = tokio_stream::empty::<Result<DuplexStream, std::io::Error>>();
     let server = tonic::transport::Server::builder()
@@ -262,7 +262,7 @@ fn is_send_future(future: impl Future + Send + 'static) {
 }
 
 #[test]
-fn hyper_util_takes_the_service_for_both_protocols() {
+fn hyper_util_accepts_the_service_for_both_protocols() {
     let io = || TokioIo::new(duplex(1).0);
     let service = || TowerToHyperService::new(layer().layer(Hello));
     let handle = TrackEventsHandle::new();
@@ -301,8 +301,8 @@ fn tower_https_layers_fit_inside_and_outside_without_a_framework() {
     is_served(layer().layer(ServeDir::new(".")));
 }
 
-/// What `run` and `run_with_streaming_response` of lambda_http 0.17 ask of a service and its body, both at once.
-fn lambda_http_takes<S, B>(_: S)
+/// The bounds of `run` and `run_with_streaming_response` of lambda_http 0.17 on a service and its body, combined.
+fn lambda_http_accepts<S, B>(_: S)
 where
     S: Service<Request<Full<Bytes>>, Response = Response<B>>,
     S::Future: Send,
@@ -313,8 +313,8 @@ where
 {
 }
 
-/// What `compat` of salvo_extra (the feature `tower-compat` of salvo) asks of a service, and of a layer's.
-fn salvo_takes<S, B>(_: S)
+/// The bounds of `compat` of salvo_extra (the feature `tower-compat` of salvo) on a service and on a layer's.
+fn salvo_accepts<S, B>(_: S)
 where
     S: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
@@ -326,16 +326,16 @@ where
 }
 
 #[test]
-fn lambda_http_and_salvo_would_take_the_service() {
-    lambda_http_takes(layer().layer(Hello));
-    salvo_takes(layer().layer(Hello));
+fn lambda_http_and_salvo_accept_the_service() {
+    lambda_http_accepts(layer().layer(Hello));
+    salvo_accepts(layer().layer(Hello));
     fn layer_of_salvo(_: impl Layer<Hello, Service = TrackEvents<Hello>> + Send + Sync + 'static) {}
     layer_of_salvo(layer());
 }
 
 // A server on one thread, for services that stay there.
 
-/// Spawns what need not be `Send`.
+/// Spawns futures that need not be `Send`.
 #[derive(Clone)]
 struct LocalExecutor;
 
@@ -348,7 +348,7 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
 /// Its body stays on its thread.
 type LocalResponse = Response<Full<Rc8>>;
 
-/// A service that stays on its thread, and so do its future and its body; its event does not.
+/// A service that stays on its thread, like its future and its body; its event is `Send`.
 fn local_service(
     ran: oneshot::Sender<&'static str>,
 ) -> impl Service<Request<Incoming>, Response = LocalResponse, Error = Infallible, Future: 'static> + Clone + 'static {
@@ -379,7 +379,7 @@ async fn a_service_that_is_not_send_is_served_on_one_thread_over_http1() {
         assert_eq!(event.await, Ok("audit"));
     };
     LocalSet::new().run_until(local).await;
-    assert_eq!(drain(&handle).await.endings.completed, 1);
+    assert_eq!(drain(&handle).await.ended.completed, 1);
 }
 
 #[tokio::test]
@@ -403,5 +403,5 @@ async fn a_service_that_is_not_send_is_served_on_one_thread_over_http2() {
     let local_set = LocalSet::new();
     local_set.run_until(local).await;
     local_set.await;
-    assert_eq!(drain(&handle).await.endings.completed, 1);
+    assert_eq!(drain(&handle).await.ended.completed, 1);
 }

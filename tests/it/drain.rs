@@ -1,4 +1,4 @@
-//! The drain: when it ends, what it answers, what it waits for, who must not wait for it.
+//! The drain: when it ends, its result, what it waits for, and where it is an error.
 
 use std::{future::pending, pin::pin, sync::Arc, task::Poll, time::Duration};
 
@@ -10,44 +10,44 @@ use tokio::{
 };
 use tokio_test::{assert_pending, assert_ready, task};
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_track_events::{DrainError, DrainReport, Events, Refused, TrackEventsHandle, TrackEventsLayer, Unfinished};
+use tower_track_events::{DrainError, DrainReport, Events, OpenKind, TrackError, TrackEventsHandle, TrackEventsLayer};
 
-use crate::support::{Answer, Counter, Script, drain, poll_once, settle, unsettled};
+use crate::support::{Answer, Counter, Script, drain, open_events, poll_once, run_tasks, without_quiet_period};
 
 #[track_caller]
-fn cut_short(result: Result<DrainReport, DrainError>) -> Unfinished {
+fn timed_out(result: Result<DrainReport, DrainError>) -> DrainReport {
     match result {
-        Err(DrainError::CutShort(unfinished)) => *unfinished,
-        other => panic!("cut short: {other:?}"),
+        Err(DrainError::TimedOut(report)) => *report,
+        other => panic!("timed out: {other:?}"),
     }
 }
 
 #[tokio::test]
-async fn an_idle_house_is_drained_at_once_and_for_good() {
-    let handle = unsettled();
+async fn an_idle_handle_is_drained_at_once_and_stays_drained() {
+    let handle = without_quiet_period();
     let report = assert_ready!(task::spawn(handle.drain(Duration::ZERO)).poll()).unwrap();
     assert!(report.all_completed());
-    assert_eq!(handle.track("late", async {}), Err(Refused::Drained));
-    assert_eq!(handle.track_blocking("late", || {}), Err(Refused::Drained));
-    assert_eq!(handle.guard().err(), Some(Refused::Drained));
-    assert_eq!(handle.reserve().err(), Some(Refused::Drained));
-    assert_eq!(handle.snapshot().refused, 4);
-    // Again, and in another way: it agrees.
+    assert_eq!(handle.track("late", async {}), Err(TrackError::Closed));
+    assert_eq!(handle.track_blocking("late", || {}), Err(TrackError::Closed));
+    assert_eq!(handle.guard().err(), Some(TrackError::Closed));
+    assert_eq!(handle.reserve().err(), Some(TrackError::Closed));
+    assert_eq!(handle.snapshot().rejected, 4);
+    // Another drain has the same result.
     assert!(handle.drain(Duration::MAX).await.is_ok());
     assert!(handle.drain_until(pending::<()>()).await.is_ok());
 }
 
 #[tokio::test]
 async fn a_drain_is_lazy() {
-    let handle = unsettled();
+    let handle = without_quiet_period();
     drop(handle.drain(Duration::ZERO));
     assert!(!handle.is_draining());
-    handle.track("still taken", async {}).unwrap();
+    handle.track("still accepted", async {}).unwrap();
 }
 
 #[tokio::test]
 async fn a_drain_waits_for_a_guard() {
-    let handle = unsettled();
+    let handle = without_quiet_period();
     let guard = handle.guard().unwrap();
     let mut drain = task::spawn(handle.drain(Duration::MAX));
     assert_pending!(drain.poll());
@@ -60,7 +60,7 @@ async fn a_drain_waits_for_a_guard() {
 
 #[tokio::test]
 async fn a_drain_waits_for_a_permit_and_then_for_its_event() {
-    let handle = unsettled();
+    let handle = without_quiet_period();
     let permit = handle.reserve().unwrap();
     let unused = handle.reserve().unwrap();
     let mut drain = task::spawn(handle.drain(Duration::MAX));
@@ -71,15 +71,15 @@ async fn a_drain_waits_for_a_permit_and_then_for_its_event() {
     drop(unused);
     assert_pending!(drain.poll());
     release.send(()).unwrap();
-    settle().await;
+    run_tasks().await;
     assert!(drain.is_woken());
     let report = assert_ready!(drain.poll()).unwrap();
-    assert_eq!((report.accepted, report.endings.completed), (1, 1));
+    assert_eq!((report.accepted, report.ended.completed), (1, 1));
 }
 
 #[tokio::test]
 async fn a_drain_waits_for_a_request_and_then_for_its_events() {
-    let handle = unsettled();
+    let handle = without_quiet_period();
     let gate = Arc::new(Notify::new());
     let service = {
         let gate = Arc::clone(&gate);
@@ -98,26 +98,26 @@ async fn a_drain_waits_for_a_request_and_then_for_its_events() {
     let mut drain = task::spawn(handle.drain(Duration::MAX));
     assert_pending!(drain.poll());
     drop(response);
-    settle().await;
+    run_tasks().await;
     assert_pending!(drain.poll());
     gate.notify_one();
-    settle().await;
-    assert_eq!(assert_ready!(drain.poll()).unwrap().endings.completed, 1);
+    run_tasks().await;
+    assert_eq!(assert_ready!(drain.poll()).unwrap().ended.completed, 1);
 }
 
 #[tokio::test]
-async fn zero_looks_once_and_cancels_nothing() {
-    let handle = unsettled();
+async fn a_limit_of_zero_checks_once_and_cancels_nothing() {
+    let handle = without_quiet_period();
     let gate = Arc::new(Notify::new());
     let opened = Arc::clone(&gate);
     handle.track("slow", async move { opened.notified().await }).unwrap();
-    let unfinished = cut_short(handle.drain(Duration::ZERO).await);
-    assert_eq!((unfinished.events.len(), unfinished.events[0].name, unfinished.events[0].count), (1, "slow", 1));
+    let report = timed_out(handle.drain(Duration::ZERO).await);
+    assert_eq!(open_events(&report), [("slow", 1)]);
     assert!(handle.is_draining());
-    handle.track("still taken", async {}).unwrap();
+    handle.track("still accepted", async {}).unwrap();
     gate.notify_one();
     let report = drain(&handle).await;
-    assert_eq!(report.endings.completed, 2);
+    assert_eq!(report.ended.completed, 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -127,15 +127,15 @@ async fn the_limit_counts_from_the_first_poll() {
     let drain = handle.drain(Duration::from_secs(5));
     tokio::time::advance(Duration::from_secs(60)).await;
     let before = Instant::now();
-    let unfinished = cut_short(drain.await);
+    let report = timed_out(drain.await);
     assert_eq!(before.elapsed().as_secs(), 5);
-    assert_eq!(unfinished.guards[0].oldest.as_secs(), 65);
-    assert_eq!(unfinished.report.elapsed.as_secs(), 5);
-    assert!(unfinished.guards[0].location.file().ends_with("drain.rs"));
+    assert_eq!(report.open[0].oldest.as_secs(), 65);
+    assert_eq!(report.elapsed.as_secs(), 5);
+    assert!(report.open[0].location.unwrap().file().ends_with("drain.rs"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_is_cut_short_by_any_future() {
+async fn any_future_interrupts_a_drain() {
     let handle = TrackEventsHandle::new();
     let guard = handle.guard().unwrap();
     let (second_signal, stop) = oneshot::channel::<()>();
@@ -143,14 +143,14 @@ async fn a_drain_is_cut_short_by_any_future() {
     assert_pending!(drain.poll());
     second_signal.send(()).unwrap();
     assert!(drain.is_woken());
-    cut_short(assert_ready!(drain.poll()));
+    assert!(matches!(assert_ready!(drain.poll()), Err(DrainError::Interrupted(_))));
     drop(guard);
-    // The last look of a drain whose time is over finds an idle house, and closes it.
+    // A drain that is interrupted checks once more: nothing is open, and it closes.
     assert!(assert_ready!(task::spawn(handle.drain_until(std::future::ready(()))).poll()).is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_longest_limit_is_no_overflow() {
+async fn the_longest_limit_does_not_overflow() {
     let handle = TrackEventsHandle::new();
     for limit in [Duration::MAX, Duration::MAX - Duration::from_nanos(1)] {
         let guard = handle.guard().unwrap();
@@ -162,31 +162,31 @@ async fn the_longest_limit_is_no_overflow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_house_settles_before_it_closes() {
-    let handle = TrackEventsHandle::builder().settle(Duration::from_millis(10)).build().unwrap();
+async fn a_drain_waits_for_the_quiet_period_before_it_closes() {
+    let handle = TrackEventsHandle::builder().quiet_period(Duration::from_millis(10)).build().unwrap();
     let mut drain = task::spawn(handle.drain(Duration::from_secs(5)));
     assert_pending!(drain.poll());
     // A request whose task was spawned before the drain arrives 9 ms later.
     tokio::time::advance(Duration::from_millis(9)).await;
     assert_pending!(drain.poll());
     drop(handle.guard().unwrap());
-    // The idle time is counted anew, although the house looks as it did.
+    // The quiet period starts again, although the counts are the same as before.
     tokio::time::advance(Duration::from_millis(2)).await;
     assert_pending!(drain.poll());
-    handle.track("late, and taken", async {}).unwrap();
-    settle().await;
+    handle.track("late and accepted", async {}).unwrap();
+    run_tasks().await;
     assert_pending!(drain.poll());
     tokio::time::advance(Duration::from_millis(9)).await;
     assert_pending!(drain.poll());
     tokio::time::advance(Duration::from_millis(2)).await;
     assert!(drain.is_woken());
-    assert_eq!(assert_ready!(drain.poll()).unwrap().endings.completed, 1);
-    assert_eq!(handle.track("too late", async {}), Err(Refused::Drained));
+    assert_eq!(assert_ready!(drain.poll()).unwrap().ended.completed, 1);
+    assert_eq!(handle.track("too late", async {}), Err(TrackError::Closed));
 }
 
 #[tokio::test(start_paused = true)]
-async fn settling_ends_with_the_limit() {
-    let handle = TrackEventsHandle::builder().settle(Duration::from_secs(60)).build().unwrap();
+async fn the_quiet_period_ends_with_the_limit() {
+    let handle = TrackEventsHandle::builder().quiet_period(Duration::from_secs(60)).build().unwrap();
     let before = Instant::now();
     assert!(handle.drain(Duration::from_secs(1)).await.is_ok());
     assert_eq!(before.elapsed().as_secs(), 1);
@@ -194,14 +194,14 @@ async fn settling_ends_with_the_limit() {
 
 #[tokio::test]
 async fn several_drains_agree() {
-    let handle = unsettled();
+    let handle = without_quiet_period();
     let guard = handle.guard().unwrap();
     let mut drains: Vec<_> = (0..5).map(|_| task::spawn(handle.drain(Duration::MAX))).collect();
     for drain in &mut drains {
         assert_pending!(drain.poll());
     }
     drop(drains.remove(2));
-    cut_short(handle.drain(Duration::ZERO).await);
+    timed_out(handle.drain(Duration::ZERO).await);
     drop(guard);
     assert!(drains.iter().all(|drain| drain.is_woken()));
     for drain in &mut drains {
@@ -210,9 +210,9 @@ async fn several_drains_agree() {
 }
 
 #[tokio::test]
-async fn a_drain_that_waits_hears_of_the_close_of_another() {
-    // Settling keeps the first waiting; the second closes at once, because its time is over.
-    let handle = TrackEventsHandle::builder().settle(Duration::from_secs(3600)).build().unwrap();
+async fn a_waiting_drain_is_woken_when_another_closes() {
+    // The first waits for the quiet period; the second closes at once, because its limit has passed.
+    let handle = TrackEventsHandle::builder().quiet_period(Duration::from_secs(3600)).build().unwrap();
     let mut waiting = task::spawn(handle.drain(Duration::MAX));
     assert_pending!(waiting.poll());
     assert!(handle.drain(Duration::ZERO).await.is_ok());
@@ -222,34 +222,34 @@ async fn a_drain_that_waits_hears_of_the_close_of_another() {
 
 #[tokio::test]
 async fn a_drain_may_move_to_another_task() {
-    let handle = unsettled();
+    let handle = without_quiet_period();
     let guard = handle.guard().unwrap();
     let mut drain = Box::pin(handle.drain(Duration::MAX));
     assert!(poll_once(drain.as_mut()).is_pending());
-    // The waker of the last poll is the one that counts.
+    // The waker of the last poll is woken.
     let moved = tokio::spawn(drain);
-    settle().await;
+    run_tasks().await;
     drop(guard);
     assert!(moved.await.unwrap().is_ok());
 }
 
 #[tokio::test]
 async fn a_dropped_drain_loses_nothing_and_closes_nothing() {
-    let handle = unsettled();
+    let handle = without_quiet_period();
     let gate = Arc::new(Notify::new());
     let opened = Arc::clone(&gate);
     handle.track("slow", async move { opened.notified().await }).unwrap();
     let mut dropped = task::spawn(handle.drain(Duration::MAX));
     assert_pending!(dropped.poll());
     drop(dropped);
-    handle.track("still taken", async {}).unwrap();
+    handle.track("still accepted", async {}).unwrap();
     gate.notify_one();
-    assert_eq!(drain(&handle).await.endings.completed, 2);
+    assert_eq!(drain(&handle).await.ended.completed, 2);
 }
 
 #[tokio::test]
-async fn a_dropped_drain_lets_go_of_the_waker_and_leaves_that_of_another() {
-    let handle = unsettled();
+async fn a_dropped_drain_releases_its_own_waker_only() {
+    let handle = without_quiet_period();
     let guard = handle.guard().unwrap();
     let mut tasks = [(); 2].map(|()| task::spawn(()));
     let before = tasks.each_mut().map(|task| task.waker_ref_count());
@@ -267,8 +267,8 @@ async fn a_dropped_drain_lets_go_of_the_waker_and_leaves_that_of_another() {
 }
 
 #[tokio::test]
-async fn begin_drain_is_a_signal_and_refuses_nothing() {
-    let handle = unsettled();
+async fn begin_drain_raises_the_signal_and_rejects_nothing() {
+    let handle = without_quiet_period();
     let mut draining = task::spawn(handle.draining());
     assert_pending!(draining.poll());
     handle.begin_drain();
@@ -277,15 +277,15 @@ async fn begin_drain_is_a_signal_and_refuses_nothing() {
     assert_ready!(draining.poll());
     assert_ready!(task::spawn(handle.draining()).poll());
     assert!(handle.is_draining() && handle.clone().is_draining());
-    // The house was empty for a moment, and is not closed.
+    // The handle was idle for a moment, and is not closed.
     drop(handle.guard().unwrap());
-    handle.track("taken", async {}).unwrap();
+    handle.track("accepted", async {}).unwrap();
     drain(&handle).await;
 }
 
 #[tokio::test]
 async fn the_first_poll_of_a_drain_raises_the_signal() {
-    let handle = unsettled();
+    let handle = without_quiet_period();
     let guard = handle.guard().unwrap();
     let mut draining = task::spawn(handle.draining());
     assert_pending!(draining.poll());
@@ -306,7 +306,7 @@ async fn draining_outlives_its_handle_and_keeps_nothing_open() {
 }
 
 #[tokio::test]
-async fn copies_of_handle_layer_and_service_keep_nothing_open() {
+async fn clones_of_handle_layer_and_service_keep_nothing_open() {
     let (layer, handle) = TrackEventsLayer::pair();
     let service = layer.layer(service_fn(|_: Request<()>| async { Answer::Ok(Response::new(Script::empty())) }));
     let _copies = (layer.clone(), handle.clone(), service.clone());
@@ -314,36 +314,36 @@ async fn copies_of_handle_layer_and_service_keep_nothing_open() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_ended_since_the_drain_began_is_told_apart() {
-    let handle = unsettled();
+async fn the_report_counts_events_that_ended_since_the_drain_began() {
+    let handle = without_quiet_period();
     handle.track("before", async {}).unwrap();
-    settle().await;
+    run_tasks().await;
     handle.begin_drain();
     handle.track("after", async { Err::<(), _>("no") }).unwrap();
     tokio::time::advance(Duration::from_secs(2)).await;
     let report = drain(&handle).await;
-    assert_eq!((report.endings.completed, report.endings.failed), (1, 1));
+    assert_eq!((report.ended.completed, report.ended.failed), (1, 1));
     assert_eq!((report.since_drain.completed, report.since_drain.failed), (0, 1));
     assert_eq!(report.elapsed.as_secs(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_has_an_age_of_its_own() {
-    let handle = unsettled();
+async fn an_event_has_its_own_age() {
+    let handle = without_quiet_period();
     let service = TrackEventsLayer::builder(handle.clone())
         .track("audit", |_| |_| pending::<()>())
         .build()
         .layer(service_fn(|_: Request<()>| async { Answer::Ok(Response::new(Script::new([]))) }));
     let response = service.oneshot(Request::new(())).await.unwrap();
     tokio::time::advance(Duration::from_secs(3600)).await;
-    let unfinished = cut_short(handle.drain(Duration::ZERO).await);
-    assert_eq!(unfinished.oldest_request.map(|age| age.as_secs()), Some(3600));
-    assert!(!unfinished.events[0].started);
+    let report = timed_out(handle.drain(Duration::ZERO).await);
+    let ages: Vec<_> = report.open.iter().map(|item| (item.kind, item.oldest.as_secs())).collect();
+    assert_eq!(ages, [(OpenKind::Request, 3600), (OpenKind::WaitingEvent, 3600)]);
     drop(response);
+    run_tasks().await;
     tokio::time::advance(Duration::from_secs(2)).await;
-    let unfinished = cut_short(handle.drain(Duration::ZERO).await);
-    assert!(unfinished.events[0].started);
-    assert_eq!(unfinished.events[0].oldest.as_secs(), 2);
+    let report = timed_out(handle.drain(Duration::ZERO).await);
+    assert_eq!((report.open[0].kind, report.open[0].oldest.as_secs()), (OpenKind::RunningEvent, 2));
 }
 
 #[tokio::test]
@@ -388,8 +388,8 @@ async fn a_drain_inside_an_event_a_handler_or_a_body_is_an_error_before_any_effe
 }
 
 #[tokio::test]
-async fn the_drain_of_another_handle_is_legal_inside_an_event_also_when_nested() {
-    let (outer, inner) = (unsettled(), unsettled());
+async fn the_drain_of_another_handle_is_allowed_inside_an_event_also_when_nested() {
+    let (outer, inner) = (without_quiet_period(), without_quiet_period());
     let answers = Arc::new(std::sync::Mutex::new(Vec::new()));
     let service = {
         // An exchange of the inner handle, polled within an event of the outer one.
@@ -417,24 +417,24 @@ async fn the_drain_of_another_handle_is_legal_inside_an_event_also_when_nested()
 }
 
 #[test]
-fn without_a_timer_a_drain_says_so() {
+fn without_a_timer_a_drain_is_an_error() {
     let handle = TrackEventsHandle::new();
-    assert_eq!(poll_once(handle.drain(Duration::from_secs(1))), Poll::Ready(Err(DrainError::NoTimer)));
-    // An endless limit needs a timer to settle with.
-    assert_eq!(poll_once(handle.drain(Duration::MAX)), Poll::Ready(Err(DrainError::NoTimer)));
+    assert!(matches!(poll_once(handle.drain(Duration::from_secs(1))), Poll::Ready(Err(DrainError::NoTimer))));
+    // Without a limit the quiet period still needs a timer.
+    assert!(matches!(poll_once(handle.drain(Duration::MAX)), Poll::Ready(Err(DrainError::NoTimer))));
     let runtime = Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        assert_eq!(handle.drain(Duration::from_secs(1)).await, Err(DrainError::NoTimer));
+        assert!(matches!(handle.drain(Duration::from_secs(1)).await, Err(DrainError::NoTimer)));
     });
-    // Without a limit and without settling there is nothing to measure.
+    // Without a limit and without a quiet period no timer is needed.
     assert!(matches!(poll_once(handle.drain(Duration::ZERO)), Poll::Ready(Ok(_))));
-    assert!(matches!(poll_once(unsettled().drain(Duration::MAX)), Poll::Ready(Ok(_))));
+    assert!(matches!(poll_once(without_quiet_period().drain(Duration::MAX)), Poll::Ready(Ok(_))));
 }
 
 #[tokio::test]
 #[should_panic = "a drain was polled after it had ended"]
-async fn a_drain_that_has_ended_must_not_be_polled() {
-    let handle = unsettled();
+async fn polling_a_drain_that_has_ended_panics() {
+    let handle = without_quiet_period();
     let mut drain = pin!(handle.drain(Duration::ZERO));
     let _ = poll_once(drain.as_mut());
     let _ = poll_once(drain.as_mut());

@@ -1,13 +1,13 @@
-//! One event: each of its endings, what is caught, where it runs.
+//! A single event: its endings, its panics, and the runtime that it runs on.
 
 use std::{fmt, future::pending, panic::panic_any, sync::mpsc, time::Duration};
 
 use http::Request;
 use tokio::{runtime::Builder, sync::oneshot};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_track_events::{Events, Overflow, Refused, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{Events, Overflow, TrackError, TrackEventsHandle, TrackEventsLayer};
 
-use crate::support::{Counter, Script, assert_conserved, drain, settle};
+use crate::support::{Counter, Script, assert_conserved, drain, run_tasks};
 
 #[tokio::test]
 async fn each_output_has_its_ending() {
@@ -22,9 +22,9 @@ async fn each_output_has_its_ending() {
     handle.track("never returns", async { panic!("at once") }).unwrap();
     handle.track("joined", async { tokio::task::spawn_blocking(|| Err::<(), _>(fmt::Error)).await }).unwrap();
     let report = drain(&handle).await;
-    assert_eq!((report.accepted, report.endings.completed), (8, 3));
-    assert_eq!((report.endings.failed, report.endings.panicked), (4, 1));
-    let names: Vec<_> = report.wrong.iter().map(|wrong| wrong.name).collect();
+    assert_eq!((report.accepted, report.ended.completed), (8, 3));
+    assert_eq!((report.ended.failed, report.ended.panicked), (4, 1));
+    let names: Vec<_> = report.by_name.keys().copied().collect();
     assert_eq!(names, ["err", "inner err", "joined", "never returns", "outer err"]);
     assert!(!report.all_completed());
 }
@@ -49,7 +49,9 @@ async fn every_kind_of_panic_is_caught_and_counted() {
         })
         .unwrap();
     handle.track_blocking("blocking", || panic!("blocking")).unwrap();
+    #[derive(Debug)]
     struct Unprintable;
+    impl std::error::Error for Unprintable {}
     impl fmt::Display for Unprintable {
         fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
             panic!("in Display");
@@ -57,11 +59,11 @@ async fn every_kind_of_panic_is_caught_and_counted() {
     }
     handle.track("error that cannot be displayed", async { Err::<(), _>(Unprintable) }).unwrap();
     let report = drain(&handle).await;
-    assert_eq!((report.accepted, report.endings.panicked), (5, 5), "{report}");
+    assert_eq!((report.accepted, report.ended.panicked), (5, 5), "{report}");
 }
 
 #[tokio::test]
-async fn the_panic_of_one_event_takes_no_other_along() {
+async fn the_panic_of_one_event_affects_no_other() {
     let handle = TrackEventsHandle::new();
     let ran = Counter::default();
     for index in 0..10 {
@@ -74,7 +76,7 @@ async fn the_panic_of_one_event_takes_no_other_along() {
             .unwrap();
     }
     let report = drain(&handle).await;
-    assert_eq!((ran.get(), report.endings.completed, report.endings.panicked), (10, 5, 5));
+    assert_eq!((ran.get(), report.ended.completed, report.ended.panicked), (10, 5, 5));
 }
 
 #[tokio::test]
@@ -86,25 +88,25 @@ async fn blocking_work_is_an_event() {
     assert!(handle.drain(Duration::ZERO).await.is_err());
     release.send(()).unwrap();
     let report = drain(&handle).await;
-    assert_eq!((report.endings.completed, report.endings.failed), (1, 1));
+    assert_eq!((report.ended.completed, report.ended.failed), (1, 1));
 }
 
 #[tokio::test]
-async fn an_event_may_record_another_while_a_drain_waits() {
+async fn an_event_may_track_another_while_a_drain_waits() {
     let handle = TrackEventsHandle::new();
     let ran = Counter::default();
-    fn nest(handle: TrackEventsHandle, depth: usize, ran: Counter) -> Result<(), Refused> {
+    fn nest(handle: TrackEventsHandle, depth: usize, ran: Counter) -> Result<(), TrackError> {
         let inner = handle.clone();
         handle.track("nested", async move {
             ran.add();
-            // Several turns of the scheduler, in which the drain may look.
-            settle().await;
+            // The drain is polled meanwhile.
+            run_tasks().await;
             if depth > 0 { nest(inner, depth - 1, ran) } else { Ok(()) }
         })
     }
     nest(handle.clone(), 9, ran.clone()).unwrap();
     let report = drain(&handle).await;
-    assert_eq!((ran.get(), report.accepted, report.endings.completed), (10, 10, 10));
+    assert_eq!((ran.get(), report.accepted, report.ended.completed), (10, 10, 10));
 }
 
 /// Asserts, in its destructor, that the event that owns it has not ended yet.
@@ -161,7 +163,7 @@ fn an_event_ends_after_its_destructors_whichever_way_it_ends() {
     });
     drop(runtime);
     let now = handle.snapshot();
-    assert_eq!((now.completed, now.timed_out, now.panicked, now.aborted), (2, 1, 1, 1));
+    assert_eq!((now.ended.completed, now.ended.timed_out, now.ended.panicked, now.ended.aborted), (2, 1, 1, 1));
     assert_eq!(dropped.get(), 5);
 }
 
@@ -173,14 +175,14 @@ async fn an_event_that_runs_longer_than_its_limit_is_ended() {
     handle.track("in the same instant", tokio::time::sleep(Duration::from_secs(5))).unwrap();
     let before = tokio::time::Instant::now();
     let report = drain(&handle).await;
-    assert_eq!((report.endings.completed, report.endings.timed_out), (2, 1), "an event that returned has returned");
-    assert_eq!(report.wrong[0].name, "too long");
+    assert_eq!((report.ended.completed, report.ended.timed_out), (2, 1), "an event that returned has returned");
+    assert_eq!(report.by_name["too long"].counts.timed_out, 1);
     assert!(before.elapsed() < Duration::from_secs(6));
 }
 
 #[test]
-fn a_dropped_runtime_aborts_what_is_pending_and_a_drain_elsewhere_ends() {
-    let handle = TrackEventsHandle::builder().settle(Duration::ZERO).build().unwrap();
+fn a_dropped_runtime_aborts_its_events_and_a_drain_on_another_ends() {
+    let handle = TrackEventsHandle::builder().quiet_period(Duration::ZERO).build().unwrap();
     let lost = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     for _ in 0..50 {
         let handle = &handle;
@@ -204,8 +206,8 @@ fn a_dropped_runtime_aborts_what_is_pending_and_a_drain_elsewhere_ends() {
     drop(lost);
     drop(idle);
     let report = draining.join().unwrap();
-    assert_eq!((report.accepted, report.endings.aborted), (100, 100));
-    assert_eq!((report.wrong[0].name, report.wrong[0].endings.aborted), ("never polled", 50));
+    assert_eq!((report.accepted, report.ended.aborted), (100, 100));
+    assert_eq!(report.by_name["never polled"].counts.aborted, 50);
     assert_conserved(&handle.snapshot());
 }
 
@@ -215,37 +217,37 @@ fn an_event_for_a_runtime_that_is_gone_is_accepted_and_aborted() {
     let runtime = Builder::new_current_thread().build().unwrap();
     runtime.block_on(async { handle.track("in time", async {}).unwrap() });
     drop(runtime);
-    // Outside of any runtime, the first one that was seen is the one to use.
+    // Outside of any runtime, an event runs on the first one that was seen.
     handle.track("too late", async {}).unwrap();
     handle.track_blocking("too late", || {}).unwrap();
     let now = handle.snapshot();
-    assert_eq!((now.accepted, now.aborted), (3, 3));
+    assert_eq!((now.accepted, now.ended.aborted), (3, 3));
 }
 
 #[test]
-fn without_any_runtime_an_event_is_refused_and_counted() {
+fn without_any_runtime_an_event_is_rejected_and_counted() {
     let handle = TrackEventsHandle::new();
-    assert_eq!(handle.track("nowhere", async {}), Err(Refused::NoRuntime));
-    assert_eq!(handle.track_blocking("nowhere", || {}), Err(Refused::NoRuntime));
-    assert_eq!(handle.reserve().err(), Some(Refused::NoRuntime));
+    assert_eq!(handle.track("nowhere", async {}), Err(TrackError::NoRuntime));
+    assert_eq!(handle.track_blocking("nowhere", || {}), Err(TrackError::NoRuntime));
+    assert_eq!(handle.reserve().err(), Some(TrackError::NoRuntime));
     let now = handle.snapshot();
-    assert_eq!((now.accepted, now.refused, now.reserved), (0, 3, 0));
+    assert_eq!((now.accepted, now.rejected, now.reserved), (0, 3, 0));
 }
 
 #[test]
-fn an_event_recorded_outside_a_runtime_runs_on_the_one_that_was_seen() {
+fn an_event_tracked_outside_a_runtime_runs_on_the_first_one_seen() {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let handle = TrackEventsHandle::new();
     runtime.block_on(async { handle.track("inside", async {}).unwrap() });
-    let (done, told) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     handle
         .track("outside", async move {
-            let _ = done.send(());
+            let _ = sender.send(());
         })
         .unwrap();
-    runtime.block_on(told).unwrap();
+    runtime.block_on(receiver).unwrap();
     let report = runtime.block_on(async { drain(&handle).await });
-    assert_eq!(report.endings.completed, 2);
+    assert_eq!(report.ended.completed, 2);
 }
 
 #[test]
@@ -254,22 +256,22 @@ fn a_time_limit_on_a_runtime_without_timers_lets_the_event_run() {
     let handle = TrackEventsHandle::builder().event_timeout(Duration::from_secs(1)).build().unwrap();
     runtime.block_on(async {
         handle.track("unlimited", tokio::task::yield_now()).unwrap();
-        settle().await;
+        run_tasks().await;
     });
-    assert_eq!(handle.snapshot().completed, 1);
+    assert_eq!(handle.snapshot().ended.completed, 1);
 }
 
 #[test]
-fn all_events_run_on_the_runtime_that_the_handle_was_given() {
+fn all_events_run_on_the_runtime_of_the_builder() {
     let build = |name: &str| {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name(name).enable_all().build().unwrap()
     };
     let (given, other) = (build("given"), build("other"));
     let handle = TrackEventsHandle::builder().runtime(given.handle().clone()).build().unwrap();
-    let (tell, told) = std::sync::mpsc::channel();
+    let (sender, receiver) = std::sync::mpsc::channel();
     let track = |name: &'static str| {
-        let tell = tell.clone();
-        let thread = move || tell.send((name, std::thread::current().name().unwrap().to_owned())).unwrap();
+        let sender = sender.clone();
+        let thread = move || sender.send((name, std::thread::current().name().unwrap().to_owned())).unwrap();
         handle.track(name, async move { thread() }).unwrap();
     };
 
@@ -277,12 +279,11 @@ fn all_events_run_on_the_runtime_that_the_handle_was_given() {
     other.block_on(async { track("inside another") });
     let service = TrackEventsLayer::builder(handle.clone())
         .track("layer", {
-            let tell = tell.clone();
+            let sender = sender.clone();
             move |_request| {
-                let tell = tell.clone();
+                let sender = sender.clone();
                 move |_exchange| async move {
-                    tell.send(("layer", std::thread::current().name().unwrap().to_owned()))
-                        .map_err(|_| "nobody listens")
+                    sender.send(("layer", std::thread::current().name().unwrap().to_owned())).map_err(|_| "no receiver")
                 }
             }
         })
@@ -293,25 +294,25 @@ fn all_events_run_on_the_runtime_that_the_handle_was_given() {
     drop(other.block_on(service.oneshot(Request::new(()))).unwrap());
     given.block_on(drain(&handle));
 
-    let mut seen: Vec<_> = told.try_iter().collect();
+    let mut seen: Vec<_> = receiver.try_iter().collect();
     seen.sort();
     let on_given = |name: &'static str| (name, "given".to_owned());
     assert_eq!(seen, ["inside another", "layer", "outside of any"].map(on_given));
 }
 
 #[test]
-fn without_a_runtime_a_request_is_served_and_its_events_are_refused() {
+fn without_a_runtime_a_request_is_served_and_its_events_are_rejected() {
     let handle = TrackEventsHandle::new();
-    for overflow in [Overflow::Shed, Overflow::Wait(Duration::from_secs(1))] {
+    for overflow in [Overflow::Reject, Overflow::Wait(Duration::from_secs(1))] {
         let layer = TrackEventsLayer::builder(handle.clone()).track("audit", |_request| |_exchange| async {});
         let service = layer.overflow(overflow).build().layer(service_fn(|request: Request<()>| async move {
             let events = Events::from_extensions(request.extensions()).unwrap();
-            assert_eq!(events.track("handler", async {}), Err(Refused::NoRuntime));
+            assert_eq!(events.track("handler", async {}), Err(TrackError::NoRuntime));
             Ok::<_, std::convert::Infallible>(http::Response::new(Script::empty()))
         }));
         let response = futures_util::future::FutureExt::now_or_never(service.oneshot(Request::new(())));
         drop(response.unwrap().unwrap());
     }
     let now = handle.snapshot();
-    assert_eq!((now.refused, now.accepted, now.open_requests), (4, 0, 0));
+    assert_eq!((now.rejected, now.accepted, now.open_requests), (4, 0, 0));
 }

@@ -4,11 +4,11 @@ use axum::{Router, body::Body, routing::get};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use tower::ServiceExt;
-use tower_track_events::{Events, Refused, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{Events, TrackError, TrackEventsHandle, TrackEventsLayer};
 
 use crate::support::drain;
 
-async fn tracked(events: Events) -> Result<&'static str, Refused> {
+async fn tracked(events: Events) -> Result<&'static str, TrackError> {
     events.track("greeting.sent", async {})?;
     Ok("hello")
 }
@@ -36,7 +36,7 @@ async fn a_handler_extracts_its_events() {
         assert_eq!(answer(&app, "/tracked").await, (StatusCode::OK, "hello".to_owned()));
         assert_eq!(answer(&app, "/perhaps").await.1, "tracked");
     }
-    assert_eq!(drain(&handle).await.endings.completed, 2);
+    assert_eq!(drain(&handle).await.ended.completed, 2);
 }
 
 #[tokio::test]
@@ -49,11 +49,11 @@ async fn without_the_layer_the_answer_names_it() {
 }
 
 #[tokio::test]
-async fn a_refusal_answers_503_with_its_reason() {
+async fn a_rejection_answers_503_with_its_reason() {
     let handle = TrackEventsHandle::new();
     let app = routes().layer(TrackEventsLayer::new(handle.clone()));
     drain(&handle).await;
     let (status, message) = answer(&app, "/tracked").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(message, "refused: the server is shutting down and its events are drained");
+    assert_eq!(message, "rejected: the server is shutting down and accepts no more events");
 }

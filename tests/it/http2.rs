@@ -1,7 +1,7 @@
 //! Real servers on loopback sockets: clients that leave while the server stops, and how hyper ends its responses.
 //!
-//! HTTP/2 is where the ordinary recipe breaks: hyper runs each stream as a task of its own, which may outlive the
-//! server, and may not even have begun when the server returns.
+//! On HTTP/2 hyper runs each stream as a task of its own, which may outlive the server, and may not have started when the
+//! server returns.
 
 use std::{
     convert::Infallible,
@@ -43,9 +43,9 @@ use tokio_util::task::TaskTracker;
 use tower::{Layer, service_fn, util::BoxCloneSyncService};
 use tower_track_events::{Events, Exchange, Outcome, ResponseBody, TrackEvents, TrackEventsHandle, TrackEventsLayer};
 
-use crate::support::{OnDrop, unsettled};
+use crate::support::{OnDrop, without_quiet_period};
 
-/// Far above what anything here takes: reaching it fails the test.
+/// Far longer than any step takes: reaching it fails the test.
 const LIMIT: Duration = Duration::from_secs(30);
 
 async fn within_limit<F: Future>(future: F) -> F::Output {
@@ -54,7 +54,7 @@ async fn within_limit<F: Future>(future: F) -> F::Output {
 
 // Servers and clients
 
-/// A server on a port of its own, which stops gracefully when told to.
+/// A server on its own port, with a graceful shutdown.
 struct Server {
     address: SocketAddr,
     stop: oneshot::Sender<()>,
@@ -102,7 +102,7 @@ impl Server {
                 };
                 let connection = graceful.watch(server.serve_connection(socket, service.clone()).into_owned());
                 tokio::spawn(async {
-                    // The error of a connection that was cut is what these tests are about.
+                    // These tests close connections, so errors are expected.
                     let _ = connection.await;
                 });
             }
@@ -111,9 +111,9 @@ impl Server {
         Self { address, stop, returned }
     }
 
-    /// Tells the server to stop and waits until it has returned.
+    /// Stops the server and waits until it has returned.
     async fn stop(self) {
-        self.stop.send(()).expect("the server runs until it is told to stop");
+        self.stop.send(()).expect("the server runs until it is stopped");
         within_limit(self.returned).await.expect("the server does not panic");
     }
 }
@@ -142,7 +142,7 @@ impl Http2 {
         };
         let streams = paths.into_iter().map(send).collect();
         let connection = tokio::spawn(async {
-            // The error of a connection that was cut is what these tests are about.
+            // These tests close connections, so errors are expected.
             let _ = connection.await;
         });
         Self { streams, connection, _requests: requests }
@@ -159,7 +159,7 @@ impl Http2 {
         stream.send_reset(Reason::CANCEL);
     }
 
-    /// Closes the socket without a word, whatever is in flight.
+    /// Closes the socket abruptly.
     async fn leave(self) {
         self.connection.abort();
         let _ = self.connection.await;
@@ -181,12 +181,12 @@ async fn read_all(mut socket: TcpStream) -> String {
     text
 }
 
-// A client that leaves while handlers are at work
+// A client that leaves while handlers run
 
 const STREAMS: u64 = 8;
 
-/// An app whose responses hold what `make` returns until they are dropped: the odd ones in their future, the others in
-/// their body. `held` has a permit for each that does.
+/// An app whose responses hold the value that `make` returns until they are dropped: responses to odd paths in their
+/// future, the others in their body. `held` gets a permit for each value that is held.
 fn holding<M, T>(held: &Arc<Semaphore>, make: M) -> Router
 where
     M: Fn(&Request) -> T + Clone + Send + Sync + 'static,
@@ -210,8 +210,8 @@ where
     })
 }
 
-/// Eight streams on one connection; when all are held, the client leaves and the server is told to stop. Ends when the
-/// server has returned.
+/// Eight streams on one connection; when all are held, the client leaves and the server is stopped. Ends when the server
+/// has returned.
 async fn leave_at_shutdown(app: Router, held: &Semaphore) {
     let server = Server::axum(app).await;
     let client = Http2::send(server.address, STREAMS as usize).await;
@@ -223,8 +223,8 @@ async fn leave_at_shutdown(app: Router, held: &Semaphore) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_when_the_client_leaves_at_shutdown() {
     for round in 0..200 {
-        // Every request is open when the server returns: the drain needs no settle time to see it.
-        let handle = unsettled();
+        // Every request is open when the server returns: the drain needs no quiet period to wait for it.
+        let handle = without_quiet_period();
         let held = Arc::new(Semaphore::new(0));
         let (started, done) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let app = holding(&held, {
@@ -235,7 +235,7 @@ async fn nothing_is_lost_when_the_client_leaves_at_shutdown() {
                 let done = Arc::clone(&done);
                 OnDrop::new(move || {
                     let done = Arc::clone(&done);
-                    // A refusal is seen below: nobody can take it here.
+                    // A rejection is counted, and checked below.
                     let _ = events.track("stream.closed", async move {
                         task::yield_now().await;
                         done.fetch_add(1, Ordering::Relaxed);
@@ -250,29 +250,29 @@ async fn nothing_is_lost_when_the_client_leaves_at_shutdown() {
         let done = done.load(Ordering::Relaxed);
         let now = handle.snapshot();
         assert_eq!((started.load(Ordering::Relaxed), done), (STREAMS, STREAMS), "round {round}: {now:?}");
-        assert_eq!((now.accepted, now.completed, now.refused), (done, done, 0), "round {round}");
+        assert_eq!((now.accepted, now.ended.completed, now.rejected), (done, done, 0), "round {round}");
         assert!(report.all_completed(), "round {round}: {report}");
     }
 }
 
-/// The rounds above meet the moment of the destructor by chance; this one stops the clock in it.
+/// In the rounds above a drain meets a running destructor by chance; here the destructor waits for the drain.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_waits_for_a_destructor_of_a_stream_that_has_yet_to_record_its_event() {
+async fn a_drain_waits_for_the_destructor_of_a_stream_that_tracks_an_event() {
     // In the body of the response, and in its future.
     for index in ["0", "1"] {
-        let handle = unsettled();
+        let handle = without_quiet_period();
         let held = Arc::new(Semaphore::new(0));
-        let (at_work, mut is_at_work) = mpsc::unbounded_channel();
-        let (go_on, may_go_on) = std::sync::mpsc::channel();
-        let may_go_on = Arc::new(Mutex::new(may_go_on));
+        let (started, mut has_started) = mpsc::unbounded_channel();
+        let (resume, may_continue) = std::sync::mpsc::channel();
+        let may_continue = Arc::new(Mutex::new(may_continue));
         let app = holding(&held, move |request| {
             let events = Events::from_extensions(request.extensions()).expect("the layer is there").clone();
-            let (at_work, may_go_on) = (at_work.clone(), Arc::clone(&may_go_on));
+            let (started, may_continue) = (started.clone(), Arc::clone(&may_continue));
             OnDrop::new(move || {
-                let _ = at_work.send(());
-                // The other tasks of this thread, the server maybe among them, move to another one.
+                let _ = started.send(());
+                // Other tasks of this thread, such as the server, move to another thread.
                 task::block_in_place(|| {
-                    let _ = may_go_on.lock().expect("no panic while it is locked").recv_timeout(LIMIT);
+                    let _ = may_continue.lock().expect("no panic while it is locked").recv_timeout(LIMIT);
                 });
                 let _ = events.track("stream.closed", async {});
             })
@@ -282,19 +282,19 @@ async fn a_drain_waits_for_a_destructor_of_a_stream_that_has_yet_to_record_its_e
         within_limit(held.acquire()).await.expect("never closed").forget();
         client.leave().await;
         server.stop().await;
-        within_limit(is_at_work.recv()).await.expect("the destructor has the other side");
+        within_limit(has_started.recv()).await.expect("the destructor has the other side");
 
         let mut drain = pin!(handle.drain(LIMIT));
         assert!(poll!(&mut drain).is_pending(), "in stream {index}");
         assert_eq!(handle.snapshot().open_requests, 1, "in stream {index}");
 
-        go_on.send(()).expect("the destructor has the other side");
+        resume.send(()).expect("the destructor has the other side");
         let report = drain.await.expect("everything ends");
-        assert_eq!((report.endings.completed, handle.snapshot().refused), (1, 0), "in stream {index}");
+        assert_eq!((report.ended.completed, handle.snapshot().rejected), (1, 0), "in stream {index}");
     }
 }
 
-/// Shows that the test above can see a loss: the same rounds with the recipe that is right for HTTP/1.
+/// The control of the test above: the same rounds with a `TaskTracker`, which is enough for HTTP/1, lose events.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_tracker_loses_events_when_the_client_leaves_at_shutdown() {
     let rounds = 200;
@@ -328,7 +328,7 @@ async fn a_task_tracker_loses_events_when_the_client_leaves_at_shutdown() {
 
 // Handlers that have not started when the server returns
 
-/// What the handlers of one round tell, and are told.
+/// Shared by the handlers and the test of one round.
 #[derive(Clone)]
 struct Witness(Arc<WitnessState>);
 
@@ -360,13 +360,13 @@ impl Witness {
         TrackEventsLayer::new(handle.clone()).layer(service)
     }
 
-    /// What a handler does as it starts: says so, and records an event, which a house that is closed refuses.
+    /// Called when a handler starts: counts it, and tracks an event, which is rejected after the drain.
     fn handler_starts(&self, events: Option<&Events>) {
         let Self(state) = self;
         if state.drained.load(Ordering::SeqCst) {
             state.late.fetch_add(1, Ordering::Relaxed);
         }
-        // A refusal is counted by the handle.
+        // A rejection is counted by the handle.
         let _ = events.expect("the layer is there").track("handler.started", async {});
         state.started.add_permits(1);
     }
@@ -377,7 +377,7 @@ impl Witness {
 }
 
 /// A hundred streams on one connection; as soon as the second handler has started, the client leaves and the server is
-/// told to stop. When it has returned, the drain begins, and when that was `Ok`, the handlers are told.
+/// stopped. When it has returned, the drain begins, and when that was `Ok`, the flag for the handlers is set.
 async fn leave_a_flood(server: Server, witness: Witness, handle: TrackEventsHandle) -> Round {
     let client = Http2::send(server.address, 100).await;
     witness.handlers_started(2).await;
@@ -421,28 +421,28 @@ struct Round {
 /// In how many rounds a handler started after the drain was `Ok`.
 #[derive(Debug, Default, PartialEq)]
 struct Late {
-    /// By the account of the handlers, once they had been told.
+    /// Counted by the handlers, which check the flag.
     seen: u64,
-    /// By that of the house, which refuses their events from the instant on at which it was closed.
-    refused: u64,
+    /// Counted by the handle, which rejects their events from the instant at which it was closed.
+    rejected: u64,
 }
 
 impl std::ops::AddAssign for Late {
     fn add_assign(&mut self, other: Self) {
-        let Self { seen, refused } = other;
+        let Self { seen, rejected } = other;
         self.seen += seen;
-        self.refused += refused;
+        self.rejected += rejected;
     }
 }
 
-/// Runs some floods side by side. Each is a task, so that its drain begins on a thread that has streams in its queue:
-/// from outside of the runtime handlers are late in one round of a hundred at most.
-async fn side_by_side<F>(floods: impl Iterator<Item = F>) -> Late
+/// Runs some floods concurrently. Each is a task, so that its drain begins on a thread with streams in its queue: from
+/// outside of the runtime, handlers are late in at most one round of a hundred.
+async fn concurrently<F>(floods: impl Iterator<Item = F>) -> Late
 where
     F: Future<Output = Round> + Send + 'static,
 {
     let rounds = within_limit(floods.collect::<JoinSet<_>>().join_all()).await;
-    // A handler that is late gets its chance, so that it is seen.
+    // Late handlers still run, so that they are counted.
     let metrics = runtime::Handle::current().metrics();
     within_limit(async {
         while metrics.num_alive_tasks() > 0 {
@@ -454,83 +454,83 @@ where
     for Round { witness, handle } in rounds {
         late += Late {
             seen: u64::from(witness.0.late.load(Ordering::Relaxed) > 0),
-            refused: u64::from(handle.snapshot().refused > 0),
+            rejected: u64::from(handle.snapshot().rejected > 0),
         };
     }
     late
 }
 
-/// So many floods at once keep the threads busy: a stream that was spawned waits longer for its turn.
-const SIDE_BY_SIDE: usize = 20;
+/// So many concurrent floods keep the threads busy: a stream that was spawned waits longer until it is polled.
+const CONCURRENT: usize = 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_handler_starts_after_drain_is_ok() {
-    // The settle time is a bet on how long a stream that was spawned waits for its turn. Twenty floods at once, on cores
-    // that are busy with something else, win it now and then, even against ten times the time.
+    // The quiet period is a heuristic for how long a spawned stream waits until it is polled. With twenty concurrent floods
+    // on busy cores, a stream occasionally starts too late, even with a period ten times as long.
     const A_FEW: usize = 5;
     for batch in 0..1_000 / A_FEW {
-        let late = side_by_side((0..A_FEW).map(|_| flood_axum(TrackEventsHandle::new()))).await;
+        let late = concurrently((0..A_FEW).map(|_| flood_axum(TrackEventsHandle::new()))).await;
         assert_eq!(late, Late::default(), "batch {batch}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_handler_starts_after_drain_is_ok_on_its_executor_without_settling() {
-    for batch in 0..1_000 / SIDE_BY_SIDE {
-        let floods = (0..SIDE_BY_SIDE).map(|_| {
-            let handle = unsettled();
+async fn no_handler_starts_after_drain_is_ok_on_its_executor_without_a_quiet_period() {
+    for batch in 0..1_000 / CONCURRENT {
+        let floods = (0..CONCURRENT).map(|_| {
+            let handle = without_quiet_period();
             let executor = handle.executor(TokioExecutor::new());
             flood_hyper(handle, executor)
         });
-        assert_eq!(side_by_side(floods).await, Late::default(), "batch {batch}");
+        assert_eq!(concurrently(floods).await, Late::default(), "batch {batch}");
     }
 }
 
-/// The control of the two tests above: when nothing keeps a handler from being late, it is in about every third round.
+/// The control of the two tests above: without a quiet period or the executor, a handler is late in about every third round.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn handlers_start_after_a_drain_that_does_not_settle() {
+async fn handlers_start_after_a_drain_without_a_quiet_period() {
     let (mut axum, mut hyper) = (Late::default(), Late::default());
-    for _ in 0..200 / SIDE_BY_SIDE {
-        axum += side_by_side((0..SIDE_BY_SIDE).map(|_| flood_axum(unsettled()))).await;
-        hyper += side_by_side((0..SIDE_BY_SIDE).map(|_| flood_hyper(unsettled(), TokioExecutor::new()))).await;
+    for _ in 0..200 / CONCURRENT {
+        axum += concurrently((0..CONCURRENT).map(|_| flood_axum(without_quiet_period()))).await;
+        hyper += concurrently((0..CONCURRENT).map(|_| flood_hyper(without_quiet_period(), TokioExecutor::new()))).await;
     }
     eprintln!("of 200 rounds each, on axum: {axum:?}, on hyper-util: {hyper:?}");
-    assert!(axum.seen > 0 && axum.refused > 0 && hyper.seen > 0 && hyper.refused > 0);
+    assert!(axum.seen > 0 && axum.rejected > 0 && hyper.seen > 0 && hyper.rejected > 0);
 }
 
-/// Holds its tasks back until it is told to let them go.
+/// An executor that holds its tasks until it releases them.
 #[derive(Clone)]
-struct HoldsBack {
+struct HeldExecutor {
     spawned: Arc<Semaphore>,
-    may_begin: Arc<Semaphore>,
+    may_start: Arc<Semaphore>,
 }
 
-impl HoldsBack {
+impl HeldExecutor {
     fn new() -> Self {
-        Self { spawned: Arc::new(Semaphore::new(0)), may_begin: Arc::new(Semaphore::new(0)) }
+        Self { spawned: Arc::new(Semaphore::new(0)), may_start: Arc::new(Semaphore::new(0)) }
     }
 
-    /// Three streams whose tasks have not begun when the client has left and the server has returned.
-    async fn leave_before_the_streams_begin(&self, server: Server) {
+    /// Three streams whose tasks have not started when the client has left and the server has returned.
+    async fn leave_before_the_streams_start(&self, server: Server) {
         let client = Http2::send(server.address, 3).await;
         within_limit(self.spawned.acquire_many(3)).await.expect("never closed").forget();
         client.leave().await;
         server.stop().await;
     }
 
-    fn let_go(&self) {
-        self.may_begin.add_permits(3);
+    fn release(&self) {
+        self.may_start.add_permits(3);
     }
 }
 
-impl<F> Executor<F> for HoldsBack
+impl<F> Executor<F> for HeldExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        let may_begin = Arc::clone(&self.may_begin);
+        let may_start = Arc::clone(&self.may_start);
         tokio::spawn(async move {
-            may_begin.acquire().await.expect("never closed").forget();
+            may_start.acquire().await.expect("never closed").forget();
             future.await;
         });
         self.spawned.add_permits(1);
@@ -538,19 +538,19 @@ where
 }
 
 #[tokio::test]
-async fn a_drain_waits_for_a_stream_of_its_executor_that_has_not_begun() {
-    let (handle, witness, streams) = (unsettled(), Witness::new(), HoldsBack::new());
+async fn a_drain_waits_for_a_stream_of_its_executor_that_has_not_started() {
+    let (handle, witness, streams) = (without_quiet_period(), Witness::new(), HeldExecutor::new());
     let server = Server::hyper(witness.service(&handle), handle.executor(streams.clone())).await;
-    streams.leave_before_the_streams_begin(server).await;
+    streams.leave_before_the_streams_start(server).await;
 
     let mut drain = pin!(handle.drain(LIMIT));
     assert!(poll!(&mut drain).is_pending());
     let now = handle.snapshot();
     assert_eq!((now.open_requests, now.open_guards), (0, 3));
 
-    streams.let_go();
+    streams.release();
     let report = drain.await.expect("the streams end, since the client has left");
-    assert_eq!((report.endings.completed, handle.snapshot().refused), (3, 0));
+    assert_eq!((report.ended.completed, handle.snapshot().rejected), (3, 0));
 }
 
 /// Drops its tasks at once.
@@ -562,7 +562,7 @@ impl<F> Executor<F> for DropsTasks {
 
 #[test]
 fn a_task_of_its_executor_is_guarded_until_it_has_been_dropped() {
-    let handle = unsettled();
+    let handle = without_quiet_period();
     let (sender, open_guards) = std::sync::mpsc::channel();
     let in_destructor = OnDrop::new({
         let handle = handle.clone();
@@ -572,20 +572,20 @@ fn a_task_of_its_executor_is_guarded_until_it_has_been_dropped() {
     assert_eq!((open_guards.try_iter().collect(), handle.snapshot().open_guards), (vec![1], 0));
 }
 
-/// The control of the test above, and the reason for the settle time.
+/// The control of the test above, and the reason for the quiet period.
 #[tokio::test]
-async fn a_drain_does_not_know_of_a_stream_of_another_executor_that_has_not_begun() {
-    let (handle, witness, streams) = (unsettled(), Witness::new(), HoldsBack::new());
+async fn a_drain_does_not_wait_for_a_stream_of_another_executor_that_has_not_started() {
+    let (handle, witness, streams) = (without_quiet_period(), Witness::new(), HeldExecutor::new());
     let server = Server::hyper(witness.service(&handle), streams.clone()).await;
-    streams.leave_before_the_streams_begin(server).await;
+    streams.leave_before_the_streams_start(server).await;
 
-    handle.drain(LIMIT).await.expect("nothing is open that the drain could know of");
-    streams.let_go();
+    handle.drain(LIMIT).await.expect("nothing is open that the drain could wait for");
+    streams.release();
     witness.handlers_started(3).await;
-    assert_eq!((handle.snapshot().accepted, handle.snapshot().refused), (0, 3));
+    assert_eq!((handle.snapshot().accepted, handle.snapshot().rejected), (0, 3));
 }
 
-// How hyper ends a response, and what the layer makes of it
+// How hyper ends a response, and its outcome in the layer
 
 /// A server whose exchanges are observed by an event of its layer.
 struct Observed {
@@ -597,7 +597,7 @@ struct Observed {
 impl Observed {
     fn layer() -> (TrackEventsLayer, mpsc::UnboundedReceiver<Exchange>) {
         let (sender, exchanges) = mpsc::unbounded_channel();
-        let layer = TrackEventsLayer::builder(unsettled())
+        let layer = TrackEventsLayer::builder(without_quiet_period())
             .track("observed", move |_request| {
                 let sender = sender.clone();
                 async move |exchange: Exchange| sender.send(exchange)
@@ -627,12 +627,12 @@ impl Observed {
         Self { server, handle: layer.handle().clone(), exchanges }
     }
 
-    /// Waits for the exchange, and ends the server to see that there was no other and that it was told once.
+    /// Waits for the exchange, and stops the server to check that it was the only one.
     async fn only_exchange(mut self) -> Facts {
         let exchange = within_limit(self.exchanges.recv()).await.expect("the server has the other side");
         self.server.stop().await;
         let report = self.handle.drain(LIMIT).await.expect("nothing is left open");
-        assert_eq!((report.endings.completed, report.endings.total()), (1, 1));
+        assert_eq!((report.ended.completed, report.ended.total()), (1, 1));
         assert_eq!(self.exchanges.try_recv().ok(), None);
 
         let Exchange { outcome, status, body_bytes, time_to_head, elapsed, grpc_status, .. } = exchange;
@@ -663,12 +663,12 @@ fn frames(data: &[&'static str]) -> Frames {
     data.iter().map(|data| Ok(Frame::data(Bytes::from(*data)))).collect()
 }
 
-/// A body of these frames that says nothing about its length.
+/// A body of these frames without a size hint.
 fn streamed(frames: Frames) -> impl http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static {
     StreamBody::new(stream::iter(frames))
 }
 
-/// A body of one frame, `hello`, that then waits for ever.
+/// A body of one frame, `hello`, that is pending from then on.
 fn endless() -> impl http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static {
     StreamBody::new(stream::iter(frames(&["hello"])).chain(stream::pending()))
 }
@@ -708,7 +708,7 @@ async fn http2_reset_before_the_head_is_no_response() {
 }
 
 #[tokio::test]
-async fn http2_trailers_complete_the_response_and_tell_the_grpc_status() {
+async fn http2_trailers_complete_the_response_and_carry_the_grpc_status() {
     let observed = Observed::hyper(async || {
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", HeaderValue::from_static("5"));
@@ -735,7 +735,7 @@ async fn http1_full_body_is_complete() {
     assert_eq!(observed.only_exchange().await, Facts::ok(Outcome::Complete, 5));
 }
 
-/// hyper never polls the body, whose end is not in sight.
+/// hyper never polls the body, whose end was not announced.
 #[tokio::test]
 async fn http1_head_of_a_route_with_a_body_is_complete() {
     let observed = Observed::axum(Router::new().route("/", get(async || "hello"))).await;
@@ -753,7 +753,7 @@ async fn http1_stream_of_the_declared_length_is_complete() {
     assert_eq!(observed.only_exchange().await, Facts::ok(Outcome::Complete, 11));
 }
 
-/// hyper gives the connection up, maybe before it has sent anything.
+/// hyper closes the connection, possibly before it has sent anything.
 #[tokio::test]
 async fn http1_stream_that_ends_before_its_declared_length_is_a_mismatch() {
     let observed = Observed::hyper(async || with_content_length(11, streamed(frames(&["hello"])))).await;
@@ -761,7 +761,7 @@ async fn http1_stream_that_ends_before_its_declared_length_is_a_mismatch() {
     assert_eq!(observed.only_exchange().await, Facts::ok(Outcome::LengthMismatch, 5));
 }
 
-/// hyper cuts the frame, so the client sees a response that looks right.
+/// hyper truncates the frame, so the client sees a response that looks complete.
 #[tokio::test]
 async fn http1_frame_beyond_the_declared_length_is_a_mismatch() {
     let observed = Observed::hyper(async || with_content_length(5, streamed(frames(&["hello world"])))).await;
@@ -770,9 +770,9 @@ async fn http1_frame_beyond_the_declared_length_is_a_mismatch() {
     assert_eq!(observed.only_exchange().await, Facts::ok(Outcome::LengthMismatch, 11));
 }
 
-/// hyper does not ask for what would come after the declared length, so nobody can know of it.
+/// hyper does not poll for frames after the declared length, so the layer cannot see them.
 #[tokio::test]
-async fn http1_frames_after_the_declared_length_are_not_asked_for() {
+async fn http1_frames_after_the_declared_length_are_not_polled() {
     let observed = Observed::hyper(async || with_content_length(5, streamed(frames(&["hello", " world"])))).await;
     let text = read_all(http1(observed.server.address, "GET").await).await;
     assert!(text.ends_with("\r\n\r\nhello"), "{text}");
@@ -785,7 +785,7 @@ async fn http1_client_that_leaves_in_mid_stream_is_aborted() {
     let mut socket = http1(observed.server.address, "GET").await;
     let mut text = Vec::new();
     while !text.ends_with(b"hello\r\n") {
-        assert_ne!(within_limit(socket.read_buf(&mut text)).await.expect("no error"), 0, "the server goes on");
+        assert_ne!(within_limit(socket.read_buf(&mut text)).await.expect("no error"), 0, "the connection is open");
     }
 
     drop(socket);

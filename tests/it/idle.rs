@@ -1,4 +1,4 @@
-//! Waiting for what was accepted so far, while others go on.
+//! `wait_idle`: waiting for an instant at which no event is pending.
 
 use std::{future::pending, pin::pin, time::Duration};
 
@@ -6,106 +6,98 @@ use tokio::sync::oneshot;
 use tokio_test::{assert_pending, assert_ready, task};
 use tower_track_events::{TrackEventsHandle, WaitIdleError};
 
-use crate::support::{drain, settle};
+use crate::support::{drain, run_tasks};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
 #[tokio::test(start_paused = true)]
-async fn it_waits_for_what_was_accepted_before_its_first_poll_and_for_nothing_else() {
+async fn wait_idle_waits_for_an_instant_without_pending_events() {
     let handle = TrackEventsHandle::new();
     let (release, released) = oneshot::channel::<()>();
+    let (release_child, child_released) = oneshot::channel::<()>();
     let child = handle.clone();
     handle
-        .track("before", async move {
+        .track("parent", async move {
             let _ = released.await;
-            child.track("its child", pending::<()>()).unwrap();
+            child.track("its child", async move { drop(child_released.await) }).unwrap();
         })
         .unwrap();
-    let mut early = task::spawn(handle.wait_idle(LIMIT));
-    assert_pending!(early.poll());
-    handle.track("after", pending::<()>()).unwrap();
+    let mut wait = task::spawn(handle.wait_idle(LIMIT));
+    assert_pending!(wait.poll());
     let _guard = handle.guard().unwrap();
     let _permit = handle.reserve().unwrap();
-    let mut late = task::spawn(handle.wait_idle(LIMIT));
-    assert_pending!(late.poll());
 
     release.send(()).unwrap();
-    settle().await;
+    run_tasks().await;
+    assert_pending!(wait.poll());
+    assert_eq!(handle.snapshot().pending, 1);
 
-    assert!(early.is_woken());
-    assert_ready!(early.poll()).unwrap();
-    assert!(!late.is_woken());
-    assert_pending!(late.poll());
+    release_child.send(()).unwrap();
+    run_tasks().await;
+    assert!(wait.is_woken());
+    assert_ready!(wait.poll()).unwrap();
 }
 
 #[tokio::test]
-async fn an_event_that_was_accepted_after_a_wait_began_does_not_end_it() {
+async fn an_event_accepted_during_the_wait_counts() {
     let handle = TrackEventsHandle::new();
-    let (release, released) = oneshot::channel::<()>();
-    handle.track("first", pending::<()>()).unwrap();
-    let mut first = task::spawn(handle.wait_idle(LIMIT));
-    assert_pending!(first.poll());
-    handle.track("second", async move { drop(released.await) }).unwrap();
-    let mut second = task::spawn(handle.wait_idle(LIMIT));
-    assert_pending!(second.poll());
-
-    release.send(()).unwrap();
-    settle().await;
-    assert!(!first.is_woken());
-    assert_pending!(first.poll());
-    assert_pending!(second.poll());
+    handle.track("first", async {}).unwrap();
+    let mut wait = task::spawn(handle.wait_idle(LIMIT));
+    assert_pending!(wait.poll());
+    handle.track("second", pending::<()>()).unwrap();
+    run_tasks().await;
+    assert_pending!(wait.poll());
     handle.abort();
-    settle().await;
-    assert_ready!(first.poll()).unwrap();
-    assert_ready!(second.poll()).unwrap();
+    run_tasks().await;
+    assert!(wait.is_woken());
+    assert_ready!(wait.poll()).unwrap();
 }
 
 #[tokio::test]
-async fn it_closes_nothing_and_raises_no_signal() {
+async fn wait_idle_closes_nothing_and_raises_no_signal() {
     let handle = TrackEventsHandle::new();
     handle.track("one", async {}).unwrap();
     handle.wait_idle(LIMIT).await.unwrap();
     assert!(!handle.is_draining());
     handle.track("two", async {}).unwrap();
-    assert_eq!(drain(&handle).await.endings.completed, 2);
+    assert_eq!(drain(&handle).await.ended.completed, 2);
     handle.wait_idle(LIMIT).await.unwrap();
 }
 
-#[tokio::test]
-async fn new_events_do_not_starve_it() {
+#[tokio::test(start_paused = true)]
+async fn wait_idle_times_out_under_steady_load() {
     let handle = TrackEventsHandle::new();
     fn again(handle: TrackEventsHandle) -> impl Future<Output = ()> + Send {
         // Boxed, because it contains itself.
         let next: std::pin::Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
             handle.track("again", again(handle.clone())).unwrap();
         });
         next
     }
     handle.track("again", again(handle.clone())).unwrap();
-    handle.wait_idle(LIMIT).await.unwrap();
-    assert!(handle.snapshot().pending > 0);
+    assert!(matches!(handle.wait_idle(LIMIT).await, Err(WaitIdleError::TimedOut { .. })));
+    handle.abort();
 }
 
 #[tokio::test(start_paused = true)]
-async fn its_limit_names_what_is_pending() {
+async fn a_timed_out_wait_names_the_pending_events() {
     let handle = TrackEventsHandle::new();
     handle.track("slow", pending::<()>()).unwrap();
     let line = line!() - 1;
     let mut wait = pin!(handle.wait_idle(LIMIT));
     assert!(futures_util::poll!(wait.as_mut()).is_pending());
-    handle.track("newer", pending::<()>()).unwrap();
 
     let error = wait.await.unwrap_err();
 
     let expected = format!("events were pending after 5.0 s: slow x1 running (oldest 5.0 s, {}:{line}:12)", file!());
     assert_eq!(error.to_string(), expected);
-    let WaitIdleError::TimedOut { pending, after, .. } = error else { panic!("{error}") };
-    assert_eq!((pending.len(), pending[0].name, after), (1, "slow", LIMIT));
+    let WaitIdleError::TimedOut { open, after, .. } = error else { panic!("{error}") };
+    assert_eq!((open.len(), open[0].name.as_deref(), after), (1, Some("slow"), LIMIT));
 }
 
 #[tokio::test]
-async fn zero_looks_once_and_the_longest_limit_is_no_overflow() {
+async fn a_limit_of_zero_checks_once_and_the_longest_does_not_overflow() {
     let handle = TrackEventsHandle::new();
     handle.wait_idle(Duration::ZERO).await.unwrap();
     handle.track("pending", async {}).unwrap();
@@ -114,16 +106,16 @@ async fn zero_looks_once_and_the_longest_limit_is_no_overflow() {
 }
 
 #[tokio::test]
-async fn inside_an_event_of_its_own_it_is_an_error() {
+async fn inside_an_event_of_its_handle_wait_idle_is_an_error() {
     let handle = TrackEventsHandle::new();
-    let (tell, told) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     let inner = handle.clone();
-    handle.track("waits for itself", async move { tell.send(inner.wait_idle(LIMIT).await).unwrap() }).unwrap();
-    assert_eq!(told.await.unwrap(), Err(WaitIdleError::InsideItself));
+    handle.track("waits for itself", async move { sender.send(inner.wait_idle(LIMIT).await).unwrap() }).unwrap();
+    assert_eq!(receiver.await.unwrap(), Err(WaitIdleError::InsideItself));
 }
 
 #[test]
-fn without_a_timer_it_says_so() {
+fn without_a_timer_wait_idle_is_an_error() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let handle = TrackEventsHandle::new();
@@ -144,14 +136,14 @@ async fn a_dropped_wait_leaves_the_others_waiting() {
     assert_pending!(second.poll());
     drop(first);
     release.send(()).unwrap();
-    settle().await;
+    run_tasks().await;
     assert!(second.is_woken());
     assert_ready!(second.poll()).unwrap();
 }
 
 #[tokio::test]
 #[should_panic(expected = "polled after it had ended")]
-async fn a_wait_that_has_ended_must_not_be_polled() {
+async fn polling_a_wait_that_has_ended_panics() {
     let handle = TrackEventsHandle::new();
     let mut wait = handle.wait_idle(LIMIT);
     (&mut wait).await.unwrap();

@@ -1,4 +1,4 @@
-//! The layer: events of its own, twice on one handle, after the drain, and `Events` inside handlers.
+//! The layer: its own events, two layers on one handle, requests after the drain, and `Events` in handlers.
 
 use std::{
     future::pending,
@@ -9,9 +9,9 @@ use std::{
 use http::{Extensions, Request, Response};
 use tokio::sync::oneshot;
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_track_events::{Events, Exchange, Outcome, Refused, TrackEvents, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{Events, Exchange, Outcome, TrackError, TrackEvents, TrackEventsHandle, TrackEventsLayer};
 
-use crate::support::{Answer, Counter, Script, Seen, assert_conserved, drain, poll_once, settle};
+use crate::support::{Answer, Counter, Script, Seen, assert_conserved, drain, poll_once, run_tasks};
 
 async fn ok(_: Request<()>) -> Answer {
     Answer::Ok(Response::new(Script::empty()))
@@ -31,7 +31,7 @@ where
 }
 
 #[tokio::test]
-async fn each_event_of_the_layer_fires_once_for_each_exchange_it_is_meant_for() {
+async fn each_event_of_the_layer_runs_once_for_each_exchange_that_its_filter_accepts() {
     let handle = TrackEventsHandle::new();
     let (all, some) = (Counter::default(), Counter::default());
     let (every, filtered) = (all.clone(), some.clone());
@@ -59,11 +59,11 @@ async fn each_event_of_the_layer_fires_once_for_each_exchange_it_is_meant_for() 
     }
     let report = drain(&handle).await;
     assert_eq!((all.get(), some.get()), (3, 2));
-    assert_eq!((report.accepted, report.endings.completed), (5, 5), "{report}");
+    assert_eq!((report.accepted, report.ended.completed), (5, 5), "{report}");
 }
 
 #[tokio::test]
-async fn a_hook_that_panics_is_the_events_affair_and_the_request_is_served() {
+async fn a_panic_of_a_hook_is_counted_as_its_event_and_the_request_is_served() {
     let handle = TrackEventsHandle::new();
     let ran = Counter::default();
     let last = ran.clone();
@@ -79,15 +79,15 @@ async fn a_hook_that_panics_is_the_events_affair_and_the_request_is_served() {
     drop(layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap());
     let report = drain(&handle).await;
     assert_eq!((ran.get(), report.accepted), (1, 4));
-    let wrong: Vec<_> = report.wrong.iter().map(|wrong| (wrong.name, wrong.endings.panicked)).collect();
-    assert_eq!(wrong, [("closure", 1), ("filter", 1), ("make", 1)]);
+    let panicked: Vec<_> = report.by_name.iter().map(|(name, failures)| (*name, failures.counts.panicked)).collect();
+    assert_eq!(panicked, [("closure", 1), ("filter", 1), ("make", 1)]);
 }
 
 #[tokio::test]
 async fn the_events_of_a_handler_start_whatever_the_outcome() {
     let (layer, handle) = TrackEventsLayer::pair();
     let ran = Counter::default();
-    let record = {
+    let track = {
         let ran = ran.clone();
         move |request: &Request<()>| {
             let events = Events::from_extensions(request.extensions()).unwrap();
@@ -95,38 +95,38 @@ async fn the_events_of_a_handler_start_whatever_the_outcome() {
             events.track("audit", async move { ran.add() }).unwrap();
         }
     };
-    let record = &record;
+    let track = &track;
 
     let fails = layer.layer(service_fn(|request: Request<()>| {
-        record(&request);
+        track(&request);
         async { Err::<Response<Script>, _>("no") }
     }));
     assert!(fails.oneshot(Request::new(())).await.is_err());
 
     let mut never_ready = layer.layer(service_fn(|request: Request<()>| {
-        record(&request);
+        track(&request);
         pending::<Answer>()
     }));
     let mut future = Box::pin(never_ready.call(Request::new(())));
     assert!(poll_once(&mut future).is_pending());
-    settle().await;
+    run_tasks().await;
     assert_eq!(ran.get(), 1, "the exchange is open");
     drop(future);
 
     let panics = layer.layer(service_fn(|request: Request<()>| {
-        record(&request);
+        track(&request);
         async { if request.uri().path() == "/" { panic!("in the handler") } else { ok(request).await } }
     }));
     let panicked =
         futures_util::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(panics.oneshot(Request::new(()))));
     assert!(panicked.await.is_err());
 
-    assert_eq!(drain(&handle).await.endings.completed, 3);
+    assert_eq!(drain(&handle).await.ended.completed, 3);
     assert_eq!(ran.get(), 3);
 }
 
 #[tokio::test]
-async fn track_with_is_told_how_the_response_ended() {
+async fn track_with_gets_the_facts_of_the_exchange() {
     let (layer, handle) = TrackEventsLayer::pair();
     let seen = Seen::default();
     let noted = seen.clone();
@@ -135,7 +135,7 @@ async fn track_with_is_told_how_the_response_ended() {
         events.track_with("bill", move |exchange| async move { noted.push(exchange) }).unwrap();
     }));
     let response = service.oneshot(Request::new(())).await.unwrap();
-    settle().await;
+    run_tasks().await;
     assert!(seen.all().is_empty());
     drop(response);
     drain(&handle).await;
@@ -144,7 +144,7 @@ async fn track_with_is_told_how_the_response_ended() {
 }
 
 #[tokio::test]
-async fn the_panic_of_track_with_s_closure_is_the_event_s() {
+async fn a_panic_of_the_closure_of_track_with_is_counted_as_its_event() {
     let (layer, handle) = TrackEventsLayer::pair();
     let service = layer.layer(handler(|events| {
         events.track_with("closure", |_| -> std::future::Ready<()> { panic!("in the closure") }).unwrap();
@@ -152,7 +152,7 @@ async fn the_panic_of_track_with_s_closure_is_the_event_s() {
     }));
     drop(service.oneshot(Request::new(())).await.unwrap());
     let report = drain(&handle).await;
-    assert_eq!((report.endings.panicked, report.endings.completed), (1, 1));
+    assert_eq!((report.ended.panicked, report.ended.completed), (1, 1));
 }
 
 #[tokio::test]
@@ -167,7 +167,7 @@ async fn a_permit_of_an_exchange_starts_its_event_when_the_exchange_is_over() {
         drop(events.reserve().unwrap());
     }));
     let response = service.oneshot(Request::new(())).await.unwrap();
-    settle().await;
+    run_tasks().await;
     assert_eq!((ran.get(), handle.snapshot().pending, handle.snapshot().reserved), (0, 2, 0));
     drop(response);
     drain(&handle).await;
@@ -175,7 +175,7 @@ async fn a_permit_of_an_exchange_starts_its_event_when_the_exchange_is_over() {
 }
 
 #[tokio::test]
-async fn events_that_outlive_their_exchange_start_what_they_are_given_at_once() {
+async fn events_tracked_after_their_exchange_start_at_once() {
     let (layer, handle) = TrackEventsLayer::pair();
     let kept = Arc::new(Mutex::new(None));
     let keep = Arc::clone(&kept);
@@ -189,78 +189,78 @@ async fn events_that_outlive_their_exchange_start_what_they_are_given_at_once() 
     let seen = Seen::default();
     let noted = seen.clone();
     events.track_with("late", move |exchange| async move { noted.push(exchange) }).unwrap();
-    settle().await;
+    run_tasks().await;
     assert_eq!(seen.only().outcome, Outcome::Complete);
 
-    let (done, told) = oneshot::channel();
-    permit.track("reserved", async move { done.send(()).map_err(|()| "nobody listens") });
-    told.await.unwrap();
+    let (sender, receiver) = oneshot::channel();
+    permit.track("reserved", async move { sender.send(()).map_err(|()| "no receiver") });
+    receiver.await.unwrap();
     drain(&handle).await;
-    // What is left of the exchange is no way around the drain.
-    assert_eq!(events.track("too late", async {}), Err(Refused::Drained));
+    // The events of an exchange that is over are rejected after a drain as well.
+    assert_eq!(events.track("too late", async {}), Err(TrackError::Closed));
     assert!(events.handle().is_draining());
 }
 
 #[tokio::test]
-async fn a_call_while_drained_is_served_and_its_events_are_refused() {
+async fn a_request_after_the_drain_is_served_and_its_events_are_rejected() {
     let handle = TrackEventsHandle::new();
     drain(&handle).await;
-    let refused = Counter::default();
-    let counted = refused.clone();
+    let rejected = Counter::default();
+    let counted = rejected.clone();
     let layer = TrackEventsLayer::builder(handle.clone()).track("audit", |_| |_| async {}).build();
     let service = layer.layer(handler(move |events| {
-        if events.track("audit", async {}) == Err(Refused::Drained) {
+        if events.track("audit", async {}) == Err(TrackError::Closed) {
             counted.add();
         }
     }));
     let response = service.oneshot(Request::new(())).await.unwrap();
-    assert_eq!((response.status().as_u16(), refused.get()), (200, 1));
+    assert_eq!((response.status().as_u16(), rejected.get()), (200, 1));
     let now = handle.snapshot();
-    assert_eq!((now.open_requests, now.accepted, now.refused), (0, 0, 2));
+    assert_eq!((now.open_requests, now.accepted, now.rejected), (0, 0, 2));
     drop(response);
     assert!(handle.drain(Duration::ZERO).await.is_ok());
 }
 
 #[tokio::test]
-async fn a_full_house_serves_the_request_and_counts_the_refusal() {
+async fn at_capacity_the_request_is_served_and_the_rejection_is_counted() {
     let handle = TrackEventsHandle::builder().capacity(1).build().unwrap();
     let seen = Seen::default();
     let layer = seen.layer(&handle);
-    handle.track("takes all the room", pending::<()>()).unwrap();
+    handle.track("takes the only slot", pending::<()>()).unwrap();
     drop(layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap());
-    settle().await;
-    assert_eq!((seen.all().len(), handle.snapshot().refused), (0, 1));
+    run_tasks().await;
+    assert_eq!((seen.all().len(), handle.snapshot().rejected), (0, 1));
 }
 
 #[tokio::test]
-async fn twice_on_one_handle_is_one_exchange_with_the_events_of_both() {
+async fn two_layers_on_one_handle_open_one_exchange_with_the_events_of_both() {
     let handle = TrackEventsHandle::new();
     let (outer, middle, inner) = (Seen::default(), Seen::default(), Seen::default());
-    let recorded = Counter::default();
-    let counted = recorded.clone();
+    let tracked = Counter::default();
+    let counted = tracked.clone();
     let service =
         outer.layer(&handle).layer(middle.layer(&handle).layer(inner.layer(&handle).layer(handler(move |events| {
             let counted = counted.clone();
-            events.track("recorded", async move { counted.add() }).unwrap();
+            events.track("tracked", async move { counted.add() }).unwrap();
         }))));
     let response = service.oneshot(Request::new(())).await.unwrap();
     assert_eq!(handle.snapshot().open_requests, 1);
     drop(response);
     drain(&handle).await;
-    assert_eq!((outer.only(), recorded.get()), (inner.only(), 1));
+    assert_eq!((outer.only(), tracked.get()), (inner.only(), 1));
     assert_eq!(outer.only(), middle.only());
 }
 
 #[tokio::test]
-async fn the_very_same_layer_twice_counts_once() {
+async fn the_same_layer_twice_tracks_its_events_once() {
     let handle = TrackEventsHandle::new();
     let (seen, between) = (Seen::default(), Seen::default());
     let layer = seen.layer(&handle);
     let service = layer.layer(layer.clone().layer(service_fn(ok)));
     drop(service.oneshot(Request::new(())).await.unwrap());
-    settle().await;
+    run_tasks().await;
     seen.only();
-    // Also when another stands between, and when it is the inner one that repeats.
+    // Also with another layer between, and when the inner layer repeats.
     let other = between.layer(&handle);
     let service = layer.layer(other.layer(layer.layer(other.layer(service_fn(ok)))));
     drop(service.oneshot(Request::new(())).await.unwrap());
@@ -269,11 +269,11 @@ async fn the_very_same_layer_twice_counts_once() {
 }
 
 #[tokio::test]
-async fn with_different_handles_each_fires_and_the_innermost_is_found() {
+async fn with_different_handles_each_layer_runs_and_the_inner_one_is_extracted() {
     let (outer, inner) = (TrackEventsHandle::new(), TrackEventsHandle::new());
     let (seen_outer, seen_inner) = (Seen::default(), Seen::default());
     let service = seen_outer.layer(&outer).layer(seen_inner.layer(&inner).layer(handler(|events| {
-        events.track("recorded", async {}).unwrap();
+        events.track("tracked", async {}).unwrap();
     })));
     drop(service.oneshot(Request::new(())).await.unwrap());
     assert_eq!((outer.snapshot().accepted, inner.snapshot().accepted), (1, 2));
@@ -339,7 +339,7 @@ async fn an_inner_request_with_copied_extensions_is_part_of_the_open_exchange() 
         }
     }));
     let response = service.oneshot(Request::new(())).await.unwrap();
-    settle().await;
+    run_tasks().await;
     assert!(seen.all().is_empty(), "the end of the inner request is not the end of the exchange");
     drop(response);
     drain(&handle).await;
@@ -355,7 +355,7 @@ async fn a_handle_from_events_is_the_same_handle() {
         drop(guard);
         events.handle().track("at once", async {}).unwrap();
     }));
-    // Also when neither the handle nor the layer is there any more.
+    // Also when the handle and the layer have been dropped.
     let watch = handle.clone();
     let mut alone = TrackEvents::new(
         service_fn(|request: Request<()>| async move {
@@ -371,11 +371,11 @@ async fn a_handle_from_events_is_the_same_handle() {
     drop(orphan);
     drop(service.oneshot(Request::new(())).await.unwrap());
     assert_conserved(&watch.snapshot());
-    assert_eq!(drain(&watch).await.endings.completed, 1);
+    assert_eq!(drain(&watch).await.ended.completed, 1);
 }
 
 #[tokio::test]
-async fn the_service_gives_its_inner_one_and_its_handle_back() {
+async fn the_service_returns_its_inner_service_and_its_handle() {
     let (layer, handle) = TrackEventsLayer::pair();
     let mut service = layer.layer(7);
     *service.get_mut() += 1;

@@ -1,4 +1,4 @@
-//! Observers of the layer: told how each exchange ended, in place and without a task.
+//! Observers of the layer: called synchronously with the facts of each exchange, without a task.
 
 use std::{
     future::pending,
@@ -12,7 +12,7 @@ use tower_track_events::{
     Batch, DrainError, Exchange, Outcome, TrackEventsHandle, TrackEventsLayer, TrackEventsLayerBuilder,
 };
 
-use crate::support::{Answer, Counter, Script, Step, assert_conserved, drain, poll_once, unsettled};
+use crate::support::{Answer, Counter, Script, Step, assert_conserved, drain, poll_once, without_quiet_period};
 
 async fn ok(_: Request<()>) -> Answer {
     Answer::Ok(Response::new(Script::new([Step::Data(b"hello"), Step::End])))
@@ -20,7 +20,7 @@ async fn ok(_: Request<()>) -> Answer {
 
 type Log = Arc<Mutex<Vec<(String, Outcome, Option<StatusCode>, u64)>>>;
 
-/// An observer that notes the path of the request, and how it ended.
+/// Adds an observer that logs the path of the request, and how the exchange ended.
 fn observing(builder: TrackEventsLayerBuilder, log: &Log) -> TrackEventsLayerBuilder {
     let log = Arc::clone(log);
     builder.observe(move |request: &Parts| {
@@ -32,8 +32,8 @@ fn observing(builder: TrackEventsLayerBuilder, log: &Log) -> TrackEventsLayerBui
 }
 
 #[tokio::test]
-async fn it_is_told_once_of_each_exchange_when_that_is_over_and_before_its_events_start() {
-    let handle = unsettled();
+async fn an_observer_is_called_once_when_an_exchange_is_over_and_before_its_events_start() {
+    let handle = without_quiet_period();
     let log = Log::default();
     let at_start = Arc::new(Mutex::new(None));
     let (seen, into) = (Arc::clone(&log), Arc::clone(&at_start));
@@ -51,15 +51,15 @@ async fn it_is_told_once_of_each_exchange_when_that_is_over_and_before_its_event
     drop(response);
     assert_eq!(*log.lock().unwrap(), [("/orders".to_owned(), Outcome::Aborted, Some(StatusCode::OK), 0)]);
     let report = drain(&handle).await;
-    // The observer is no event, and takes no room.
-    assert_eq!((report.accepted, report.endings.completed), (1, 1));
+    // The observer is not an event, and takes no slot.
+    assert_eq!((report.accepted, report.ended.completed), (1, 1));
     assert_eq!(log.lock().unwrap().len(), 1);
     assert_eq!(*at_start.lock().unwrap(), Some(1));
 }
 
 #[tokio::test]
-async fn it_is_told_also_where_there_is_no_response() {
-    let handle = unsettled();
+async fn an_observer_is_called_also_without_a_response() {
+    let handle = without_quiet_period();
     let log = Log::default();
     let layer = observing(TrackEventsLayer::builder(handle.clone()), &log).build();
     let mut service = layer.layer(service_fn(|_: Request<()>| pending::<Answer>()));
@@ -71,8 +71,8 @@ async fn it_is_told_also_where_there_is_no_response() {
 }
 
 #[tokio::test]
-async fn its_panics_are_counted_and_the_request_is_served() {
-    let handle = unsettled();
+async fn a_panic_of_an_observer_is_counted_and_the_request_is_served() {
+    let handle = without_quiet_period();
     let after = Counter::default();
     let last = after.clone();
     let layer = TrackEventsLayer::builder(handle.clone())
@@ -89,14 +89,14 @@ async fn its_panics_are_counted_and_the_request_is_served() {
     assert_eq!(after.get(), 1);
     assert_conserved(&handle.snapshot());
     let report = drain(&handle).await;
-    assert_eq!((report.accepted, report.endings.panicked), (2, 2));
-    assert_eq!((report.wrong[0].name, report.wrong[0].endings.panicked), ("(observer)", 2));
+    assert_eq!((report.accepted, report.ended.panicked), (2, 2));
+    assert_eq!(report.by_name["(observer)"].counts.panicked, 2);
     assert!(!report.all_completed());
 }
 
 #[tokio::test]
-async fn layers_on_one_handle_share_the_exchange_and_each_observer_is_told_once() {
-    let handle = unsettled();
+async fn layers_on_one_handle_share_the_exchange_and_each_observer_is_called_once() {
+    let handle = without_quiet_period();
     let (outer, inner) = (Log::default(), Log::default());
     let outside = observing(TrackEventsLayer::builder(handle.clone()), &outer).build();
     let inside = observing(TrackEventsLayer::builder(handle.clone()), &inner).build();
@@ -107,10 +107,10 @@ async fn layers_on_one_handle_share_the_exchange_and_each_observer_is_told_once(
 }
 
 #[tokio::test]
-async fn what_it_sends_is_taken_as_long_as_the_exchange_is_open_and_a_drain_waits_for_it() {
-    let handle = unsettled();
-    let (stored, into) = (Counter::default(), Counter::default());
-    let (store, refused) = (stored.clone(), into.clone());
+async fn values_that_an_observer_sends_during_a_drain_are_delivered() {
+    let handle = without_quiet_period();
+    let (stored, rejected) = (Counter::default(), Counter::default());
+    let (store, counted) = (stored.clone(), rejected.clone());
     let log = handle
         .sink("access.log", move |batch: Batch<u16>| {
             batch.iter().for_each(|_| store.add());
@@ -121,10 +121,10 @@ async fn what_it_sends_is_taken_as_long_as_the_exchange_is_open_and_a_drain_wait
         .unwrap();
     let layer = TrackEventsLayer::builder(handle.clone())
         .observe(move |_: &Parts| {
-            let (log, refused) = (log.clone(), refused.clone());
+            let (log, counted) = (log.clone(), counted.clone());
             move |exchange: &Exchange| {
                 if log.send(exchange.status.map_or(0, |status| status.as_u16())).is_err() {
-                    refused.add();
+                    counted.add();
                 }
             }
         })
@@ -135,14 +135,14 @@ async fn what_it_sends_is_taken_as_long_as_the_exchange_is_open_and_a_drain_wait
     assert_eq!(handle.snapshot().open_requests, 1);
     drop(response);
     assert!(drain.await.unwrap().unwrap().all_completed());
-    assert_eq!((stored.get(), into.get()), (1, 0));
-    // A request after the drain is served. Its line is refused, and counted.
+    assert_eq!((stored.get(), rejected.get()), (1, 0));
+    // A request after the drain is served. Its value is rejected and counted.
     drop(layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap());
-    assert_eq!((stored.get(), into.get(), handle.snapshot().refused), (1, 1, 1));
+    assert_eq!((stored.get(), rejected.get(), handle.snapshot().rejected), (1, 1, 1));
 }
 
 #[tokio::test]
-async fn a_drain_that_it_polls_would_wait_for_itself() {
+async fn a_drain_inside_an_observer_is_an_error() {
     let handle = TrackEventsHandle::new();
     let (inside, answer) = (handle.clone(), Arc::new(Mutex::new(None)));
     let into = Arc::clone(&answer);
@@ -153,5 +153,5 @@ async fn a_drain_that_it_polls_would_wait_for_itself() {
         })
         .build();
     drop(layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap());
-    assert_eq!(*answer.lock().unwrap(), Some(std::task::Poll::Ready(Err(DrainError::InsideItself))));
+    assert!(matches!(*answer.lock().unwrap(), Some(std::task::Poll::Ready(Err(DrainError::InsideItself)))));
 }

@@ -1,4 +1,4 @@
-//! What an operator sees: log lines, spans, metrics.
+//! Log lines, spans and metrics.
 
 use std::{
     future::pending,
@@ -15,7 +15,7 @@ use metrics_util::{
     debugging::{DebugValue, DebuggingRecorder},
 };
 use tower::{Layer, ServiceExt, service_fn};
-use tower_track_events::{Batch, Events, Exchange, Refused, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{Batch, Events, Exchange, TrackError, TrackEventsHandle, TrackEventsLayer};
 use tracing::{
     Dispatch, Instrument, Subscriber,
     field::{Field, Visit},
@@ -28,34 +28,36 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::support::{OnDrop, drain, settle};
+use tower_track_events::test::TestExchange;
+
+use crate::support::{OnDrop, drain, run_tasks};
 
 /// The lines that are logged on this thread.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
-/// Lets each line be known before somebody listens.
+/// Registers the callsite of each line before a test captures lines.
 ///
-/// Whether anybody listens to a line is remembered with it, and asked when it is first written. While there is one
-/// subscriber only, that of the current thread is asked: so a line that another test writes first, on a thread without
-/// one, would be off for ever. Here there are always two, and each line has been written once.
+/// tracing caches with each callsite whether a subscriber is interested in it, when the line is first written. With a single
+/// subscriber only that of the current thread is asked: a line that another test writes first, on a thread without one, would
+/// be disabled in all tests. Here there are always two subscribers, and each line has been written once.
 fn write_each_line_once() {
     static ONCE: Once = Once::new();
     static OTHER: OnceLock<Dispatch> = OnceLock::new();
     let write = async || {
         tokio::time::pause();
         let every = Duration::from_millis(10);
-        let builder = TrackEventsHandle::builder().capacity(8).settle(Duration::ZERO).progress(every);
+        let builder = TrackEventsHandle::builder().capacity(8).quiet_period(Duration::ZERO).progress(every);
         let handle = builder.event_timeout(2 * every).build().unwrap();
         handle.track("late", pending::<()>()).unwrap();
         handle.wait_idle(Duration::MAX).await.unwrap();
         handle.track("fails", async { Err::<(), _>("as it must") }).unwrap();
         handle.track("panics", async { std::panic::resume_unwind(Box::new("as it must")) }).unwrap();
         (0..6).for_each(|_| handle.track("aborted", pending::<()>()).unwrap());
-        handle.track("refused", async {}).unwrap_err();
+        handle.track("rejected", async {}).unwrap_err();
         handle.drain(every).await.unwrap_err();
         handle.abort();
-        settle().await;
+        run_tasks().await;
         let mut attempts = 0;
         let sink = move |_: Batch<u8>| {
             attempts += 1;
@@ -108,7 +110,7 @@ impl io::Write for Lines {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_says_each_second_what_is_left() {
+async fn a_drain_logs_each_second_what_is_open() {
     let (lines, _guard) = Lines::capture();
     let handle = TrackEventsHandle::new();
     for _ in 0..3 {
@@ -119,23 +121,23 @@ async fn a_drain_says_each_second_what_is_left() {
 
     handle.drain(Duration::from_millis(2_500)).await.unwrap_err();
 
-    let left =
+    let open =
         "INFO draining: 0 requests open, 1 guard held, 1 permit held, 4 events pending (order.created x3, audit x1)";
-    assert_eq!(lines.take(), [format!("{left}, 1.0 s of 2.5 s"), format!("{left}, 2.0 s of 2.5 s")]);
+    assert_eq!(lines.take(), [format!("{open}, 1.0 s of 2.5 s"), format!("{open}, 2.0 s of 2.5 s")]);
     drop((guard, permit));
     handle.drain_until(tokio::time::sleep(Duration::from_millis(1_500))).await.unwrap_err();
     assert_eq!(lines.take(), ["INFO draining: 0 requests open, 4 events pending (order.created x3, audit x1), 1.0 s"]);
     handle.abort();
     drain(&handle).await;
 
-    let settling = TrackEventsHandle::builder().settle(Duration::from_millis(1_500)).build().unwrap();
-    settling.drain(Duration::from_secs(5)).await.unwrap();
+    let quiet = TrackEventsHandle::builder().quiet_period(Duration::from_millis(1_500)).build().unwrap();
+    quiet.drain(Duration::from_secs(5)).await.unwrap();
     let lines: Vec<_> = lines.take().into_iter().filter(|line| line.contains("draining")).collect();
-    assert_eq!(lines, ["INFO draining: nothing open, waiting for stragglers, 1.0 s of 5.0 s"]);
+    assert_eq!(lines, ["INFO draining: nothing open, waiting for the quiet period to pass, 1.0 s of 5.0 s"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_lines_of_a_drain_come_as_often_as_they_are_set_to_or_not_at_all() {
+async fn a_drain_logs_at_the_interval_of_the_builder_or_never() {
     for (every, expected) in [(Duration::ZERO, 0), (Duration::from_millis(300), 3), (Duration::from_secs(5), 0)] {
         let (lines, _guard) = Lines::capture();
         let handle = TrackEventsHandle::builder().progress(every).build().unwrap();
@@ -146,28 +148,28 @@ async fn the_lines_of_a_drain_come_as_often_as_they_are_set_to_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn a_full_house_is_announced_once_and_its_end_once() {
+async fn exhausted_capacity_is_logged_once_and_so_is_its_end() {
     let (lines, _guard) = Lines::capture();
     for capacity in [1, 4, 100] {
-        let handle = TrackEventsHandle::builder().capacity(capacity).settle(Duration::ZERO).build().unwrap();
+        let handle = TrackEventsHandle::builder().capacity(capacity).quiet_period(Duration::ZERO).build().unwrap();
         let mut held: Vec<_> = (0..capacity).map(|_| handle.reserve().unwrap()).collect();
-        // At the brim: one room is freed and taken again, and again.
+        // One slot is released and taken again, and again.
         for _ in 0..10 {
-            assert_eq!(handle.track("audit", async {}), Err(Refused::Full));
+            assert_eq!(handle.track("audit", async {}), Err(TrackError::Full));
             if capacity > 1 {
                 held.pop();
                 held.push(handle.reserve().unwrap());
             }
         }
         let full = format!(
-            "WARN events are refused: as many are pending as the capacity allows; raise it, or see why they do not end event=\"audit\" capacity={capacity}"
+            "WARN events are rejected: as many are pending as the capacity allows; raise it, or see why they do not end event=\"audit\" capacity={capacity}"
         );
         assert_eq!(lines.take(), std::slice::from_ref(&full));
         held.clear();
         assert_eq!(lines.take(), [format!("INFO events are accepted again capacity={capacity}")]);
 
         held.extend((0..capacity).map(|_| handle.reserve().unwrap()));
-        assert_eq!(handle.track("audit", async {}), Err(Refused::Full));
+        assert_eq!(handle.track("audit", async {}), Err(TrackError::Full));
         assert_eq!(lines.take(), [full]);
         held.clear();
         drain(&handle).await;
@@ -176,7 +178,7 @@ async fn a_full_house_is_announced_once_and_its_end_once() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_told_before_the_destructor_of_the_event_can_panic() {
+async fn a_rejection_is_logged_before_the_destructor_of_the_event_can_panic() {
     let (lines, _guard) = Lines::capture();
     let bomb = || OnDrop::new(|| std::panic::resume_unwind(Box::new("a destructor that panics")));
     let full = || {
@@ -184,42 +186,42 @@ async fn a_refusal_is_told_before_the_destructor_of_the_event_can_panic() {
         let permit = handle.reserve().unwrap();
         (handle, permit)
     };
-    let is_told = || lines.take().iter().any(|line| line.starts_with("WARN events are refused"));
+    let is_logged = || lines.take().iter().any(|line| line.starts_with("WARN events are rejected"));
 
     let (handle, _permit) = full();
     let made = bomb();
-    let tracked = catch_unwind(AssertUnwindSafe(|| handle.track("refused", async move { drop(made) })));
-    assert!(tracked.is_err() && is_told());
+    let tracked = catch_unwind(AssertUnwindSafe(|| handle.track("rejected", async move { drop(made) })));
+    assert!(tracked.is_err() && is_logged());
 
     let (handle, _permit) = full();
-    let detached = Events::detached(&handle);
+    let exchange = TestExchange::new(&handle);
     let made = bomb();
-    let tracked = catch_unwind(AssertUnwindSafe(|| detached.events().track("refused", async move { drop(made) })));
-    assert!(tracked.is_err() && is_told());
+    let tracked = catch_unwind(AssertUnwindSafe(|| exchange.events().track("rejected", async move { drop(made) })));
+    assert!(tracked.is_err() && is_logged());
 
     let (handle, _permit) = full();
-    let layer = TrackEventsLayer::builder(handle).track("refused", move |_| {
+    let layer = TrackEventsLayer::builder(handle).track("rejected", move |_| {
         let made = bomb();
         |_: Exchange| async { drop(made) }
     });
     let service = service_fn(async |_: Request<()>| Ok::<_, io::Error>(Response::new(Empty::<bytes::Bytes>::new())));
     layer.build().layer(service).oneshot(Request::new(())).await.unwrap();
-    assert!(is_told());
+    assert!(is_logged());
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_bad_ending_has_a_line_with_the_name_of_its_event() {
+async fn each_ending_other_than_completed_is_logged_with_the_name_of_its_event() {
     let (lines, _guard) = Lines::capture();
     let handle = TrackEventsHandle::new();
     handle.track("fine", async {}).unwrap();
     handle.track("fails", async { Err::<(), _>("disk full") }).unwrap();
     handle.track("panics", async { std::panic::resume_unwind(Box::new("no ink")) }).unwrap();
     handle.track("is aborted", pending::<()>()).unwrap();
-    settle().await;
-    let recorded = Events::detached(&handle);
-    recorded.events().track("is aborted unpolled", async {}).unwrap();
+    run_tasks().await;
+    let exchange = TestExchange::new(&handle);
+    exchange.events().track("is aborted unpolled", async {}).unwrap();
     handle.abort();
-    drop(recorded);
+    drop(exchange);
     drain(&handle).await;
     let limit = Duration::from_secs(1);
     let limited = TrackEventsHandle::builder().event_timeout(limit).progress(Duration::ZERO).build().unwrap();
@@ -240,9 +242,9 @@ async fn each_bad_ending_has_a_line_with_the_name_of_its_event() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sink_says_what_it_has_not_delivered_and_what_became_of_it() {
+async fn a_sink_logs_failed_attempts_and_how_they_end() {
     let (lines, _guard) = Lines::capture();
-    let handle = TrackEventsHandle::builder().settle(Duration::ZERO).progress(Duration::ZERO).build().unwrap();
+    let handle = TrackEventsHandle::builder().quiet_period(Duration::ZERO).progress(Duration::ZERO).build().unwrap();
     let mut attempts = 0;
     let sink = move |_: Batch<u8>| {
         attempts += 1;
@@ -262,25 +264,25 @@ async fn a_sink_says_what_it_has_not_delivered_and_what_became_of_it() {
     let lines = lines.take();
     let expected: [(&str, &[&str]); 6] = [
         (
-            "WARN events are refused: as many wait for their sink as its capacity allows; see whether it fails or is slow",
+            "WARN events are rejected: as many wait for their sink as its capacity allows; see whether it fails or is slow",
             &["sink=\"row\"", "capacity=4"],
         ),
         (
             "WARN",
             &[
-                "batch not delivered, and will be tried again",
+                "batch not delivered, and will be retried",
                 "sink=\"row\"",
                 "events=4",
                 "attempt=1",
                 "error=\"disk full\"",
-                "again_in=",
+                "retry_in=",
             ],
         ),
         ("INFO", &["batch delivered", "sink=\"row\"", "events=4", "attempt=2"]),
-        ("INFO events are accepted again: the sink has room", &["sink=\"row\""]),
-        ("WARN", &["batch not delivered, and will be tried again", "events=1", "attempt=1"]),
+        ("INFO events are accepted again: the sink has capacity", &["sink=\"row\""]),
+        ("WARN", &["batch not delivered, and will be retried", "events=1", "attempt=1"]),
         (
-            "ERROR events were not delivered, and are dropped, without an `on_undelivered`",
+            "ERROR events were not delivered, and are dropped: the sink has no `on_undelivered`",
             &["sink=\"row\"", "events=1", "error=\"disk full\""],
         ),
     ];
@@ -351,7 +353,7 @@ async fn the_span_of_an_event_has_its_name_no_parent_and_follows_from_the_reques
     assert_eq!(seen, [(&name("audit")[..], false, &["request"][..]), (&name("at once")[..], false, &["caller"][..])]);
 }
 
-/// A metric by its name and labels, over several snapshots: each has what was counted since the one before.
+/// A metric by its name and labels, summed over several snapshots: each has the counts since the one before.
 fn value(snapshots: &[(CompositeKey, DebugValue)], name: &str, labels: &[&str]) -> Option<f64> {
     let of_key = snapshots.iter().filter(|(key, _)| {
         let key = key.key();
@@ -372,13 +374,13 @@ fn metrics_count_by_name_and_ending_and_return_to_zero() {
     let mut all = Vec::new();
     metrics::with_local_recorder(&recorder, || {
         runtime.block_on(async {
-            let handle = TrackEventsHandle::builder().capacity(4).settle(Duration::ZERO).build().unwrap();
+            let handle = TrackEventsHandle::builder().capacity(4).quiet_period(Duration::ZERO).build().unwrap();
             handle.track("fine", async {}).unwrap();
             handle.track("fails", async { Err::<(), _>("disk full") }).unwrap();
             handle.track("is aborted", pending::<()>()).unwrap();
             let permit = handle.reserve().unwrap();
-            assert_eq!(handle.track("fine", async {}), Err(Refused::Full));
-            settle().await;
+            assert_eq!(handle.track("fine", async {}), Err(TrackError::Full));
+            run_tasks().await;
             let service = TrackEventsLayer::new(handle.clone()).layer(service_fn(|_: Request<()>| async {
                 Ok::<_, std::convert::Infallible>(Response::new(Empty::<bytes::Bytes>::new()))
             }));
@@ -390,10 +392,10 @@ fn metrics_count_by_name_and_ending_and_return_to_zero() {
 
             drop(response);
             permit.track("fine", async {});
-            settle().await;
+            run_tasks().await;
             handle.abort();
             drain(&handle).await;
-            assert_eq!(handle.track("too late", async {}), Err(Refused::Drained));
+            assert_eq!(handle.track("too late", async {}), Err(TrackError::Closed));
         });
     });
 
@@ -403,8 +405,8 @@ fn metrics_count_by_name_and_ending_and_return_to_zero() {
         ("tower_track_events_ended_total", &["fine", "completed"], 2.0),
         ("tower_track_events_ended_total", &["fails", "failed"], 1.0),
         ("tower_track_events_ended_total", &["is aborted", "aborted"], 1.0),
-        ("tower_track_events_refused_total", &["fine", "full"], 1.0),
-        ("tower_track_events_refused_total", &["too late", "drained"], 1.0),
+        ("tower_track_events_rejected_total", &["fine", "full"], 1.0),
+        ("tower_track_events_rejected_total", &["too late", "closed"], 1.0),
         ("tower_track_events_open_requests", &[], 0.0),
         ("tower_track_events_pending_events", &[], 0.0),
         ("tower_track_events_event_duration_seconds", &["fine"], 2.0),
@@ -415,13 +417,13 @@ fn metrics_count_by_name_and_ending_and_return_to_zero() {
 }
 
 #[test]
-fn metrics_count_what_is_sent_to_a_sink_and_what_panics_in_place() {
+fn metrics_count_values_of_a_sink_and_panics_of_an_observer() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     metrics::with_local_recorder(&recorder, || {
         runtime.block_on(async {
-            let handle = TrackEventsHandle::builder().settle(Duration::ZERO).build().unwrap();
+            let handle = TrackEventsHandle::builder().quiet_period(Duration::ZERO).build().unwrap();
             let sender = handle.sink("row", |_: Batch<u8>| async { Ok::<_, &str>(()) }).capacity(3).build().unwrap();
             (0..3).for_each(|event| sender.send(event).unwrap());
             assert!(sender.send(3).is_err());
@@ -441,7 +443,7 @@ fn metrics_count_what_is_sent_to_a_sink_and_what_panics_in_place() {
         ("tower_track_events_accepted_total", &["row"][..], 4.0),
         ("tower_track_events_ended_total", &["row", "completed"], 3.0),
         ("tower_track_events_ended_total", &["row", "aborted"], 1.0),
-        ("tower_track_events_refused_total", &["row", "full"], 1.0),
+        ("tower_track_events_rejected_total", &["row", "full"], 1.0),
         ("tower_track_events_accepted_total", &["(observer)"], 1.0),
         ("tower_track_events_ended_total", &["(observer)", "panicked"], 1.0),
         ("tower_track_events_pending_events", &[], 0.0),

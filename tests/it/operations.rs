@@ -1,9 +1,11 @@
-//! Plays a sequence of operations against a real handle, with a model of plain counts beside it, and compares the two
-//! after every step. Shared by the property test and the fuzz target, so it needs nothing of the other tests.
+//! Runs a sequence of operations against a real handle, with a model of plain counts beside it, and compares the two after
+//! every step. Shared by the property test and the fuzz target, so it needs nothing of the other tests.
 
 use std::{
     collections::VecDeque,
+    fmt,
     future::Future,
+    mem,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
     sync::{
@@ -24,17 +26,17 @@ use tokio::{
 };
 use tower_service::Service;
 use tower_track_events::{
-    Drain, DrainError, DrainGuard, Events, Exchange, Overflow, Permit, Refused, ResponseBody, ResponseFuture, Snapshot,
-    TrackEvents, TrackEventsHandle, TrackEventsLayer, WaitIdle, WaitIdleError,
+    Drain, DrainError, DrainGuard, EventCounts, Events, Exchange, Overflow, Permit, ResponseBody, ResponseFuture,
+    TrackError, TrackEvents, TrackEventsHandle, TrackEventsLayer, WaitIdle, WaitIdleError,
 };
 
-/// The settings of a house.
+/// The settings of a handle and its layer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setup {
     capacity: usize,
     event_timeout: Option<Duration>,
-    settle: Duration,
-    /// The layer tracks an event of its own, and does this with it when the house is full.
+    quiet_period: Duration,
+    /// The layer tracks an event of its own, and does this with it at capacity.
     hook: Option<Overflow>,
 }
 
@@ -44,10 +46,10 @@ impl Setup {
         Self {
             capacity: usize::from(size % 8) + 1,
             event_timeout: (kind & 1 != 0).then_some(Duration::from_millis(30)),
-            settle: Duration::from_millis(if kind & 2 == 0 { 0 } else { 10 }),
+            quiet_period: Duration::from_millis(if kind & 2 == 0 { 0 } else { 10 }),
             hook: match kind >> 2 & 3 {
                 0 => None,
-                1 => Some(Overflow::Shed),
+                1 => Some(Overflow::Reject),
                 _ => Some(Overflow::Wait(Duration::from_millis(25))),
             },
         }
@@ -62,8 +64,38 @@ pub(crate) enum Act {
     Panic,
     UntilReleased,
     Never,
-    RecordChild,
+    /// When it is released, it tracks an event.
+    TrackChild,
+    /// When it is released, it tracks an event that tracks another.
+    TrackGrandchild,
+    TrackInDestructor,
     PanicInDestructor,
+    /// When it is released, it takes a guard that outlives it.
+    TakeGuard,
+    /// When it is released, it reserves a permit that outlives it.
+    Reserve,
+}
+
+impl Act {
+    fn decode(bits: u8) -> Self {
+        match bits % 16 {
+            1 => Self::Fail,
+            2 => Self::Panic,
+            3 | 11 => Self::UntilReleased,
+            4 => Self::Never,
+            5 | 12 => Self::TrackChild,
+            6 => Self::PanicInDestructor,
+            7 | 13 => Self::TrackGrandchild,
+            8 => Self::TrackInDestructor,
+            9 => Self::TakeGuard,
+            10 => Self::Reserve,
+            _ => Self::Complete,
+        }
+    }
+
+    fn waits_for_release(self) -> bool {
+        !matches!(self, Self::Complete | Self::Fail | Self::Panic | Self::Never | Self::TrackInDestructor)
+    }
 }
 
 /// What a handler does when it is polled.
@@ -92,17 +124,21 @@ pub(crate) enum Operation {
     Open(Answer),
     PollExchange(usize),
     DropExchange(usize),
-    Record(usize, Act),
-    RecordWith(usize, Act),
+    TrackIn(usize, Act),
+    TrackWithIn(usize, Act),
     ReserveIn(usize),
+    /// Through `Events` that have outlived their exchange.
+    TrackAfter(usize, Act),
     Track(Act),
-    TrackElsewhere(Act),
+    TrackOnThread(Act),
     Reserve,
-    ReserveElsewhere,
+    ReserveOnThread,
     UsePermit(usize, Act),
     DropPermit(usize),
     TakeGuard,
     DropGuard(usize),
+    /// Tracks in the scope of a guard, where a drain and a wait are errors.
+    Scope(usize, Act),
     Release,
     Abort,
     CloneHandle,
@@ -110,6 +146,8 @@ pub(crate) enum Operation {
     StartDrain(Duration),
     PollDrain(usize),
     DropDrain(usize),
+    /// Drops all requests, guards and permits, lets the quiet period pass, and polls all drains, at least one.
+    Close,
     StartWait(Duration),
     PollWait(usize),
     DropWait(usize),
@@ -118,17 +156,8 @@ pub(crate) enum Operation {
 impl Operation {
     pub(crate) fn decode(bytes: [u8; 2]) -> Self {
         let [code, detail] = bytes;
-        let index = usize::from(detail >> 3);
-        let act = [
-            Act::Complete,
-            Act::Fail,
-            Act::Panic,
-            Act::UntilReleased,
-            Act::Never,
-            Act::RecordChild,
-            Act::PanicInDestructor,
-            Act::Complete,
-        ][usize::from(detail & 7)];
+        let index = usize::from(detail >> 4);
+        let act = Act::decode(detail);
         let limit = [Duration::ZERO, Duration::from_millis(20), Duration::from_millis(50), Duration::MAX];
         let limit = limit[usize::from(detail & 3)];
         let answers = [
@@ -141,60 +170,64 @@ impl Operation {
             Answer::Never,
             Answer::Body(Ending::End),
         ];
-        match code % 32 {
-            0 | 26 => Self::RunTasks,
+        match code % 43 {
+            0 | 26 | 32 => Self::RunTasks,
             1 => Self::Track(act),
             2 | 27 => Self::Open(answers[usize::from(detail & 7)]),
             3 | 28 => Self::PollExchange(index),
-            4 => Self::DropExchange(index),
-            5 | 29 => Self::Record(index, act),
-            6 => Self::RecordWith(index, act),
+            4 | 33 => Self::DropExchange(index),
+            5 | 29 => Self::TrackIn(index, act),
+            6 => Self::TrackWithIn(index, act),
             7 => Self::ReserveIn(index),
             8 => Self::Reserve,
             9 => Self::UsePermit(index, act),
-            10 => Self::DropPermit(index),
+            10 | 34 => Self::DropPermit(index),
             11 => Self::TakeGuard,
             12 | 30 => Self::DropGuard(index),
-            13 => Self::Release,
+            13 | 35 => Self::Release,
             14 => Self::Abort,
             15 => Self::CloneHandle,
             16 => Self::BeginDrain,
             17 => Self::StartDrain(limit),
-            18 | 31 => Self::PollDrain(index),
+            18 | 31 | 36 => Self::PollDrain(index),
             19 => Self::DropDrain(index),
             20 => Self::StartWait(limit),
             21 => Self::PollWait(index),
             22 => Self::DropWait(index),
-            23 => Self::Advance(Duration::from_millis(u64::from(detail % 40))),
-            24 => Self::TrackElsewhere(act),
-            _ => Self::ReserveElsewhere,
+            23 | 37 => Self::Advance(Duration::from_millis(u64::from(detail % 40))),
+            24 => Self::TrackOnThread(act),
+            38 => Self::TrackAfter(index, act),
+            39 => Self::Scope(index, act),
+            40 | 41 => Self::Close,
+            _ => Self::ReserveOnThread,
         }
     }
 }
 
-/// Plays the steps on a paused clock. An error says which law was broken, and at which step.
-pub(crate) fn play(setup: Setup, operations: &[Operation]) -> Result<(), String> {
+/// Runs the operations on a paused clock. An error names the guarantee that does not hold, and the step.
+pub(crate) fn run(setup: Setup, operations: &[Operation]) -> Result<(), String> {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
-    let mut world = World::new(setup, runtime.handle().clone());
-    let book = Arc::clone(&world.book);
-    let played = runtime.block_on(async {
+    let mut system = System::new(setup, runtime.handle().clone());
+    let shared = Arc::clone(&system.shared);
+    let result = runtime.block_on(async {
         for (number, operation) in operations.iter().enumerate() {
-            world.step(*operation).await;
-            world.check();
-            if let Some(broken) = world.book.lock().broken.first() {
-                return Err(format!("step {number}, {operation:?}: {broken}"));
+            system.step(*operation).await;
+            system.check();
+            if let Some(failure) = system.shared.lock().failures.first() {
+                return Err(format!("step {number}, {operation:?}: {failure}"));
             }
         }
         Ok(())
     });
-    // What the runtime drops from here on is not compared any more.
-    book.lock().is_played = true;
-    drop(world);
-    played
+    // What is dropped from here on is not compared any more.
+    shared.lock().has_ended = true;
+    drop(mem::take(&mut *shared.taken()));
+    drop(system);
+    result
 }
 
-/// The life of one event, as the event itself tells it.
-struct Life {
+/// An event as the model sees it: what the event itself reports.
+struct EventModel {
     act: Act,
     stage: Stage,
     /// The exchange whose end it waits for.
@@ -208,88 +241,135 @@ struct Life {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// It was handed over, and the answer is not known yet.
+    /// It is being tracked, and the result is not known yet.
     Offered,
-    /// The layer has made it, and it is neither accepted nor refused yet: perhaps its exchange waits for room.
+    /// The layer has made it, and it is neither accepted nor rejected yet: perhaps its exchange waits for capacity.
     Waiting,
     Accepted,
-    Refused,
+    Rejected,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Endings {
-    completed: u64,
-    failed: u64,
-    panicked: u64,
-    timed_out: u64,
-    aborted: u64,
+/// Who is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    Closing,
+    Drained,
 }
 
-impl Endings {
-    fn total(self) -> u64 {
-        self.completed + self.failed + self.panicked + self.timed_out + self.aborted
-    }
+/// Where something is tracked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Inside an event, or in the scope of a guard.
+    Inside,
+    Outside,
 }
 
-/// The model: what has been done, and what the events say of themselves.
+/// The model: what has been done, and what the events report.
 struct Model {
     setup: Setup,
-    lives: Vec<Life>,
+    phase: Phase,
+    events: Vec<EventModel>,
     accepted: u64,
-    refused: u64,
-    endings: Endings,
+    rejected: u64,
+    rejected_closed: u64,
+    ended: EventCounts,
     permits: u64,
     guards: u64,
     open_requests: u64,
-    is_closed: bool,
+    /// How many requests, guards and permits were ever opened.
+    opened: u64,
+    /// How many drains have been polled and are pending.
+    polled_drains: usize,
     /// By exchange: its response is over, or may be after this step.
     over: Vec<bool>,
-    releases: Vec<Waker>,
+    wakers: Vec<Waker>,
     is_released: bool,
     handle: TrackEventsHandle,
-    broken: Vec<String>,
-    is_played: bool,
+    failures: Vec<String>,
+    has_ended: bool,
 }
 
-struct Book(Mutex<Model>);
+/// What events have taken and left behind.
+#[derive(Default)]
+struct Taken {
+    guards: Vec<DrainGuard>,
+    permits: Vec<Permit>,
+}
 
-impl Book {
+struct Shared {
+    model: Mutex<Model>,
+    taken: Mutex<Taken>,
+}
+
+impl Shared {
     fn lock(&self) -> MutexGuard<'_, Model> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Model {
     fn pending(&self) -> u64 {
-        self.accepted - self.endings.total()
+        self.accepted - self.ended.total()
     }
 
     fn waiting(&self) -> u64 {
-        self.lives.iter().filter(|life| life.stage == Stage::Waiting).count() as u64
+        self.events.iter().filter(|event| event.stage == Stage::Waiting).count() as u64
     }
 
-    /// Room that is freed goes to those who wait, as permits.
+    /// Slots that become free go to the requests that wait, as permits.
     fn reserved(&self) -> u64 {
         let free = (self.setup.capacity as u64).saturating_sub(self.pending() + self.permits);
         self.permits + free.min(self.waiting())
     }
 
-    fn expects(&self) -> Result<(), Refused> {
-        if self.is_closed {
-            Err(Refused::Drained)
-        } else if self.pending() + self.reserved() >= self.setup.capacity as u64 {
-            Err(Refused::Full)
-        } else {
-            Ok(())
+    /// Requests, guards and permits.
+    fn holders(&self) -> u64 {
+        self.reserved() + self.guards + self.open_requests
+    }
+
+    /// Whether something may enter that needs no capacity.
+    fn expects_open(&self, place: Place) -> Result<(), TrackError> {
+        match (self.phase, place) {
+            (Phase::Open, _) | (Phase::Closing, Place::Inside) => Ok(()),
+            (Phase::Closing, Place::Outside) | (Phase::Drained, _) => Err(TrackError::Closed),
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.pending() + self.reserved() + self.guards + self.open_requests == 0
+    /// Whether an event or a permit may enter.
+    fn expects(&self, place: Place) -> Result<(), TrackError> {
+        self.expects_open(place)?;
+        let is_full = self.pending() + self.reserved() >= self.setup.capacity as u64;
+        if is_full { Err(TrackError::Full) } else { Ok(()) }
+    }
+
+    /// A request, a guard or a permit has been opened: a drain that is closing accepts everything again.
+    fn opens(&mut self) {
+        self.opened += 1;
+        if self.phase == Phase::Closing {
+            self.phase = Phase::Open;
+        }
+    }
+
+    fn rejects(&mut self, error: TrackError) {
+        self.rejected += 1;
+        self.rejected_closed += u64::from(error == TrackError::Closed);
+    }
+
+    /// A polled drain has ended or was dropped. When none is left, everything is accepted again.
+    fn drain_is_gone(&mut self) {
+        self.polled_drains -= 1;
+        if self.polled_drains == 0 && self.phase == Phase::Closing {
+            self.phase = Phase::Open;
+        }
     }
 
     fn offer(&mut self, act: Act, stage: Stage, exchange: Option<usize>) -> usize {
-        let life = Life {
+        self.events.push(EventModel {
             act,
             stage,
             exchange,
@@ -298,112 +378,132 @@ impl Model {
             returned: None,
             is_aborted: false,
             is_dropped: false,
-        };
-        self.lives.push(life);
-        self.lives.len() - 1
+        });
+        self.events.len() - 1
     }
 
-    fn answered(&mut self, id: usize, expected: Result<(), Refused>, answer: Result<(), Refused>) {
-        self.require(answer == expected, || format!("L3, L5: event {id} was answered {answer:?}, not {expected:?}"));
-        if answer.is_ok() {
-            let is_dropped = self.lives[id].is_dropped;
-            self.require(!is_dropped, || format!("L4: event {id} was dropped by its acceptance"));
-            self.lives[id].stage = Stage::Accepted;
-            self.accepted += 1;
-        } else {
-            self.lives[id].stage = Stage::Refused;
-            self.refused += 1;
+    fn tracked(&mut self, id: usize, expected: Result<(), TrackError>, result: Result<(), TrackError>) {
+        self.require(result == expected, || format!("guarantees 3, 5: event {id}: {result:?}, expected {expected:?}"));
+        match result {
+            Ok(()) => {
+                let is_dropped = self.events[id].is_dropped;
+                self.require(!is_dropped, || format!("guarantee 4: event {id} was dropped when it was accepted"));
+                self.events[id].stage = Stage::Accepted;
+                self.accepted += 1;
+            }
+            Err(error) => {
+                self.events[id].stage = Stage::Rejected;
+                self.rejects(error);
+            }
         }
     }
 
     fn require(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
-        if !holds && !self.is_played {
-            self.broken.push(otherwise());
+        if !holds && !self.has_ended {
+            self.failures.push(otherwise());
         }
     }
 }
 
-/// The future of an event, and, before it starts, what its closure holds.
-struct Play {
+/// The future of an event, and, before it starts, what its closure owns.
+struct EventFuture {
     id: usize,
-    book: Arc<Book>,
+    shared: Arc<Shared>,
 }
 
-impl Future for Play {
+impl Future for EventFuture {
     type Output = Result<(), &'static str>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let id = self.id;
-        let mut model = self.book.lock();
-        if model.lives[id].started.is_none() {
-            model.lives[id].started = Some(Instant::now());
-            model.lives[id].starts += 1;
-            let (stage, exchange) = (model.lives[id].stage, model.lives[id].exchange);
+        let mut model = self.shared.lock();
+        if model.events[id].started.is_none() {
+            model.events[id].started = Some(Instant::now());
+            model.events[id].starts += 1;
+            let (stage, exchange) = (model.events[id].stage, model.events[id].exchange);
             model.require(stage == Stage::Accepted, || format!("event {id} runs and is {stage:?}"));
             let is_over = exchange.is_none_or(|exchange| model.over[exchange]);
             model.require(is_over, || format!("event {id} runs before its exchange is over"));
         }
-        let is_aborted = model.lives[id].is_aborted;
+        let is_aborted = model.events[id].is_aborted;
         model.require(!is_aborted, || format!("event {id} is polled after it was aborted"));
-        let act = model.lives[id].act;
+        let act = model.events[id].act;
+        if act == Act::Never {
+            return Poll::Pending;
+        }
+        if act.waits_for_release() && !model.is_released {
+            model.wakers.push(cx.waker().clone());
+            return Poll::Pending;
+        }
+        model.events[id].returned = Some(act);
+        let handle = model.handle.clone();
+        drop(model);
+        let track_child = |act| {
+            track(&self.shared, Place::Inside, act, None, |future| handle.track("child", future));
+        };
         match act {
-            Act::Never => return Poll::Pending,
-            Act::UntilReleased | Act::PanicInDestructor if !model.is_released => {
-                model.releases.push(cx.waker().clone());
-                return Poll::Pending;
+            Act::Fail => return Poll::Ready(Err("it fails")),
+            // Without the panic hook, which would print it.
+            Act::Panic => resume_unwind(Box::new("an event that panics")),
+            Act::TrackChild => track_child(Act::Complete),
+            Act::TrackGrandchild => track_child(Act::TrackChild),
+            Act::TakeGuard => {
+                let guard = take_guard(&self.shared, Place::Inside, &handle);
+                self.shared.taken().guards.extend(guard);
+            }
+            Act::Reserve => {
+                let permit = reserve(&self.shared, Place::Inside, || handle.reserve());
+                self.shared.taken().permits.extend(permit);
             }
             _ => {}
         }
-        model.lives[id].returned = Some(act);
-        let handle = model.handle.clone();
-        drop(model);
-        match act {
-            Act::Fail => Poll::Ready(Err("it fails")),
-            // Without the hook, which would print it.
-            Act::Panic => resume_unwind(Box::new("an event that panics")),
-            Act::RecordChild => {
-                track(&self.book, Act::Complete, None, |play| handle.track("child", play));
-                Poll::Ready(Ok(()))
-            }
-            _ => Poll::Ready(Ok(())),
-        }
+        Poll::Ready(Ok(()))
     }
 }
 
-impl Drop for Play {
+impl Drop for EventFuture {
     fn drop(&mut self) {
         let id = self.id;
-        let mut guard = self.book.lock();
-        let model = &mut *guard;
-        if model.is_played {
+        let mut guard = self.shared.lock();
+        if guard.has_ended {
             return;
         }
-        let life = &mut model.lives[id];
-        life.is_dropped = true;
-        match life.stage {
-            Stage::Offered | Stage::Refused => return,
+        let EventModel { act, stage, .. } = guard.events[id];
+        if act == Act::TrackInDestructor && stage == Stage::Accepted {
+            // The event is pending until its destructor has returned.
+            let handle = guard.handle.clone();
+            drop(guard);
+            track(&self.shared, Place::Inside, Act::Complete, None, |future| handle.track("child", future));
+            guard = self.shared.lock();
+        }
+        let model = &mut *guard;
+        let event = &mut model.events[id];
+        event.is_dropped = true;
+        match event.stage {
+            Stage::Offered | Stage::Rejected => return,
             Stage::Waiting => {
-                life.stage = Stage::Refused;
-                model.refused += 1;
+                event.stage = Stage::Rejected;
+                // A request that waits for capacity keeps the handle from being drained.
+                model.rejects(if model.phase == Phase::Drained { TrackError::Closed } else { TrackError::Full });
                 return;
             }
             Stage::Accepted => {}
         }
         let limit = model.setup.event_timeout;
-        let is_late = limit.is_some_and(|limit| life.started.is_some_and(|started| started.elapsed() >= limit));
-        let (act, is_aborted, returned) = (life.act, life.is_aborted, life.returned);
-        let seen = ended(&model.handle.snapshot());
-        let before = model.endings.total();
-        model.require(seen == before, || format!("event {id} is destroyed: {seen} have ended, not {before}"));
-        let endings = &mut model.endings;
+        let is_late = limit.is_some_and(|limit| event.started.is_some_and(|started| started.elapsed() >= limit));
+        let (is_aborted, returned) = (event.is_aborted, event.returned);
+        let ended = model.handle.snapshot().ended.total();
+        let before = model.ended.total();
+        model.require(ended == before, || format!("event {id} is being dropped: {ended} have ended, not {before}"));
         *match (act, returned) {
-            (Act::PanicInDestructor, _) | (_, Some(Act::Panic)) => &mut endings.panicked,
-            (_, Some(Act::Fail)) => &mut endings.failed,
-            (_, Some(_)) => &mut endings.completed,
-            (_, None) if is_aborted => &mut endings.aborted,
-            (_, None) => &mut endings.timed_out,
+            (Act::PanicInDestructor, _) | (_, Some(Act::Panic)) => &mut model.ended.panicked,
+            (_, Some(Act::Fail)) => &mut model.ended.failed,
+            (_, Some(_)) => &mut model.ended.completed,
+            (_, None) if is_aborted => &mut model.ended.aborted,
+            (_, None) => &mut model.ended.timed_out,
         } += 1;
-        model.require(returned.is_some() || is_aborted || is_late, || format!("L4: event {id} is dropped unfinished"));
+        let may_end = returned.is_some() || is_aborted || is_late;
+        model.require(may_end, || format!("guarantee 4: event {id} is dropped before its end"));
         drop(guard);
         if act == Act::PanicInDestructor && !thread::panicking() {
             resume_unwind(Box::new("a destructor that panics"));
@@ -411,21 +511,55 @@ impl Drop for Play {
     }
 }
 
-fn ended(now: &Snapshot) -> u64 {
-    now.completed + now.failed + now.panicked + now.timed_out + now.aborted
-}
-
-/// Offers an event, and compares the answer with the one that is expected.
-fn track(book: &Arc<Book>, act: Act, exchange: Option<usize>, offer: impl FnOnce(Play) -> Result<(), Refused>) {
-    let mut model = book.lock();
-    let expected = model.expects();
+/// Tracks an event, and compares the result with the one that is expected.
+fn track(
+    shared: &Arc<Shared>,
+    place: Place,
+    act: Act,
+    exchange: Option<usize>,
+    track: impl FnOnce(EventFuture) -> Result<(), TrackError>,
+) {
+    let mut model = shared.lock();
+    let expected = model.expects(place);
     let id = model.offer(act, Stage::Offered, exchange);
     drop(model);
-    let answer = offer(Play { id, book: Arc::clone(book) });
-    book.lock().answered(id, expected, answer);
+    let result = track(EventFuture { id, shared: Arc::clone(shared) });
+    shared.lock().tracked(id, expected, result);
 }
 
-/// Tells whether somebody was woken.
+fn reserve(shared: &Shared, place: Place, reserve: impl FnOnce() -> Result<Permit, TrackError>) -> Option<Permit> {
+    let expected = shared.lock().expects(place);
+    let result = reserve();
+    let mut model = shared.lock();
+    let error = result.as_ref().err().copied();
+    model.require(error == expected.err(), || format!("guarantees 3, 5: a permit: {error:?}, expected {expected:?}"));
+    match error {
+        None => {
+            model.permits += 1;
+            model.opens();
+        }
+        Some(error) => model.rejects(error),
+    }
+    result.ok()
+}
+
+fn take_guard(shared: &Shared, place: Place, handle: &TrackEventsHandle) -> Option<DrainGuard> {
+    let expected = shared.lock().expects_open(place);
+    let result = handle.guard();
+    let mut model = shared.lock();
+    let error = result.as_ref().err().copied();
+    model.require(error == expected.err(), || format!("guarantees 2, 3: a guard: {error:?}, expected {expected:?}"));
+    match error {
+        None => {
+            model.guards += 1;
+            model.opens();
+        }
+        Some(error) => model.rejects(error),
+    }
+    result.ok()
+}
+
+/// Remembers a wake-up.
 #[derive(Default)]
 struct Flag(AtomicBool);
 
@@ -435,56 +569,57 @@ impl Wake for Flag {
     }
 }
 
-/// A handler that does what it is told when it is polled.
+/// A handler that does what its request says.
 #[derive(Clone)]
 struct Handler {
-    book: Arc<Book>,
+    shared: Arc<Shared>,
 }
 
-/// What a request tells its handler.
+/// What a request asks of the handler.
 #[derive(Clone, Copy)]
 struct Order {
     exchange: usize,
     answer: Answer,
 }
 
-/// The future of the handler. It keeps no `Events`: those are taken by the test when the request comes.
-struct Handling {
+/// The future of the handler. It keeps no `Events`: the test takes those when the request comes.
+struct HandlerFuture {
     order: Order,
-    book: Arc<Book>,
+    shared: Arc<Shared>,
 }
 
 /// Where a request leaves its `Events`.
 #[derive(Clone, Default)]
-struct Taken(Arc<Mutex<Option<Events>>>);
+struct LeftEvents(Arc<Mutex<Option<Events>>>);
 
 impl Service<Request<()>> for Handler {
-    type Response = Response<Script>;
+    type Response = Response<ScriptedBody>;
     type Error = &'static str;
-    type Future = Handling;
+    type Future = HandlerFuture;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<()>) -> Handling {
+    fn call(&mut self, request: Request<()>) -> HandlerFuture {
         let extensions = request.extensions();
         let order = *extensions.get::<Order>().expect("the request says what to do");
-        let taken = extensions.get::<Taken>().expect("the request says where to leave the events");
-        *taken.0.lock().unwrap() = Events::from_extensions(extensions).cloned();
-        Handling { order, book: Arc::clone(&self.book) }
+        let left = extensions.get::<LeftEvents>().expect("the request says where to leave the events");
+        *left.0.lock().unwrap() = Events::from_extensions(extensions).cloned();
+        HandlerFuture { order, shared: Arc::clone(&self.shared) }
     }
 }
 
-impl Future for Handling {
-    type Output = Result<Response<Script>, &'static str>;
+impl Future for HandlerFuture {
+    type Output = Result<Response<ScriptedBody>, &'static str>;
 
     fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut model = self.book.lock();
-        // The handler runs, so the event of the layer waits no more: it was shed, which its destructor has told, or not.
-        for index in 0..model.lives.len() {
-            if model.lives[index].stage == Stage::Waiting && model.lives[index].exchange == Some(self.order.exchange) {
-                model.lives[index].stage = Stage::Accepted;
+        let mut model = self.shared.lock();
+        // The handler runs, so the event of the layer has been accepted, or rejected and dropped.
+        for index in 0..model.events.len() {
+            let event = &mut model.events[index];
+            if event.stage == Stage::Waiting && event.exchange == Some(self.order.exchange) {
+                event.stage = Stage::Accepted;
                 model.accepted += 1;
             }
         }
@@ -498,21 +633,21 @@ impl Future for Handling {
             Answer::Panic => resume_unwind(Box::new("a handler that panics")),
             Answer::Body(ending) => {
                 let steps = [None, Some(ending)].into();
-                let (exchange, book) = (self.order.exchange, Arc::clone(&self.book));
-                Poll::Ready(Ok(Response::new(Script { steps, exchange, book })))
+                let (exchange, shared) = (self.order.exchange, Arc::clone(&self.shared));
+                Poll::Ready(Ok(Response::new(ScriptedBody { steps, exchange, shared })))
             }
         }
     }
 }
 
 /// A body of one data frame and an ending.
-struct Script {
+struct ScriptedBody {
     steps: VecDeque<Option<Ending>>,
     exchange: usize,
-    book: Arc<Book>,
+    shared: Arc<Shared>,
 }
 
-impl Body for Script {
+impl Body for ScriptedBody {
     type Data = Bytes;
     type Error = &'static str;
 
@@ -521,7 +656,7 @@ impl Body for Script {
             Some(None) => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"data"))))),
             None | Some(Some(Ending::Never)) => Poll::Pending,
             Some(Some(ending)) => {
-                self.book.lock().over[self.exchange] = true;
+                self.shared.lock().over[self.exchange] = true;
                 match ending {
                     Ending::Error => Poll::Ready(Some(Err("the body fails"))),
                     Ending::Panic => resume_unwind(Box::new("a body that panics")),
@@ -532,18 +667,18 @@ impl Body for Script {
     }
 }
 
-/// What is held of an exchange.
-struct Held {
+/// An exchange whose future or body is held.
+struct HeldExchange {
     id: usize,
     events: Events,
-    /// It was opened before the house was closed.
+    /// It was opened before the handle was drained.
     is_counted: bool,
     part: Part,
 }
 
 enum Part {
-    Future(Pin<Box<ResponseFuture<Handling>>>),
-    Body(Pin<Box<ResponseBody<Script>>>),
+    Future(Pin<Box<ResponseFuture<HandlerFuture>>>),
+    Body(Pin<Box<ResponseBody<ScriptedBody>>>),
 }
 
 /// A future that is polled by hand.
@@ -559,36 +694,89 @@ impl<F: Future> Polled<F> {
         Self { future: Box::pin(future), limit, began: None, woken: Arc::default() }
     }
 
-    /// Polls it, and says whether it had to be: at first, and after it was woken.
+    /// Polls it, and returns whether an executor would have polled it too: at first, and after it was woken.
     fn poll(&mut self) -> (Poll<F::Output>, bool) {
-        let was_due = self.woken.0.swap(false, Ordering::Relaxed) || self.began.is_none();
+        let is_due = self.woken.0.swap(false, Ordering::Relaxed) || self.began.is_none();
         self.began.get_or_insert_with(Instant::now);
         let waker = Waker::from(Arc::clone(&self.woken));
-        (self.future.as_mut().poll(&mut Context::from_waker(&waker)), was_due)
+        (self.future.as_mut().poll(&mut Context::from_waker(&waker)), is_due)
     }
 
     fn is_late(&self) -> bool {
-        self.began.is_some_and(|began| began.elapsed() >= self.limit)
+        self.limit.is_zero() || self.began.is_some_and(|began| began.elapsed() >= self.limit)
     }
 }
 
-/// The real house and what is held of it, with the model.
-struct World {
+/// A drain, and the quiet period that it has seen begin.
+struct HeldDrain {
+    drain: Polled<Drain>,
+    quiet: Option<Quiet>,
+}
+
+#[derive(Clone, Copy)]
+struct Quiet {
+    /// How many requests, guards and permits had ever been opened.
+    opened: u64,
+    since: Instant,
+}
+
+/// The result of the poll of a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drained {
+    Pending,
+    Ok,
+    TimedOut,
+}
+
+impl HeldDrain {
+    /// Lets the model do what the poll of this drain does.
+    fn expects(&mut self, model: &mut Model) -> Drained {
+        let is_late = self.drain.is_late();
+        if model.phase == Phase::Drained {
+            return Drained::Ok;
+        }
+        if model.holders() > 0 {
+            self.quiet = None;
+            return if is_late { Drained::TimedOut } else { Drained::Pending };
+        }
+        let Model { opened, setup: Setup { quiet_period, .. }, .. } = *model;
+        let quiet = self.quiet.filter(|quiet| quiet.opened == opened);
+        let is_quiet = quiet_period.is_zero() || quiet.is_some_and(|quiet| quiet.since.elapsed() >= quiet_period);
+        let is_closing = model.phase == Phase::Closing || is_quiet && !is_late;
+        if model.pending() == 0 && (is_closing || is_late) {
+            model.phase = Phase::Drained;
+            return Drained::Ok;
+        }
+        if is_late {
+            return Drained::TimedOut;
+        }
+        if is_closing {
+            model.phase = Phase::Closing;
+        } else {
+            self.quiet = Some(quiet.unwrap_or_else(|| Quiet { opened, since: Instant::now() }));
+        }
+        Drained::Pending
+    }
+}
+
+/// The handle under test and what is held of it, with the model.
+struct System {
     handle: TrackEventsHandle,
     service: TrackEvents<Handler>,
     runtime: runtime::Handle,
-    book: Arc<Book>,
-    exchanges: Vec<Held>,
+    shared: Arc<Shared>,
+    exchanges: Vec<HeldExchange>,
+    /// Of exchanges that are over.
+    outlived: Vec<(Events, usize)>,
     permits: Vec<(Permit, Option<usize>)>,
     guards: Vec<DrainGuard>,
-    drains: Vec<Polled<Drain>>,
-    /// Each with the events that it waits for, from its first poll on.
-    waits: Vec<(Polled<WaitIdle>, Vec<usize>)>,
+    drains: Vec<HeldDrain>,
+    waits: Vec<Polled<WaitIdle>>,
 }
 
-impl World {
+impl System {
     fn new(setup: Setup, runtime: runtime::Handle) -> Self {
-        let builder = TrackEventsHandle::builder().capacity(setup.capacity).settle(setup.settle);
+        let builder = TrackEventsHandle::builder().capacity(setup.capacity).quiet_period(setup.quiet_period);
         let builder = builder.progress(Duration::ZERO);
         let handle = match setup.event_timeout {
             Some(limit) => builder.event_timeout(limit),
@@ -597,39 +785,43 @@ impl World {
         let handle = handle.build().expect("the settings are in range");
         let model = Model {
             setup,
-            lives: Vec::new(),
+            phase: Phase::Open,
+            events: Vec::new(),
             accepted: 0,
-            refused: 0,
-            endings: Endings::default(),
+            rejected: 0,
+            rejected_closed: 0,
+            ended: EventCounts::default(),
             permits: 0,
             guards: 0,
             open_requests: 0,
-            is_closed: false,
+            opened: 0,
+            polled_drains: 0,
             over: Vec::new(),
-            releases: Vec::new(),
+            wakers: Vec::new(),
             is_released: false,
             handle: handle.clone(),
-            broken: Vec::new(),
-            is_played: false,
+            failures: Vec::new(),
+            has_ended: false,
         };
-        let book = Arc::new(Book(Mutex::new(model)));
+        let shared = Arc::new(Shared { model: Mutex::new(model), taken: Mutex::default() });
         let mut layer = TrackEventsLayer::builder(handle.clone());
         if let Some(overflow) = setup.hook {
-            let book = Arc::clone(&book);
+            let shared = Arc::clone(&shared);
             layer = layer.overflow(overflow).track("hook", move |parts| {
                 let order = *parts.extensions.get::<Order>().expect("the request says what to do");
-                let id = book.lock().offer(Act::Complete, Stage::Waiting, Some(order.exchange));
-                let play = Play { id, book: Arc::clone(&book) };
-                move |_exchange: Exchange| play
+                let id = shared.lock().offer(Act::Complete, Stage::Waiting, Some(order.exchange));
+                let future = EventFuture { id, shared: Arc::clone(&shared) };
+                move |_exchange: Exchange| future
             });
         }
-        let service = tower_layer::Layer::layer(&layer.build(), Handler { book: Arc::clone(&book) });
+        let service = tower_layer::Layer::layer(&layer.build(), Handler { shared: Arc::clone(&shared) });
         Self {
             handle,
             service,
             runtime,
-            book,
+            shared,
             exchanges: Vec::new(),
+            outlived: Vec::new(),
             permits: Vec::new(),
             guards: Vec::new(),
             drains: Vec::new(),
@@ -644,143 +836,157 @@ impl World {
             Operation::Open(answer) => self.open(answer),
             Operation::PollExchange(index) => self.poll_exchange(index),
             Operation::DropExchange(index) => {
-                if let Some(held) = take(&mut self.exchanges, index) {
-                    self.book.lock().over[held.id] = true;
-                    self.let_go(held);
+                if let Some(exchange) = take(&mut self.exchanges, index) {
+                    self.end_exchange(exchange);
                 }
             }
-            Operation::Record(index, act) => {
-                if let Some(held) = pick(&mut self.exchanges, index) {
-                    track(&self.book, act, Some(held.id), |play| held.events.track("recorded", play));
+            Operation::TrackIn(index, act) => {
+                if let Some(exchange) = pick(&mut self.exchanges, index) {
+                    let HeldExchange { id, events, .. } = exchange;
+                    track(&self.shared, Place::Outside, act, Some(*id), |future| events.track("tracked in", future));
                 }
             }
-            Operation::RecordWith(index, act) => {
-                if let Some(held) = pick(&mut self.exchanges, index) {
-                    track(&self.book, act, Some(held.id), |play| held.events.track_with("told", move |_| play));
+            Operation::TrackWithIn(index, act) => {
+                if let Some(exchange) = pick(&mut self.exchanges, index) {
+                    let HeldExchange { id, events, .. } = exchange;
+                    track(&self.shared, Place::Outside, act, Some(*id), |future| {
+                        events.track_with("tracked with", move |_| future)
+                    });
                 }
             }
             Operation::ReserveIn(index) => {
-                if let Some(held) = pick(&mut self.exchanges, index) {
-                    let (id, events) = (held.id, held.events.clone());
-                    self.reserve(Some(id), || events.reserve());
+                if let Some(HeldExchange { id, events, .. }) = pick(&mut self.exchanges, index) {
+                    let permit = reserve(&self.shared, Place::Outside, || events.reserve());
+                    self.permits.extend(permit.map(|permit| (permit, Some(*id))));
                 }
             }
-            Operation::Track(act) => track(&self.book, act, None, |play| self.handle.track("tracked", play)),
-            Operation::TrackElsewhere(act) => {
-                track(&self.book, act, None, |play| self.elsewhere(|| self.handle.track("tracked elsewhere", play)))
+            Operation::TrackAfter(index, act) => {
+                if let Some((events, id)) = pick(&mut self.outlived, index) {
+                    track(&self.shared, Place::Outside, act, Some(*id), |future| events.track("tracked after", future));
+                }
             }
+            Operation::Track(act) => {
+                track(&self.shared, Place::Outside, act, None, |future| self.handle.track("tracked", future));
+            }
+            Operation::TrackOnThread(act) => track(&self.shared, Place::Outside, act, None, |future| {
+                on_thread(&self.runtime, || self.handle.track("tracked on a thread", future))
+            }),
             Operation::Reserve => {
-                let handle = self.handle.clone();
-                self.reserve(None, || handle.reserve());
+                let permit = reserve(&self.shared, Place::Outside, || self.handle.reserve());
+                self.permits.extend(permit.map(|permit| (permit, None)));
             }
-            Operation::ReserveElsewhere => {
-                let (handle, runtime) = (self.handle.clone(), self.runtime.clone());
-                self.reserve(None, || elsewhere(&runtime, || handle.reserve()));
+            Operation::ReserveOnThread => {
+                let permit =
+                    reserve(&self.shared, Place::Outside, || on_thread(&self.runtime, || self.handle.reserve()));
+                self.permits.extend(permit.map(|permit| (permit, None)));
             }
-            Operation::UsePermit(index, act) => {
-                if let Some((permit, exchange)) = take(&mut self.permits, index) {
-                    let mut model = self.book.lock();
-                    let id = model.offer(act, Stage::Accepted, exchange);
-                    model.permits -= 1;
-                    model.accepted += 1;
-                    drop(model);
-                    permit.track("permitted", Play { id, book: Arc::clone(&self.book) });
-                }
-            }
+            Operation::UsePermit(index, act) => self.use_permit(index, act),
             Operation::DropPermit(index) => {
                 if let Some(permit) = take(&mut self.permits, index) {
-                    self.book.lock().permits -= 1;
+                    self.shared.lock().permits -= 1;
                     drop(permit);
                 }
             }
-            Operation::TakeGuard => self.take_guard(),
+            Operation::TakeGuard => self.guards.extend(take_guard(&self.shared, Place::Outside, &self.handle)),
             Operation::DropGuard(index) => {
                 if let Some(guard) = take(&mut self.guards, index) {
-                    self.book.lock().guards -= 1;
+                    self.shared.lock().guards -= 1;
                     drop(guard);
                 }
             }
+            Operation::Scope(index, act) => self.scope(index, act),
             Operation::Release => {
-                let mut model = self.book.lock();
+                let mut model = self.shared.lock();
                 model.is_released = !model.is_released;
-                let wakers = std::mem::take(&mut model.releases);
+                let wakers = mem::take(&mut model.wakers);
                 drop(model);
                 wakers.into_iter().for_each(Waker::wake);
             }
             Operation::Abort => self.abort(),
             Operation::CloneHandle => self.handle = self.handle.clone(),
             Operation::BeginDrain => self.handle.begin_drain(),
-            Operation::StartDrain(limit) => self.drains.push(Polled::new(self.handle.drain(limit), limit)),
-            Operation::PollDrain(index) => self.poll_drain(index),
-            Operation::DropDrain(index) => drop(take(&mut self.drains, index)),
-            Operation::StartWait(limit) => {
-                self.waits.push((Polled::new(self.handle.wait_idle(limit), limit), Vec::new()));
+            Operation::StartDrain(limit) => {
+                self.drains.push(HeldDrain { drain: Polled::new(self.handle.drain(limit), limit), quiet: None });
             }
+            Operation::PollDrain(index) => self.poll_drain(index),
+            Operation::DropDrain(index) => {
+                if let Some(HeldDrain { drain, .. }) = take(&mut self.drains, index) {
+                    if drain.began.is_some() {
+                        self.shared.lock().drain_is_gone();
+                    }
+                    drop(drain);
+                }
+            }
+            Operation::Close => self.close().await,
+            Operation::StartWait(limit) => self.waits.push(Polled::new(self.handle.wait_idle(limit), limit)),
             Operation::PollWait(index) => self.poll_wait(index),
             Operation::DropWait(index) => drop(take(&mut self.waits, index)),
         }
+        // What events have taken is held like everything else.
+        let Taken { guards, permits } = mem::take(&mut *self.shared.taken());
+        self.guards.extend(guards);
+        self.permits.extend(permits.into_iter().map(|permit| (permit, None)));
     }
 
     async fn run_tasks(&self) {
         for _ in 0..16 {
             tokio::task::yield_now().await;
         }
-        let mut guard = self.book.lock();
+        let mut guard = self.shared.lock();
         let model = &mut *guard;
-        for (id, life) in model.lives.iter().enumerate().filter(|(_, life)| life.stage == Stage::Accepted) {
-            let has_begun = life.starts > 0 || life.is_dropped;
-            let is_held = life.exchange.is_some_and(|exchange| !model.over[exchange]);
-            let is_body_held = life.exchange.is_some_and(|id| self.exchanges.iter().any(|held| held.id == id));
-            if !has_begun && !is_held && !is_body_held {
-                model.broken.push(format!("L4: event {id} does not start"));
+        for (id, event) in model.events.iter().enumerate().filter(|(_, event)| event.stage == Stage::Accepted) {
+            let has_started = event.starts > 0 || event.is_dropped;
+            let is_open = event.exchange.is_some_and(|exchange| !model.over[exchange]);
+            let is_held = event.exchange.is_some_and(|id| self.exchanges.iter().any(|exchange| exchange.id == id));
+            if !has_started && !is_open && !is_held {
+                model.failures.push(format!("guarantee 4: event {id} does not start"));
             }
-            if life.is_aborted && !life.is_dropped {
-                model.broken.push(format!("event {id} was aborted and lives"));
+            if event.is_aborted && !event.is_dropped {
+                model.failures.push(format!("event {id} was aborted and lives"));
             }
         }
     }
 
-    fn elsewhere<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
-        elsewhere(&self.runtime, run)
-    }
-
     fn open(&mut self, answer: Answer) {
-        let mut model = self.book.lock();
+        let mut model = self.shared.lock();
         let exchange = model.over.len();
         model.over.push(false);
-        let expected = model.expects();
-        let is_counted = !model.is_closed;
-        model.open_requests += u64::from(is_counted);
-        let (hook, lives) = (model.setup.hook, model.lives.len());
+        let is_counted = model.phase != Phase::Drained;
+        if is_counted {
+            model.open_requests += 1;
+            model.opens();
+        }
+        let expected = model.expects(Place::Outside);
+        let (hook, next) = (model.setup.hook, model.events.len());
         drop(model);
-        let taken = Taken::default();
+        let left = LeftEvents::default();
         let mut request = Request::new(());
         request.extensions_mut().insert(Order { exchange, answer });
-        request.extensions_mut().insert(taken.clone());
+        request.extensions_mut().insert(left.clone());
         let future = Box::pin(self.service.call(request));
-        let events = taken.0.lock().unwrap().take().expect("the layer gives each request its events");
-        self.exchanges.push(Held { id: exchange, events, is_counted, part: Part::Future(future) });
+        let events = left.0.lock().unwrap().take().expect("the layer gives each request its events");
+        self.exchanges.push(HeldExchange { id: exchange, events, is_counted, part: Part::Future(future) });
 
-        let mut model = self.book.lock();
-        let is_made = model.lives.len() > lives;
-        model.require(is_made == hook.is_some(), || "the hook was not asked, or there is none".to_owned());
-        // Made before it is accepted or refused; one that was refused is dropped by now, and counted by its destructor.
-        let is_taken = model.lives.get(lives).is_some_and(|life| !life.is_dropped);
+        let mut model = self.shared.lock();
+        let is_made = model.events.len() > next;
+        model.require(is_made == hook.is_some(), || "the hook was not called, or there is none".to_owned());
+        // One that was rejected is dropped by now, and its destructor has counted it.
+        let is_kept = model.events.get(next).is_some_and(|event| !event.is_dropped);
         let may_wait = matches!(hook, Some(Overflow::Wait(_)));
         match (hook, expected) {
             (None, _) => {}
             (Some(_), Ok(())) => {
-                model.require(is_taken, || "L3: the event of the layer was refused".to_owned());
-                if is_taken {
-                    model.lives[lives].stage = Stage::Accepted;
+                model.require(is_kept, || "guarantee 3: the event of the layer was rejected".to_owned());
+                if is_kept {
+                    model.events[next].stage = Stage::Accepted;
                     model.accepted += 1;
                 }
             }
-            (Some(_), Err(Refused::Full)) if may_wait => {
-                model.require(is_taken, || "the event of the layer does not wait".to_owned());
+            (Some(_), Err(TrackError::Full)) if may_wait => {
+                model.require(is_kept, || "the event of the layer does not wait".to_owned());
             }
-            (Some(_), Err(refused)) => {
-                model.require(!is_taken, || format!("L2, L5: the event of the layer is accepted, though {refused}"));
+            (Some(_), Err(error)) => {
+                model.require(!is_kept, || format!("guarantees 2, 5: the event of the layer is accepted, not {error}"));
             }
         }
     }
@@ -792,12 +998,12 @@ impl World {
         }
         let index = index % count;
         let mut cx = Context::from_waker(Waker::noop());
-        let held = &mut self.exchanges[index];
+        let exchange = &mut self.exchanges[index];
         // A panic leaves the exchange open until the future or body is dropped, and it must not be polled again.
-        let is_done = match &mut held.part {
+        let is_done = match &mut exchange.part {
             Part::Future(future) => match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut cx))) {
                 Ok(Poll::Ready(Ok(response))) => {
-                    held.part = Part::Body(Box::pin(response.into_body()));
+                    exchange.part = Part::Body(Box::pin(response.into_body()));
                     false
                 }
                 Ok(Poll::Pending) => false,
@@ -806,59 +1012,63 @@ impl World {
             Part::Body(body) => catch_unwind(AssertUnwindSafe(|| body.as_mut().poll_frame(&mut cx))).is_err(),
         };
         if is_done {
-            let held = self.exchanges.remove(index);
-            self.book.lock().over[held.id] = true;
-            self.let_go(held);
+            let exchange = self.exchanges.remove(index);
+            self.end_exchange(exchange);
         }
     }
 
-    fn let_go(&self, held: Held) {
-        self.book.lock().open_requests -= u64::from(held.is_counted);
-        drop(held);
+    fn end_exchange(&mut self, exchange: HeldExchange) {
+        let mut model = self.shared.lock();
+        model.over[exchange.id] = true;
+        model.open_requests -= u64::from(exchange.is_counted);
+        drop(model);
+        self.outlived.push((exchange.events.clone(), exchange.id));
+        drop(exchange);
     }
 
-    fn reserve(&mut self, exchange: Option<usize>, reserve: impl FnOnce() -> Result<Permit, Refused>) {
-        let expected = self.book.lock().expects();
-        let answer = reserve();
-        let mut model = self.book.lock();
-        let refused = answer.as_ref().err().copied();
-        model.require(refused == expected.err(), || format!("L3, L5: a permit: {refused:?}, expected {expected:?}"));
-        match answer {
-            Ok(permit) => {
-                model.permits += 1;
-                self.permits.push((permit, exchange));
-            }
-            Err(_) => model.refused += 1,
+    fn use_permit(&mut self, index: usize, act: Act) {
+        if let Some((permit, exchange)) = take(&mut self.permits, index) {
+            let mut model = self.shared.lock();
+            let id = model.offer(act, Stage::Accepted, exchange);
+            model.permits -= 1;
+            model.accepted += 1;
+            drop(model);
+            permit.track("permitted", EventFuture { id, shared: Arc::clone(&self.shared) });
         }
     }
 
-    fn take_guard(&mut self) {
-        let answer = self.handle.guard();
-        let mut model = self.book.lock();
-        let is_closed = model.is_closed;
-        model.require(answer.is_err() == is_closed, || format!("L2, L3: a guard is answered {answer:?}"));
-        match answer {
-            Ok(guard) => {
-                model.guards += 1;
-                self.guards.push(guard);
-            }
-            Err(_) => model.refused += 1,
-        }
+    fn scope(&mut self, index: usize, act: Act) {
+        let Some(guard) = take(&mut self.guards, index) else { return };
+        let scope = guard.scope(async {
+            let drained = self.handle.drain(Duration::ZERO).await;
+            let idle = self.handle.wait_idle(Duration::ZERO).await;
+            let are_inside =
+                matches!(drained, Err(DrainError::InsideItself)) && idle == Err(WaitIdleError::InsideItself);
+            self.shared.lock().require(are_inside, || format!("in a scope: {drained:?}, {idle:?}"));
+            track(&self.shared, Place::Inside, act, None, |future| self.handle.track("tracked in a scope", future));
+        });
+        let mut scope = Box::pin(scope);
+        let polled = scope.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let mut model = self.shared.lock();
+        model.require(polled.is_ready(), || "a scope waits".to_owned());
+        model.guards -= 1;
+        drop(model);
+        drop(scope);
     }
 
     fn abort(&self) {
-        let mut model = self.book.lock();
-        for life in model.lives.iter_mut().filter(|life| life.stage == Stage::Accepted && !life.is_dropped) {
-            life.is_aborted = true;
+        let mut model = self.shared.lock();
+        for event in model.events.iter_mut().filter(|event| event.stage == Stage::Accepted && !event.is_dropped) {
+            event.is_aborted = true;
         }
         drop(model);
         self.handle.abort();
-        let mut model = self.book.lock();
+        let mut model = self.shared.lock();
         let model = &mut *model;
-        for (id, life) in model.lives.iter().enumerate().filter(|(_, life)| life.stage == Stage::Accepted) {
-            let waits = life.exchange.is_some_and(|exchange| !model.over[exchange]);
-            if waits && !life.is_dropped {
-                model.broken.push(format!("event {id} waits for its exchange and was not aborted"));
+        for (id, event) in model.events.iter().enumerate().filter(|(_, event)| event.is_aborted) {
+            let is_waiting = event.exchange.is_some_and(|exchange| !model.over[exchange]);
+            if is_waiting && !event.is_dropped {
+                model.failures.push(format!("event {id} waits for its exchange and was not aborted"));
             }
         }
     }
@@ -869,27 +1079,61 @@ impl World {
             return;
         }
         let index = index % count;
-        let (answer, was_due) = self.drains[index].poll();
-        let is_late = self.drains[index].is_late();
-        let mut model = self.book.lock();
-        let (is_empty, is_closed) = (model.is_empty(), model.is_closed);
-        let at_once = is_closed || is_empty && model.setup.settle.is_zero();
-        match &answer {
-            Poll::Pending => model.require(!at_once, || "a drain waits for nothing".to_owned()),
-            Poll::Ready(Ok(_)) => {
-                model.require(is_empty || is_closed, || "L2: drained, and something is left".to_owned());
-                model.is_closed = true;
+        let held = &mut self.drains[index];
+        let is_first = held.drain.began.is_none();
+        let (answer, is_due) = held.drain.poll();
+        let mut model = self.shared.lock();
+        model.polled_drains += usize::from(is_first);
+        let expected = held.expects(&mut model);
+        let drained = match &answer {
+            Poll::Pending => Drained::Pending,
+            Poll::Ready(Ok(_)) => Drained::Ok,
+            Poll::Ready(Err(DrainError::TimedOut(_))) => Drained::TimedOut,
+            Poll::Ready(Err(error)) => {
+                model.failures.push(format!("a drain fails: {error}"));
+                return;
             }
-            Poll::Ready(Err(DrainError::CutShort(_))) => {
-                model.require(is_late && !is_empty && !is_closed, || "a drain is cut short for nothing".to_owned());
-            }
-            Poll::Ready(Err(error)) => model.broken.push(format!("a drain fails: {error}")),
+        };
+        model.require(drained == expected, || format!("guarantee 2: a drain is {drained:?}, expected {expected:?}"));
+        model.require(answer.is_pending() || is_due, || "a drain that is ready was not woken".to_owned());
+        if let Poll::Ready(Ok(report)) = &answer {
+            let counts = (report.accepted, report.rejected, report.rejected_closed, report.ended);
+            let expected = (model.accepted, model.rejected, model.rejected_closed, model.ended);
+            model.require(counts == expected, || format!("a report: {counts:?}, expected {expected:?}"));
         }
-        model.require(answer.is_pending() || was_due, || "a drain that is ready was not woken".to_owned());
-        drop(model);
         if answer.is_ready() {
+            model.drain_is_gone();
+            drop(model);
             self.drains.remove(index);
         }
+    }
+
+    async fn close(&mut self) {
+        self.drop_holders();
+        if self.drains.is_empty() {
+            let drain = Polled::new(self.handle.drain(Duration::MAX), Duration::MAX);
+            self.drains.push(HeldDrain { drain, quiet: None });
+        }
+        self.poll_drains();
+        let quiet_period = self.shared.lock().setup.quiet_period;
+        tokio::time::advance(quiet_period).await;
+        self.poll_drains();
+    }
+
+    fn drop_holders(&mut self) {
+        while let Some(exchange) = self.exchanges.pop() {
+            self.end_exchange(exchange);
+        }
+        let mut model = self.shared.lock();
+        (model.guards, model.permits) = (0, 0);
+        drop(model);
+        self.guards.clear();
+        self.permits.clear();
+    }
+
+    fn poll_drains(&mut self) {
+        // Backwards, since those that are ready are removed.
+        (0..self.drains.len()).rev().for_each(|index| self.poll_drain(index));
     }
 
     fn poll_wait(&mut self, index: usize) {
@@ -898,23 +1142,18 @@ impl World {
             return;
         }
         let index = index % count;
-        let (wait, events) = &mut self.waits[index];
-        if wait.began.is_none() {
-            let model = self.book.lock();
-            let is_pending = |life: &Life| life.stage == Stage::Accepted && !life.is_dropped;
-            events.extend((0..model.lives.len()).filter(|id| is_pending(&model.lives[*id])));
-        }
-        let (answer, was_due) = wait.poll();
-        let mut model = self.book.lock();
-        let have_ended = events.iter().all(|id| model.lives[*id].is_dropped);
-        let as_promised = match &answer {
-            Poll::Pending => !have_ended,
-            Poll::Ready(Ok(())) => have_ended,
-            Poll::Ready(Err(WaitIdleError::TimedOut { .. })) => !have_ended && wait.is_late(),
+        let wait = &mut self.waits[index];
+        let (answer, is_due) = wait.poll();
+        let mut model = self.shared.lock();
+        let is_idle = model.pending() == 0;
+        let as_expected = match &answer {
+            Poll::Pending => !is_idle && !wait.is_late(),
+            Poll::Ready(Ok(())) => is_idle,
+            Poll::Ready(Err(WaitIdleError::TimedOut { .. })) => !is_idle && wait.is_late(),
             Poll::Ready(Err(_)) => false,
         };
-        model.require(as_promised, || format!("a wait: {answer:?}, and all have ended is {have_ended}"));
-        model.require(answer.is_pending() || was_due, || "a wait that is ready was not woken".to_owned());
+        model.require(as_expected, || format!("a wait: {answer:?}, and that nothing is pending is {is_idle}"));
+        model.require(answer.is_pending() || is_due, || "a wait that is ready was not woken".to_owned());
         drop(model);
         if answer.is_ready() {
             self.waits.remove(index);
@@ -924,37 +1163,34 @@ impl World {
     /// Compares the whole snapshot with the model.
     fn check(&self) {
         let now = self.handle.snapshot();
-        let mut guard = self.book.lock();
+        let mut guard = self.shared.lock();
         let model = &mut *guard;
-        let Endings { completed, failed, panicked, timed_out, aborted } = model.endings;
-        let expected = [
-            ("open requests", now.open_requests, model.open_requests),
-            ("open guards", now.open_guards, model.guards),
-            ("reserved", now.reserved, model.reserved()),
-            ("pending", now.pending, model.pending()),
-            ("accepted", now.accepted, model.accepted),
-            ("completed", now.completed, completed),
-            ("failed", now.failed, failed),
-            ("panicked", now.panicked, panicked),
-            ("timed out", now.timed_out, timed_out),
-            ("aborted", now.aborted, aborted),
-            ("refused", now.refused, model.refused),
-        ];
-        for (what, real, modelled) in expected {
-            model.require(real == modelled, || format!("{what}: {real}, and the model has {modelled}"));
-        }
-        model.require(now.accepted == ended(&now) + now.pending, || format!("L1: {now:?}"));
+        model.equal("open requests", now.open_requests, model.open_requests);
+        model.equal("open guards", now.open_guards, model.guards);
+        model.equal("reserved", now.reserved, model.reserved());
+        model.equal("pending", now.pending, model.pending());
+        model.equal("accepted", now.accepted, model.accepted);
+        model.equal("ended", now.ended, model.ended);
+        model.equal("rejected", now.rejected, model.rejected);
+        model.equal("rejected as closed", now.rejected_closed, model.rejected_closed);
+        model.require(now.accepted == now.ended.total() + now.pending, || format!("guarantee 1: {now:?}"));
         let capacity = model.setup.capacity as u64;
-        model.require(now.pending + now.reserved <= capacity, || format!("L5: {now:?}"));
-        let twice = model.lives.iter().position(|life| life.starts > 1);
-        model.require(twice.is_none(), || format!("L4: event {twice:?} was started twice"));
+        model.require(now.pending + now.reserved <= capacity, || format!("guarantee 5: {now:?}"));
+        let twice = model.events.iter().position(|event| event.starts > 1);
+        model.require(twice.is_none(), || format!("guarantee 4: event {twice:?} was started twice"));
     }
 }
 
-/// Runs it on another thread, whose room lies elsewhere in the ledger, and waits for it.
-fn elsewhere<T: Send>(runtime: &runtime::Handle, run: impl FnOnce() -> T + Send) -> T {
+impl Model {
+    fn equal<T: PartialEq + fmt::Debug>(&mut self, what: &str, real: T, modelled: T) {
+        self.require(real == modelled, || format!("{what}: {real:?}, and the model has {modelled:?}"));
+    }
+}
+
+/// Runs `run` on another thread, which has another shard, and waits for it.
+fn on_thread<T: Send>(runtime: &runtime::Handle, run: impl FnOnce() -> T + Send) -> T {
     let inside = || {
-        let _inside = runtime.enter();
+        let _entered = runtime.enter();
         run()
     };
     thread::scope(|scope| scope.spawn(inside).join().expect("the thread does not panic"))

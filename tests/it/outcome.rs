@@ -1,4 +1,4 @@
-//! Each row of the outcome rule, and when the events start.
+//! Each case of the outcome rule, and when the events start.
 
 use std::{
     cell::Cell,
@@ -18,10 +18,10 @@ use http_body::{Body, Frame};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_track_events::{Events, Exchange, Outcome, TrackEventsHandle, TrackEventsLayer};
 
-use crate::support::{Answer, Counter, Script, Seen, Step, drain, next_frame, poll_once, settle};
+use crate::support::{Answer, Counter, Script, Seen, Step, drain, next_frame, poll_once, run_tasks};
 use Step::{Data, End, Error, Panic, Trailers};
 
-/// What a server does with the body after the frames of a case.
+/// The server polls the body until its end.
 const TO_THE_END: usize = usize::MAX;
 
 struct Case {
@@ -89,8 +89,8 @@ fn cases() -> Vec<Case> {
         case("101", Script::empty(), 0, Upgraded, 0).status(101),
         case("2xx to CONNECT", Script::empty(), 0, Upgraded, 0).method(Method::CONNECT),
         case("2xx to CONNECT on HTTP/2", open(), 1, Upgraded, 2).method(Method::CONNECT).http2(),
-        case("a refused CONNECT", Script::empty(), 0, Complete, 0).method(Method::CONNECT).status(403),
-        // Rule 4 stands before rule 5.
+        case("a rejected CONNECT", Script::empty(), 0, Complete, 0).method(Method::CONNECT).status(403),
+        // Rule 4 comes before rule 5.
         case("an error of the body", Script::new([Data(b"ab"), Error]), 2, BodyError, 2),
         case("an error before any data", Script::new([Error]), 1, BodyError, 0),
         case("an error of a body that is polled for HEAD", Script::new([Error]), 1, BodyError, 0).method(Method::HEAD),
@@ -152,7 +152,7 @@ fn cases() -> Vec<Case> {
         case("a length beyond 64 bits", open_end(), TO_THE_END, Complete, 2).length("99999999999999999999"),
         case("two lengths that differ", open_end(), TO_THE_END, Complete, 2).length("2").length("3"),
         case("the same length twice", open(), 1, Complete, 2).length("2").length("2"),
-        // What stands in the status has no say in how the response ended.
+        // The status does not change the outcome.
         case("500, complete", two(), TO_THE_END, Complete, 4).status(500),
     ]
 }
@@ -208,15 +208,15 @@ async fn started_after_each_poll(case: Case) -> Vec<usize> {
     }));
     let request = Request::builder().version(case.request.1).body(()).unwrap();
     let mut response = service.oneshot(request).await.unwrap();
-    settle().await;
+    run_tasks().await;
     let mut started = vec![seen.all().len()];
     for _ in 0..case.polls {
         let _ = next_frame(pin!(response.body_mut())).await;
-        settle().await;
+        run_tasks().await;
         started.push(seen.all().len());
     }
     drop(response);
-    settle().await;
+    run_tasks().await;
     started.push(seen.all().len());
     started
 }
@@ -247,7 +247,7 @@ async fn an_end_that_becomes_known_between_the_last_frame_and_the_drop_is_comple
     let mut response = service.oneshot(Request::new(())).await.unwrap();
     assert!(matches!(next_frame(pin!(response.body_mut())).await, Some(Some(_))));
     assert!(!response.body().is_end_stream());
-    // Not through the layer: as if the peer of a forwarded body had finished in the meantime.
+    // Not through the layer, as when the peer of a forwarded body finishes in the meantime.
     response.body_mut().get_mut().steps.clear();
     drop(response);
     drain(&handle).await;
@@ -298,7 +298,7 @@ async fn a_future_dropped_before_it_is_ready_is_no_response() {
 }
 
 #[tokio::test]
-async fn a_panic_of_the_service_is_told_from_an_abort_also_under_a_catcher() {
+async fn a_panic_of_the_service_differs_from_an_abort_also_when_it_is_caught() {
     // Where the service panics: in `call`, in its future, in its body.
     type Panicking = fn(Request<()>) -> std::pin::Pin<Box<dyn Future<Output = Answer> + Send>>;
     let in_call: Panicking = |_| panic!("in call");
@@ -307,7 +307,7 @@ async fn a_panic_of_the_service_is_told_from_an_abort_also_under_a_catcher() {
         let handle = TrackEventsHandle::new();
         let seen = Seen::default();
         let mut service = seen.layer(&handle).layer(service_fn(panicking));
-        // Caught outside of the layer, as a panic-catching middleware does: by the drop, nobody is panicking.
+        // Caught outside of the layer, as middleware does: at the drop the thread is not panicking.
         let caught = catch_unwind(AssertUnwindSafe(|| service.call(Request::new(()))));
         if let Ok(future) = caught {
             assert!(AssertUnwindSafe(future).catch_unwind().await.is_err());
@@ -325,8 +325,8 @@ async fn a_panic_of_the_service_is_told_from_an_abort_also_under_a_catcher() {
     let mut body = pin!(response.body_mut());
     assert!(next_frame(body.as_mut()).await.is_some());
     assert!(AssertUnwindSafe(next_frame(body.as_mut())).catch_unwind().await.is_err());
-    settle().await;
-    assert!(seen.all().is_empty(), "the body may be dropped by whoever caught the panic");
+    run_tasks().await;
+    assert!(seen.all().is_empty(), "the response is over when the body is dropped");
     drop(response);
     drain(&handle).await;
     let exchange = seen.only();
@@ -349,7 +349,7 @@ async fn a_body_that_is_polled_after_its_panic_ends_the_exchange_as_panicked() {
     assert_eq!(seen.only().outcome, Outcome::Panicked);
 }
 
-/// Panics when it is polled, and counts how often it is asked whether it is at its end.
+/// Panics when it is polled, and counts calls of `is_end_stream`.
 struct PanicsAndCounts(Counter);
 
 impl Body for PanicsAndCounts {
@@ -367,18 +367,18 @@ impl Body for PanicsAndCounts {
 }
 
 #[tokio::test]
-async fn a_body_that_has_panicked_is_asked_nothing_more() {
+async fn a_body_that_has_panicked_is_not_called_again() {
     let handle = TrackEventsHandle::new();
-    let (seen, asked) = (Seen::default(), Counter::default());
+    let (seen, calls) = (Seen::default(), Counter::default());
     let service = seen.layer(&handle).layer(service_fn(|_: Request<()>| async {
-        Ok::<_, Infallible>(Response::new(PanicsAndCounts(asked.clone())))
+        Ok::<_, Infallible>(Response::new(PanicsAndCounts(calls.clone())))
     }));
     let mut response = service.oneshot(Request::new(())).await.unwrap();
-    let before = asked.get();
+    let before = calls.get();
     assert!(AssertUnwindSafe(next_frame(pin!(response.body_mut()))).catch_unwind().await.is_err());
     drop(response);
     drain(&handle).await;
-    assert_eq!((seen.only().outcome, asked.get()), (Outcome::Panicked, before));
+    assert_eq!((seen.only().outcome, calls.get()), (Outcome::Panicked, before));
 }
 
 #[tokio::test(start_paused = true)]
@@ -427,7 +427,7 @@ async fn the_exchange_stays_open_until_the_body_is_dropped() {
 }
 
 #[tokio::test]
-async fn an_event_recorded_by_the_destructor_of_the_future_belongs_to_the_exchange() {
+async fn an_event_tracked_by_the_destructor_of_the_future_belongs_to_the_exchange() {
     struct BillOnDrop(Events, Counter);
     impl Drop for BillOnDrop {
         fn drop(&mut self) {
@@ -475,7 +475,7 @@ async fn the_future_is_dropped_when_it_is_ready_and_not_with_its_wrapper() {
     let mut service = layer.layer(service_fn(|_: Request<()>| Owner(dropped.clone())));
     let mut future = service.call(Request::new(()));
     let Poll::Ready(Ok(_response)) = poll_once(&mut future) else { panic!("ready at once") };
-    assert_eq!(dropped.get(), 1, "what its destructor records belongs to an exchange that is open");
+    assert_eq!(dropped.get(), 1, "an event of its destructor belongs to the open exchange");
 }
 
 #[tokio::test(start_paused = true)]
@@ -489,19 +489,19 @@ async fn the_facts_of_an_exchange_are_those_of_its_end() {
     let mut response = service.oneshot(Request::new(())).await.unwrap();
     let events = kept.lock().unwrap().take().unwrap();
     let seen = Seen::default();
-    let ask = || {
+    let track = || {
         let seen = seen.clone();
-        events.track_with("ask", |exchange| async move { seen.push(exchange) }).unwrap();
+        events.track_with("facts", |exchange| async move { seen.push(exchange) }).unwrap();
     };
     tokio::time::advance(Duration::from_secs(1)).await;
     for _ in 0..4 {
-        // Asked before the end, and after each later frame.
-        ask();
+        // Tracked before the end, and after each later frame.
+        track();
         let _ = next_frame(pin!(response.body_mut())).await;
         tokio::time::advance(Duration::from_secs(1)).await;
     }
     drop(response);
-    ask();
+    track();
     drain(&handle).await;
     let all = seen.all();
     assert_eq!((all.len(), all[0].outcome, all[0].body_bytes), (5, Outcome::BodyError, 2));
@@ -510,7 +510,7 @@ async fn the_facts_of_an_exchange_are_those_of_its_end() {
 }
 
 #[tokio::test]
-async fn a_response_that_comes_after_a_panic_changes_no_fact() {
+async fn a_response_after_a_panic_changes_no_facts() {
     let handle = TrackEventsHandle::new();
     let seen = Seen::default();
     let (early, late) = (seen.clone(), seen.clone());
@@ -520,7 +520,7 @@ async fn a_response_that_comes_after_a_panic_changes_no_fact() {
         let mut has_panicked = false;
         poll_fn(move |_| {
             if !std::mem::replace(&mut has_panicked, true) {
-                panic!("a service that panics, and goes on");
+                panic!("a service that panics and continues");
             }
             Poll::Ready(Answer::Ok(Response::builder().status(201).body(Script::new([Data(b"ab"), End])).unwrap()))
         })
@@ -570,5 +570,5 @@ async fn a_service_that_is_not_send_works() {
         }
     }));
     drop(service.ready().await.unwrap().call(Request::new(())).await.unwrap());
-    assert_eq!((calls.get(), drain(&handle).await.endings.completed), (1, 1));
+    assert_eq!((calls.get(), drain(&handle).await.ended.completed), (1, 1));
 }

@@ -1,4 +1,4 @@
-//! What a layer does when there is no room.
+//! A layer at capacity.
 
 use std::{future::pending, pin::Pin, time::Duration};
 
@@ -8,17 +8,18 @@ use tokio::sync::oneshot;
 use tokio_test::{assert_pending, assert_ready, task};
 use tower::{Layer, Service, service_fn};
 use tower_track_events::{
-    DrainError, Exchange, Overflow, Permit, Refused, ResponseBody, ResponseFuture, TrackEventsHandle, TrackEventsLayer,
+    DrainError, Exchange, OpenKind, Overflow, Permit, ResponseBody, ResponseFuture, TrackError, TrackEventsHandle,
+    TrackEventsLayer,
 };
 
-use crate::support::{Counter, assert_conserved, drain, settle};
+use crate::support::{Counter, assert_conserved, drain, run_tasks};
 
 type Body = Empty<bytes::Bytes>;
 type Inner = Pin<Box<dyn Future<Output = Result<Response<Body>, std::convert::Infallible>> + Send>>;
 
 const LIMIT: Duration = Duration::from_secs(3);
 
-struct House {
+struct Setup {
     handle: TrackEventsHandle,
     layer: TrackEventsLayer,
     /// How many inner futures have been polled.
@@ -27,10 +28,10 @@ struct House {
     fired: Counter,
 }
 
-impl House {
-    /// A house that is full: the permits hold all of its room.
-    fn full(capacity: usize, overflow: Overflow) -> (Self, Vec<Permit>) {
-        let handle = TrackEventsHandle::builder().capacity(capacity).settle(Duration::ZERO).build().unwrap();
+impl Setup {
+    /// A handle at capacity: the permits hold all slots.
+    fn at_capacity(capacity: usize, overflow: Overflow) -> (Self, Vec<Permit>) {
+        let handle = TrackEventsHandle::builder().capacity(capacity).quiet_period(Duration::ZERO).build().unwrap();
         let permits = (0..capacity).map(|_| handle.reserve().unwrap()).collect();
         let (served, fired) = (Counter::default(), Counter::default());
         let fires = fired.clone();
@@ -53,7 +54,7 @@ impl House {
     }
 }
 
-/// Calls a service that counts how often it is polled to an answer.
+/// Calls a service that counts how often it answers.
 fn call(layer: &TrackEventsLayer, path: &str, served: &Counter) -> task::Spawn<ResponseFuture<Inner>> {
     let served = served.clone();
     let mut service = layer.layer(service_fn(move |_request: Request<()>| -> Inner {
@@ -71,42 +72,42 @@ fn answered(future: &mut task::Spawn<ResponseFuture<Inner>>) -> Response<Respons
 }
 
 #[tokio::test]
-async fn a_full_house_sheds_and_serves() {
-    for overflow in [Overflow::default(), Overflow::Shed, Overflow::Wait(Duration::ZERO)] {
-        let (house, _permits) = House::full(2, overflow);
-        drop(answered(&mut house.call("/")));
-        assert_eq!((house.handle.snapshot().refused, house.served.get(), house.fired.get()), (1, 1, 0));
+async fn at_capacity_events_are_rejected_and_requests_are_served() {
+    for overflow in [Overflow::default(), Overflow::Reject, Overflow::Wait(Duration::ZERO)] {
+        let (setup, _permits) = Setup::at_capacity(2, overflow);
+        drop(answered(&mut setup.call("/")));
+        assert_eq!((setup.handle.snapshot().rejected, setup.served.get(), setup.fired.get()), (1, 1, 0));
     }
 }
 
 #[tokio::test]
-async fn an_exchange_waits_before_its_service_is_polled_and_goes_on_when_there_is_room() {
-    let (house, mut permits) = House::full(2, Overflow::Wait(LIMIT));
-    let mut future = house.call("/");
+async fn a_request_waits_before_its_service_is_polled_and_continues_when_a_slot_is_free() {
+    let (setup, mut permits) = Setup::at_capacity(2, Overflow::Wait(LIMIT));
+    let mut future = setup.call("/");
     assert_pending!(future.poll());
-    assert_eq!(house.served.get(), 0);
+    assert_eq!(setup.served.get(), 0);
 
     permits.pop();
     assert!(future.is_woken());
     let response = answered(&mut future);
-    assert_eq!((house.served.get(), house.handle.snapshot().pending), (1, 1));
+    assert_eq!((setup.served.get(), setup.handle.snapshot().pending), (1, 1));
     drop((response, permits));
-    drain(&house.handle).await;
-    assert_eq!((house.fired.get(), house.handle.snapshot().refused), (1, 0));
+    drain(&setup.handle).await;
+    assert_eq!((setup.fired.get(), setup.handle.snapshot().rejected), (1, 0));
 }
 
 #[tokio::test]
-async fn those_who_wait_get_room_in_their_order_and_before_anything_later() {
-    let (house, mut permits) = House::full(2, Overflow::Wait(LIMIT));
-    let (mut first, mut second) = (house.call("/"), house.call("/"));
+async fn waiting_requests_get_slots_in_order_and_before_later_events() {
+    let (setup, mut permits) = Setup::at_capacity(2, Overflow::Wait(LIMIT));
+    let (mut first, mut second) = (setup.call("/"), setup.call("/"));
     assert_pending!(first.poll());
     assert_pending!(second.poll());
 
     permits.pop();
-    // The room is owed to the first, though it has not been polled yet.
-    assert_eq!(house.handle.track("later", async {}), Err(Refused::Full));
-    assert!(house.handle.reserve().is_err());
-    let mut third = house.call("/");
+    // The slot belongs to the first request, which has not been polled yet.
+    assert_eq!(setup.handle.track("later", async {}), Err(TrackError::Full));
+    assert!(setup.handle.reserve().is_err());
+    let mut third = setup.call("/");
     assert_pending!(third.poll());
     assert!(!second.is_woken());
     assert_pending!(second.poll());
@@ -115,16 +116,16 @@ async fn those_who_wait_get_room_in_their_order_and_before_anything_later() {
     assert_pending!(third.poll());
     let later = answered(&mut second);
     drop(response);
-    settle().await;
+    run_tasks().await;
     drop((later, answered(&mut third)));
-    assert_eq!(drain(&house.handle).await.endings.completed, 3);
-    assert_eq!(house.handle.snapshot().refused, 2);
+    assert_eq!(drain(&setup.handle).await.ended.completed, 3);
+    assert_eq!(setup.handle.snapshot().rejected, 2);
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_gives_its_place_and_its_room_to_the_next() {
-    let (house, mut permits) = House::full(1, Overflow::Wait(LIMIT));
-    let (mut gone, mut granted, mut next) = (house.call("/"), house.call("/"), house.call("/"));
+async fn a_client_that_leaves_passes_its_slot_to_the_next() {
+    let (setup, mut permits) = Setup::at_capacity(1, Overflow::Wait(LIMIT));
+    let (mut gone, mut granted, mut next) = (setup.call("/"), setup.call("/"), setup.call("/"));
     assert_pending!(gone.poll());
     assert_pending!(granted.poll());
     assert_pending!(next.poll());
@@ -135,73 +136,73 @@ async fn a_client_that_leaves_gives_its_place_and_its_room_to_the_next() {
     drop(granted);
     assert!(next.is_woken());
     drop(answered(&mut next));
-    let report = drain(&house.handle).await;
-    assert_eq!((report.accepted, report.refused, house.fired.get()), (1, 2, 1));
+    let report = drain(&setup.handle).await;
+    assert_eq!((report.accepted, report.rejected, setup.fired.get()), (1, 2, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_waits_no_longer_than_its_limit_and_is_served_then() {
-    let (house, _permits) = House::full(1, Overflow::Wait(LIMIT));
-    let mut future = house.call("/");
+async fn a_request_waits_no_longer_than_its_limit_and_is_served() {
+    let (setup, _permits) = Setup::at_capacity(1, Overflow::Wait(LIMIT));
+    let mut future = setup.call("/");
     assert_pending!(future.poll());
     tokio::time::advance(LIMIT - Duration::from_millis(1)).await;
     assert_pending!(future.poll());
     tokio::time::advance(Duration::from_millis(1)).await;
     assert!(future.is_woken());
     drop(answered(&mut future));
-    let now = house.handle.snapshot();
-    assert_eq!((now.refused, now.accepted, house.served.get(), now.open_requests), (1, 0, 1, 0));
+    let now = setup.handle.snapshot();
+    assert_eq!((now.rejected, now.accepted, setup.served.get(), now.open_requests), (1, 0, 1, 0));
     assert_conserved(&now);
 }
 
 #[tokio::test(start_paused = true)]
-async fn idle_streams_that_hold_all_room_delay_others_no_longer_than_the_limit_and_a_probe_not_at_all() {
+async fn idle_streams_that_hold_all_slots_delay_requests_up_to_the_limit_and_never_a_probe() {
     const CAPACITY: usize = 16;
-    let (house, permits) = House::full(CAPACITY, Overflow::Wait(LIMIT));
+    let (setup, permits) = Setup::at_capacity(CAPACITY, Overflow::Wait(LIMIT));
     drop(permits);
-    let streams: Vec<_> = (0..CAPACITY).map(|_| answered(&mut house.call("/"))).collect();
-    let mut probes: Vec<_> = (0..CAPACITY).map(|_| house.call("/")).collect();
+    let streams: Vec<_> = (0..CAPACITY).map(|_| answered(&mut setup.call("/"))).collect();
+    let mut probes: Vec<_> = (0..CAPACITY).map(|_| setup.call("/")).collect();
     for probe in &mut probes {
         assert_pending!(probe.poll());
     }
-    drop(answered(&mut house.call("/healthz")));
+    drop(answered(&mut setup.call("/healthz")));
 
     tokio::time::advance(LIMIT).await;
     for probe in &mut probes {
         drop(answered(probe));
     }
     drop(streams);
-    assert_eq!(drain(&house.handle).await.endings.completed, CAPACITY as u64);
+    assert_eq!(drain(&setup.handle).await.ended.completed, CAPACITY as u64);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_waits_for_who_waits_for_room_and_no_longer_than_its_limit() {
-    let (house, mut permits) = House::full(1, Overflow::Wait(Duration::from_secs(60)));
-    let mut future = house.call("/");
+async fn a_drain_waits_for_waiting_requests_up_to_its_limit() {
+    let (setup, mut permits) = Setup::at_capacity(1, Overflow::Wait(Duration::from_secs(60)));
+    let mut future = setup.call("/");
     assert_pending!(future.poll());
-    assert!(house.handle.drain(LIMIT).await.is_err());
+    assert!(setup.handle.drain(LIMIT).await.is_err());
 
     permits.pop();
     drop(answered(&mut future));
-    assert_eq!(drain(&house.handle).await.endings.completed, 1);
-    // Nobody waits for what will not come.
-    drop(answered(&mut house.call("/")));
-    assert_eq!(house.handle.snapshot().refused, 1);
+    assert_eq!(drain(&setup.handle).await.ended.completed, 1);
+    // After the drain a request does not wait.
+    drop(answered(&mut setup.call("/")));
+    assert_eq!(setup.handle.snapshot().rejected, 1);
 }
 
 #[test]
-fn without_a_timer_events_are_shed_at_once() {
+fn without_a_timer_events_are_rejected_at_once() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let (house, _permits) = House::full(1, Overflow::Wait(LIMIT));
-        drop(answered(&mut house.call("/")));
-        assert_eq!(house.handle.snapshot().refused, 1);
+        let (setup, _permits) = Setup::at_capacity(1, Overflow::Wait(LIMIT));
+        drop(answered(&mut setup.call("/")));
+        assert_eq!(setup.handle.snapshot().rejected, 1);
     });
 }
 
 #[tokio::test]
-async fn a_hook_that_panics_while_there_is_no_room_is_accounted_for_when_there_is() {
-    let handle = TrackEventsHandle::builder().capacity(1).settle(Duration::ZERO).build().unwrap();
+async fn a_hook_that_panics_at_capacity_is_counted_when_a_slot_is_free() {
+    let handle = TrackEventsHandle::builder().capacity(1).quiet_period(Duration::ZERO).build().unwrap();
     let permit = handle.reserve().unwrap();
     let layer = TrackEventsLayer::builder(handle.clone())
         .track("bomb", |_request| -> fn(Exchange) -> std::future::Ready<()> { panic!("a hook") })
@@ -211,21 +212,21 @@ async fn a_hook_that_panics_while_there_is_no_room_is_accounted_for_when_there_i
     assert_pending!(future.poll());
     drop(permit);
     drop(assert_ready!(future.poll()).unwrap());
-    assert_eq!(drain(&handle).await.endings.panicked, 1);
+    assert_eq!(drain(&handle).await.ended.panicked, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_bound_holds_and_no_room_is_lost_under_a_crowd_that_comes_and_leaves() {
+async fn the_bound_holds_and_no_slot_is_lost_when_many_clients_wait_and_leave() {
     const CAPACITY: usize = 3;
-    let (house, permits) = House::full(CAPACITY, Overflow::Wait(Duration::from_secs(30)));
+    let (setup, permits) = Setup::at_capacity(CAPACITY, Overflow::Wait(Duration::from_secs(30)));
     drop(permits);
-    let mut crowd = tokio::task::JoinSet::new();
+    let mut clients = tokio::task::JoinSet::new();
     for index in 0..600 {
-        let mut future = house.call("/").into_inner();
-        let handle = house.handle.clone();
-        crowd.spawn(async move {
+        let mut future = setup.call("/").into_inner();
+        let handle = setup.handle.clone();
+        clients.spawn(async move {
             if index % 5 == 0 {
-                // It leaves while it waits, or right after it was granted room.
+                // The client leaves while its request waits, or right after it got a slot.
                 let _ = futures_util::poll!(&mut future);
                 tokio::task::yield_now().await;
             } else {
@@ -236,57 +237,57 @@ async fn the_bound_holds_and_no_room_is_lost_under_a_crowd_that_comes_and_leaves
             assert_conserved(&now);
         });
     }
-    while let Some(task) = crowd.join_next().await {
+    while let Some(task) = clients.join_next().await {
         task.unwrap();
     }
-    let report = drain(&house.handle).await;
-    assert_eq!((report.accepted + report.refused, report.accepted as usize), (600, house.fired.get()));
-    assert!(report.refused <= 120, "only those who left may have lost their event: {report}");
+    let report = drain(&setup.handle).await;
+    assert_eq!((report.accepted + report.rejected, report.accepted as usize), (600, setup.fired.get()));
+    assert!(report.rejected <= 120, "only clients that left may have lost their event: {report}");
 }
 
 #[tokio::test]
-async fn an_abort_frees_the_room_that_others_wait_for() {
+async fn an_abort_frees_slots_for_waiting_requests() {
     let handle = TrackEventsHandle::builder().capacity(1).build().unwrap();
     handle.track("endless", pending::<()>()).unwrap();
-    let (tell, told) = oneshot::channel();
-    let tell = std::sync::Mutex::new(Some(tell));
+    let (sender, receiver) = oneshot::channel();
+    let sender = std::sync::Mutex::new(Some(sender));
     let layer = TrackEventsLayer::builder(handle.clone())
         .track("audit", move |_request| {
-            let tell = tell.lock().unwrap().take();
-            move |_exchange: Exchange| async move { tell.unwrap().send(()).unwrap() }
+            let sender = sender.lock().unwrap().take();
+            move |_exchange: Exchange| async move { sender.unwrap().send(()).unwrap() }
         })
         .overflow(Overflow::Wait(LIMIT))
         .build();
     let mut future = call(&layer, "/", &Counter::default());
     assert_pending!(future.poll());
     handle.abort();
-    settle().await;
+    run_tasks().await;
     drop(assert_ready!(future.poll()).unwrap());
-    told.await.unwrap();
+    receiver.await.unwrap();
 }
 
 #[tokio::test]
-async fn room_that_another_thread_gives_back_is_accounted_for_with_its_request() {
-    let (house, permits) = House::full(1, Overflow::Wait(LIMIT));
+async fn a_slot_released_by_another_thread_is_counted_with_its_request() {
+    let (setup, permits) = Setup::at_capacity(1, Overflow::Wait(LIMIT));
     drop(permits);
-    // New threads one after the other: some of them have another part of the ledger than this one.
+    // Some of the new threads use another shard than this one.
     for ended in 1..=8 {
-        let reserving = house.handle.clone();
+        let reserving = setup.handle.clone();
         let permit = std::thread::spawn(move || reserving.reserve().unwrap()).join().unwrap();
-        let mut waiting = house.call("/");
+        let mut waiting = setup.call("/");
         assert_pending!(waiting.poll());
         drop(permit);
         let response = answered(&mut waiting);
-        let now = house.handle.snapshot();
+        let now = setup.handle.snapshot();
         assert_eq!((now.open_requests, now.pending, now.reserved), (1, 1, 0));
         drop(response);
-        assert_eq!(house.handle.snapshot().open_requests, 0);
-        let Err(DrainError::CutShort(unfinished)) = house.handle.drain(Duration::ZERO).await else {
+        assert_eq!(setup.handle.snapshot().open_requests, 0);
+        let Err(DrainError::TimedOut(report)) = setup.handle.drain(Duration::ZERO).await else {
             panic!("an event is pending");
         };
-        assert_eq!((unfinished.events[0].name, unfinished.events[0].started), ("audit", true));
-        settle().await;
-        assert_eq!((house.fired.get(), house.handle.snapshot().completed), (ended, ended as u64));
+        assert_eq!((report.open[0].kind, report.open[0].count), (OpenKind::WaitingEvent, 1));
+        run_tasks().await;
+        assert_eq!((setup.fired.get(), setup.handle.snapshot().ended.completed), (ended, ended as u64));
     }
-    drain(&house.handle).await;
+    drain(&setup.handle).await;
 }

@@ -1,20 +1,20 @@
-//! What an operator reads: each message, word for word.
+//! The text of each message.
 
 use std::{future::pending, time::Duration};
 
 use http::{Request, Response};
 use tower::{Layer, Service, service_fn};
 use tower_track_events::{
-    Batch, DrainError, InvalidSetting, Refused, TrackEventsHandle, TrackEventsLayer, WaitIdleError,
+    Batch, BuildError, DrainError, OpenItem, OpenKind, TrackError, TrackEventsHandle, TrackEventsLayer, WaitIdleError,
 };
 
-use crate::support::{Answer, Script, drain, settle};
+use crate::support::{Answer, Script, drain, open, run_tasks};
 
 #[tokio::test(start_paused = true)]
-async fn a_report_is_one_line_that_accounts_for_every_event() {
-    let handle = TrackEventsHandle::builder().settle(Duration::ZERO).build().unwrap();
+async fn a_report_is_one_line_that_counts_every_event() {
+    let handle = TrackEventsHandle::builder().quiet_period(Duration::ZERO).build().unwrap();
     handle.track("order.created", async {}).unwrap();
-    settle().await;
+    run_tasks().await;
     handle.begin_drain();
     handle.track("audit", async { Err::<(), _>("disk full") }).unwrap();
     handle.track("audit", async { panic!("oops") }).unwrap();
@@ -24,16 +24,16 @@ async fn a_report_is_one_line_that_accounts_for_every_event() {
     assert_eq!(
         report.to_string(),
         "drained 1.2 s after the signal: 4 events accepted, 1 completed, 2 failed, 1 panicked \
-         (audit: 1 failed, 1 panicked; mail: 1 failed); 3 ended since the drain began"
+         (audit: 1 failed, 1 panicked, last: oops; mail: 1 failed, last: no route); 3 ended since the drain began"
     );
-    assert_eq!(handle.track("late", async {}), Err(Refused::Drained));
+    assert_eq!(handle.track("late", async {}), Err(TrackError::Closed));
     let again = drain(&handle).await.to_string();
-    assert!(again.ends_with("; 1 refused"), "{again}");
+    assert!(again.ends_with("; 1 rejected, 1 of them because a drain was closing or had ended"), "{again}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_clean_report_is_short() {
-    let handle = TrackEventsHandle::builder().settle(Duration::ZERO).build().unwrap();
+    let handle = TrackEventsHandle::builder().quiet_period(Duration::ZERO).build().unwrap();
     handle.begin_drain();
     handle.track("order.created", async {}).unwrap();
     tokio::time::advance(Duration::from_millis(250)).await;
@@ -45,7 +45,7 @@ async fn a_clean_report_is_short() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_that_was_cut_short_says_what_was_open_how_old_and_from_where() {
+async fn a_timed_out_drain_names_what_is_open_with_its_age_and_location() {
     let handle = TrackEventsHandle::new();
     let layer = TrackEventsLayer::builder(handle.clone()).track("audit", |_| |_| async {}).build();
     let mut service = layer.layer(service_fn(|_: Request<()>| pending::<Answer>()));
@@ -58,15 +58,15 @@ async fn a_drain_that_was_cut_short_says_what_was_open_how_old_and_from_where() 
     }
     handle.track("done", async {}).unwrap();
     let error = handle.drain(Duration::from_secs(5)).await.unwrap_err();
-    let DrainError::CutShort(unfinished) = &error else {
+    let DrainError::TimedOut(report) = &error else {
         panic!("{error}");
     };
-    let line = |location: &std::panic::Location<'_>| location.line();
+    let line = |items: &[&OpenItem]| items[0].location.unwrap().line();
     let [layers, guards, permits, events] = [
-        line(unfinished.events[0].location),
-        line(unfinished.guards[0].location),
-        line(unfinished.permits[0].location),
-        line(unfinished.events[1].location),
+        line(&open(report, OpenKind::WaitingEvent)),
+        line(&open(report, OpenKind::Guard)),
+        line(&open(report, OpenKind::Permit)),
+        line(&open(report, OpenKind::RunningEvent)),
     ];
     let column = |part: &str| {
         let text = error.to_string();
@@ -81,7 +81,7 @@ async fn a_drain_that_was_cut_short_says_what_was_open_how_old_and_from_where() 
     assert_eq!(
         error.to_string(),
         format!(
-            "drain cut short 5.0 s after the signal: 1 request open (oldest 65.0 s), 1 guard held (oldest 65.0 s, {}), \
+            "drain timed out 5.0 s after the signal: 1 request open (oldest 65.0 s), 1 guard held (oldest 65.0 s, {}), \
              1 permit held (oldest 5.0 s, {}), audit x1 waiting for the response (oldest 65.0 s, {}), \
              order.created x3 running (oldest 5.0 s, {}); 5 events accepted, 1 completed; 1 ended since the drain began",
             at(guards),
@@ -101,18 +101,18 @@ fn the_other_errors_say_what_to_do() {
     );
     assert_eq!(
         DrainError::NoTimer.to_string(),
-        "drain needs a tokio runtime with timers for its limit and its settle time: enable them with `enable_time`"
+        "drain needs a tokio runtime with timers for its limit and its quiet period: enable them with `enable_time`"
     );
     assert_eq!(
-        Refused::Full.to_string(),
-        "refused: as many events are pending as the capacity allows; try again when some have ended"
+        TrackError::Full.to_string(),
+        "rejected: as many events are pending as the capacity allows; try again when some have ended"
     );
     assert_eq!(
-        Refused::NoRuntime.to_string(),
-        "refused: there is no tokio runtime to run the event on: track it inside one, or give one to the builder of the \
+        TrackError::NoRuntime.to_string(),
+        "rejected: there is no tokio runtime to run the event on: track it inside one, or pass one to the builder of the \
          handle"
     );
-    assert_eq!(Refused::Drained.to_string(), "refused: the server is shutting down and its events are drained");
+    assert_eq!(TrackError::Closed.to_string(), "rejected: the server is shutting down and accepts no more events");
     assert_eq!(
         WaitIdleError::InsideItself.to_string(),
         "the wait was polled inside an event, a handler or a body of its own handle and would wait for itself: wait in a \
@@ -125,16 +125,16 @@ fn the_other_errors_say_what_to_do() {
 }
 
 #[test]
-fn an_invalid_setting_says_what_is_valid() {
+fn the_error_of_an_invalid_setting_names_the_range() {
     let texts = [
-        (InvalidSetting::Capacity(0), "the capacity must be from 1 to 4294967295, and is 0"),
-        (InvalidSetting::EventTimeout, "the event timeout must be longer than zero; leave it out for no limit"),
-        (InvalidSetting::DeliverTimeout, "the time limit of a delivery must be longer than zero"),
-        (InvalidSetting::MaxBatch, "a batch must have room for at least one event"),
-        (InvalidSetting::MaxAttempts, "a batch must be attempted at least once; leave it out for no limit"),
+        (BuildError::Capacity(0), "the capacity must be from 1 to 4294967295, and is 0"),
+        (BuildError::EventTimeout, "the event timeout must be longer than zero; leave it out for no limit"),
+        (BuildError::DeliverTimeout, "the time limit of a delivery must be longer than zero"),
+        (BuildError::MaxBatch, "the maximum size of a batch must be at least one event"),
+        (BuildError::MaxAttempts, "the maximum number of attempts must be at least one; leave it out for no limit"),
         (
-            InvalidSetting::NoRuntime,
-            "a sink needs a tokio runtime with timers: build it inside one, or give one to the builder of the handle",
+            BuildError::NoRuntime,
+            "a sink needs a tokio runtime with timers: build it inside one, or pass one to the builder of the handle",
         ),
     ];
     for (setting, text) in texts {
@@ -143,7 +143,7 @@ fn an_invalid_setting_says_what_is_valid() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_that_ran_out_says_what_was_pending() {
+async fn the_error_of_a_timed_out_wait_names_the_pending_events() {
     let handle = TrackEventsHandle::new();
     handle.track("order.created", pending::<()>()).unwrap();
     let line = line!() - 1;
@@ -154,13 +154,13 @@ async fn a_wait_that_ran_out_says_what_was_pending() {
 }
 
 #[tokio::test]
-async fn an_event_that_was_not_sent_says_why_and_not_what_it_was() {
+async fn a_send_error_shows_its_reason_and_not_the_event() {
     let handle = TrackEventsHandle::new();
     let sender = handle.sink("cards", |_: Batch<&str>| async { Ok::<_, String>(()) }).build().unwrap();
     handle.drain(Duration::from_secs(1)).await.unwrap();
     let error = sender.send("4000 0012 3456 7899").unwrap_err();
-    assert_eq!(error.to_string(), Refused::Drained.to_string());
-    assert_eq!(format!("{error:?}"), "SendError { refused: Drained, .. }");
+    assert_eq!(error.to_string(), TrackError::Closed.to_string());
+    assert_eq!(format!("{error:?}"), "SendError { reason: Closed, .. }");
 }
 
 #[tokio::test(start_paused = true)]
@@ -168,25 +168,27 @@ async fn a_snapshot_and_a_report_are_serialized_under_the_names_of_their_fields(
     let handle = TrackEventsHandle::new();
     handle.track("audit", async { Err::<(), _>("disk full") }).unwrap();
     let _guard = handle.guard().unwrap();
-    settle().await;
+    run_tasks().await;
     assert_eq!(
         serde_json::to_value(handle.snapshot()).unwrap(),
         serde_json::json!({
-            "open_requests": 0, "open_guards": 1, "reserved": 0, "pending": 0, "accepted": 1, "completed": 0,
-            "failed": 1, "panicked": 0, "timed_out": 0, "aborted": 0, "refused": 0,
+            "open_requests": 0, "open_guards": 1, "reserved": 0, "pending": 0, "accepted": 1,
+            "ended": { "completed": 0, "failed": 1, "panicked": 0, "timed_out": 0, "aborted": 0 },
+            "rejected": 0, "rejected_closed": 0,
         })
     );
-    let Err(DrainError::CutShort(unfinished)) = handle.drain(Duration::ZERO).await else {
+    let Err(DrainError::TimedOut(report)) = handle.drain(Duration::ZERO).await else {
         panic!("a guard is held");
     };
-    let value = serde_json::to_value(&unfinished).unwrap();
-    assert!(value["guards"][0]["location"].as_str().unwrap().contains("report.rs:"), "{value}");
-    assert_eq!(value["report"]["wrong"][0]["name"], "audit");
-    assert_eq!(value["report"]["wrong"][0]["endings"]["failed"], 1);
+    let value = serde_json::to_value(&report).unwrap();
+    assert!(value["open"][0]["location"].as_str().unwrap().contains("report.rs:"), "{value}");
+    assert_eq!(value["open"][0]["kind"], "guard");
+    assert_eq!(value["by_name"]["audit"]["counts"]["failed"], 1);
+    assert_eq!(value["by_name"]["audit"]["last_error"], "disk full");
 }
 
 #[tokio::test]
-async fn debug_says_what_is_there() {
+async fn debug_shows_the_state() {
     let (layer, handle) = TrackEventsLayer::pair();
     let text = format!("{handle:?} {layer:?} {:?} {:?}", handle.drain(Duration::MAX), handle.guard());
     for word in ["TrackEventsHandle", "draining: false", "pending: 0", "TrackEventsLayer", "Drain {", "DrainGuard"] {

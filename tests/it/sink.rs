@@ -1,4 +1,4 @@
-//! Typed events in batches: the same laws without tasks.
+//! Sinks: typed events in batches, with the same guarantees.
 
 use std::{
     collections::VecDeque,
@@ -19,16 +19,16 @@ use tokio::{
 };
 use tokio_test::{assert_pending, assert_ready, task};
 use tower_track_events::{
-    Batch, DrainError, EventSender, EventSink, InvalidSetting, Refused, SinkBuilder, SinkSnapshot, TrackEventsHandle,
-    Undelivered, WaitIdleError,
+    Batch, BuildError, DrainError, EventSender, EventSink, OpenKind, SinkBuilder, SinkSnapshot, TrackError,
+    TrackEventsHandle, Undelivered, WaitIdleError,
 };
 
-use crate::support::{Counter, OnDrop, assert_conserved, drain, settle, unsettled};
+use crate::support::{Counter, OnDrop, assert_conserved, drain, run_tasks, without_quiet_period};
 
 const LIMIT: Duration = Duration::from_secs(5);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What the store does with one attempt. It takes all that come after the last of its script.
+/// How the store reacts to an attempt. After its script it takes every batch.
 #[derive(Clone, Copy)]
 enum Act {
     Take,
@@ -38,13 +38,13 @@ enum Act {
     Hang,
 }
 
-/// What has reached the store, and when; shared with the sink.
+/// The attempts and batches that have reached the store; shared with the sink.
 #[derive(Clone, Default)]
 struct Store {
     script: Arc<Mutex<VecDeque<Act>>>,
     attempts: Arc<Mutex<Vec<Vec<u32>>>>,
     taken: Arc<Mutex<Vec<Vec<u32>>>>,
-    /// Lets one attempt that hangs go on.
+    /// Lets one hanging attempt continue.
     release: Arc<Notify>,
 }
 
@@ -100,24 +100,24 @@ fn collect(into: &Arc<Mutex<Vec<Vec<u32>>>>) -> impl Fn(Undelivered<u32>) + Send
 // Batches.
 
 #[tokio::test(start_paused = true)]
-async fn events_wait_for_others_for_as_long_as_the_delay_and_are_delivered_together_in_order() {
+async fn events_wait_for_the_delay_and_are_delivered_together_in_order() {
     let handle = TrackEventsHandle::new();
     let store = Store::default();
     let sender = sink(&handle, &store).max_delay(Duration::from_millis(10)).build().unwrap();
     send(&sender, [1, 2]);
-    settle().await;
+    run_tasks().await;
     advance(Duration::from_millis(9)).await;
-    settle().await;
+    run_tasks().await;
     send(&sender, [3]);
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.taken(), Vec::<Vec<u32>>::new());
     assert_eq!(handle.snapshot().pending, 3);
 
     advance(Duration::from_millis(1)).await;
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.taken(), [[1, 2, 3]]);
     let now = handle.snapshot();
-    assert_eq!((now.accepted, now.pending, now.completed), (3, 0, 3));
+    assert_eq!((now.accepted, now.pending, now.ended.completed), (3, 0, 3));
 }
 
 #[tokio::test(start_paused = true)]
@@ -126,15 +126,15 @@ async fn a_batch_that_is_full_does_not_wait() {
     let store = Store::default();
     let sender = sink(&handle, &store).max_delay(HOUR).max_batch(3).build().unwrap();
     send(&sender, [1, 2]);
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.taken().len(), 0);
     send(&sender, [3]);
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.taken(), [[1, 2, 3]]);
 }
 
 #[tokio::test]
-async fn a_queue_that_is_too_long_for_one_batch_makes_several_in_order() {
+async fn a_long_queue_is_delivered_in_several_batches_in_order() {
     let handle = TrackEventsHandle::new();
     let store = Store::default();
     let sender = sink(&handle, &store).max_batch(4).build().unwrap();
@@ -145,16 +145,16 @@ async fn a_queue_that_is_too_long_for_one_batch_makes_several_in_order() {
 }
 
 #[tokio::test]
-async fn without_a_delay_an_event_is_delivered_at_once_and_those_behind_it_together() {
+async fn without_a_delay_an_event_is_delivered_at_once_and_later_ones_together() {
     let handle = TrackEventsHandle::new();
     let store = Store::new([Act::Hang]);
     let sender = sink(&handle, &store).max_delay(Duration::ZERO).build().unwrap();
     send(&sender, [1]);
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.attempts(), [[1]]);
     send(&sender, [2, 3]);
     store.release.notify_one();
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.taken(), [vec![1], vec![2, 3]]);
 }
 
@@ -185,12 +185,12 @@ async fn closures_are_sinks_and_their_errors_need_only_be_displayed() {
 // A store that fails.
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_is_not_taken_is_tried_again_until_it_is_and_those_behind_it_wait() {
+async fn a_failed_batch_is_retried_until_it_is_delivered_and_later_ones_wait() {
     let handle = TrackEventsHandle::new();
     let store = Store::new([Act::Fail, Act::Panic, Act::PanicBeforeTheFuture, Act::Hang, Act::Take]);
     let sender = sink(&handle, &store).max_delay(Duration::ZERO).build().unwrap();
     send(&sender, [1, 2]);
-    settle().await;
+    run_tasks().await;
     send(&sender, [3]);
     assert_eq!(handle.snapshot().pending, 3);
     assert_eq!(sender.snapshot().last_error.as_deref(), Some("the store is down"));
@@ -199,13 +199,13 @@ async fn a_batch_that_is_not_taken_is_tried_again_until_it_is_and_those_behind_i
     assert_eq!(store.attempts(), [vec![1, 2], vec![1, 2], vec![1, 2], vec![1, 2], vec![1, 2], vec![3]]);
     assert_eq!(store.taken(), [vec![1, 2], vec![3]]);
     let now = sender.snapshot();
-    assert_eq!((now.failed_attempts, now.delivered_batches, now.endings.completed), (4, 2, 3));
+    assert_eq!((now.failed_attempts, now.delivered_batches, now.ended.completed), (4, 2, 3));
     assert_eq!(now.last_error, None);
     assert_conserved(&handle.snapshot());
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_between_attempts_doubles_up_to_the_longest_and_at_most_doubles_by_chance() {
+async fn the_back_off_doubles_up_to_the_longest_with_jitter() {
     let handle = TrackEventsHandle::new();
     let (at, began) = (Arc::new(Mutex::new(Vec::new())), Instant::now());
     let into = Arc::clone(&at);
@@ -229,7 +229,7 @@ async fn the_time_between_attempts_doubles_up_to_the_longest_and_at_most_doubles
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_waits_makes_the_time_between_attempts_begin_anew() {
+async fn a_flush_restarts_the_back_off() {
     let handle = TrackEventsHandle::new();
     let store = Store::new([Act::Fail; 8]);
     let (first, longest) = (Duration::from_secs(1), Duration::from_secs(1024));
@@ -237,20 +237,20 @@ async fn whoever_waits_makes_the_time_between_attempts_begin_anew() {
     send(&sender, [1]);
     while store.attempts().len() < 6 {
         advance(first).await;
-        settle().await;
+        run_tasks().await;
     }
-    // The next would come in 32 seconds at the least.
+    // The next attempt would follow after at least 32 seconds.
     let mut flush = task::spawn(sender.flush(Duration::MAX));
     assert_pending!(flush.poll());
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.attempts().len(), 7);
     advance(2 * first + Duration::from_millis(2)).await;
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.attempts().len(), 8);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_hangs_is_dropped_when_its_time_is_over() {
+async fn a_hanging_attempt_is_dropped_at_its_time_limit() {
     let handle = TrackEventsHandle::new();
     let store = Store::new([Act::Hang]);
     let sender = sink(&handle, &store).deliver_timeout(LIMIT).build().unwrap();
@@ -263,8 +263,8 @@ async fn an_attempt_that_hangs_is_dropped_when_its_time_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_was_attempted_for_the_last_time_fails_and_the_next_has_its_turn() {
-    let handle = unsettled();
+async fn a_batch_fails_after_its_last_attempt_and_the_next_is_delivered() {
+    let handle = without_quiet_period();
     let store = Store::new([Act::Fail; 3]);
     let taken = Arc::default();
     let sender = sink(&handle, &store).max_batch(2).max_attempts(3).on_undelivered(collect(&taken)).build().unwrap();
@@ -272,50 +272,50 @@ async fn a_batch_that_was_attempted_for_the_last_time_fails_and_the_next_has_its
     let report = drain(&handle).await;
     assert_eq!(taken.lock().unwrap().as_slice(), [[1, 2]]);
     assert_eq!(store.taken(), [[3]]);
-    assert_eq!((report.endings.failed, report.endings.completed), (2, 1));
-    assert_eq!((report.wrong[0].name, report.wrong[0].endings.failed), ("row", 2));
+    assert_eq!((report.ended.failed, report.ended.completed), (2, 1));
+    assert_eq!(report.by_name["row"].counts.failed, 2);
 }
 
 // Drains.
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_does_not_wait_for_the_delay() {
-    let handle = unsettled();
+    let handle = without_quiet_period();
     let store = Store::default();
     let sender = sink(&handle, &store).max_delay(HOUR).build().unwrap();
     send(&sender, [1, 2]);
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.taken().len(), 0);
     let began = Instant::now();
     let report = drain(&handle).await;
     assert_eq!(began.elapsed(), Duration::ZERO);
     assert_eq!(store.taken(), [[1, 2]]);
-    assert_eq!(report.endings.completed, 2);
-    assert_eq!((report.sinks[0].name, report.sinks[0].endings.completed), ("row", 2));
+    assert_eq!(report.ended.completed, 2);
+    assert_eq!((report.sinks[0].name, report.sinks[0].ended.completed), ("row", 2));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_does_not_wait_for_what_is_sent_while_it_waits() {
-    let handle = unsettled();
+async fn a_waiting_drain_delivers_later_events_without_the_delay() {
+    let handle = without_quiet_period();
     let store = Store::default();
     let sender = sink(&handle, &store).max_delay(HOUR).build().unwrap();
     let guard = handle.guard().unwrap();
     let mut drain = task::spawn(handle.drain(LIMIT));
     assert_pending!(drain.poll());
     send(&sender, [1]);
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.taken(), [[1]]);
     drop(guard);
     assert!(assert_ready!(drain.poll()).unwrap().all_completed());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_cuts_the_time_between_attempts_short() {
-    let handle = unsettled();
+async fn a_drain_ends_the_back_off() {
+    let handle = without_quiet_period();
     let store = Store::new([Act::Fail]);
     let sender = sink(&handle, &store).max_delay(Duration::ZERO).backoff(HOUR, HOUR).build().unwrap();
     send(&sender, [1]);
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.attempts().len(), 1);
     let began = Instant::now();
     drain(&handle).await;
@@ -324,8 +324,8 @@ async fn a_drain_cuts_the_time_between_attempts_short() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_delivered_when_the_limit_comes_is_handed_over_whole_in_order_and_named() {
-    let handle = unsettled();
+async fn events_not_delivered_within_the_limit_are_handed_over_in_order_and_named() {
+    let handle = without_quiet_period();
     let store = Store::new([Act::Fail, Act::Fail, Act::Hang]);
     let taken = Arc::default();
     let sender = sink(&handle, &store)
@@ -336,67 +336,67 @@ async fn what_is_not_delivered_when_the_limit_comes_is_handed_over_whole_in_orde
         .unwrap();
     send(&sender, 0..5);
     let guard = handle.guard().unwrap();
-    let mut cut_short = task::spawn(handle.drain(LIMIT));
-    assert_pending!(cut_short.poll());
-    settle().await;
+    let mut draining = task::spawn(handle.drain(LIMIT));
+    assert_pending!(draining.poll());
+    run_tasks().await;
     send(&sender, 5..7);
     advance(Duration::from_millis(100)).await;
-    settle().await;
+    run_tasks().await;
     advance(Duration::from_millis(100)).await;
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.attempts(), [[0, 1], [0, 1], [0, 1]]);
     assert_eq!(*taken.lock().unwrap(), Vec::<Vec<u32>>::new());
     advance(LIMIT).await;
 
-    let error = assert_ready!(cut_short.poll()).unwrap_err();
+    let error = assert_ready!(draining.poll()).unwrap_err();
     assert_eq!(*taken.lock().unwrap(), [[0, 1, 2, 3, 4, 5, 6]]);
-    let DrainError::CutShort(unfinished) = &error else { panic!("{error}") };
-    assert_eq!((unfinished.undelivered[0].name, unfinished.undelivered[0].count), ("row", 7));
-    assert_eq!(unfinished.undelivered[0].last_error.as_deref(), Some("the store is down"));
-    assert_eq!((unfinished.events.len(), unfinished.guards.len()), (0, 1));
-    assert_eq!(unfinished.report.endings.failed, 7);
+    let DrainError::TimedOut(report) = &error else { panic!("{error}") };
+    let kinds: Vec<_> = report.open.iter().map(|item| (item.kind, item.count)).collect();
+    assert_eq!(kinds, [(OpenKind::Guard, 1), (OpenKind::UndeliveredEvent, 7)]);
+    assert_eq!(report.by_name["row"].last_error.as_deref(), Some("the store is down"));
+    assert_eq!(report.ended.failed, 7);
     let line = error.to_string();
-    assert!(line.contains("row x7 undelivered and handed over (tests/it/sink.rs:"), "{line}");
-    assert!(line.contains("last error: the store is down)"), "{line}");
+    assert!(line.contains("row x7 undelivered and handed over (oldest 5.2 s, tests/it/sink.rs:"), "{line}");
+    assert!(line.contains("(row: 7 failed, last: the store is down)"), "{line}");
 
-    // The answer of an attempt that was taken away comes too late to count.
+    // The attempt whose batch was detached returns too late to count.
     store.release.notify_waiters();
     store.release.notify_one();
-    settle().await;
+    run_tasks().await;
     let now = handle.snapshot();
-    assert_eq!((now.pending, now.failed, now.completed), (0, 7, 0));
+    assert_eq!((now.pending, now.ended.failed, now.ended.completed), (0, 7, 0));
     // Nothing is closed.
     send(&sender, [7]);
     drop(guard);
     let report = drain(&handle).await;
-    assert_eq!((report.endings.failed, report.endings.completed), (7, 1));
+    assert_eq!((report.ended.failed, report.ended.completed), (7, 1));
     assert_eq!(store.taken(), [[7]]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_that_hands_over_is_cut_short_though_nothing_else_is_open() {
-    let handle = unsettled();
+async fn a_drain_that_hands_events_over_times_out_even_if_nothing_else_is_open() {
+    let handle = without_quiet_period();
     let store = Store::new([Act::Hang]);
     let taken = Arc::default();
     let sender = sink(&handle, &store).on_undelivered(collect(&taken)).build().unwrap();
     send(&sender, [1]);
     let error = handle.drain(Duration::ZERO).await.unwrap_err();
-    assert!(matches!(error, DrainError::CutShort(unfinished) if unfinished.undelivered[0].count == 1));
+    assert!(matches!(error, DrainError::TimedOut(report) if report.open[0].count == 1));
     assert_eq!(*taken.lock().unwrap(), [[1]]);
-    assert_eq!(drain(&handle).await.endings.failed, 1);
+    assert_eq!(drain(&handle).await.ended.failed, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_taker_events_stay_pending_and_are_named() {
-    let handle = unsettled();
+async fn without_on_undelivered_events_stay_pending_and_are_named() {
+    let handle = without_quiet_period();
     let store = Store::new([Act::Hang]);
     let sender = sink(&handle, &store).max_batch(2).build().unwrap();
     send(&sender, [1, 2, 3]);
-    settle().await;
+    run_tasks().await;
     let error = handle.drain(Duration::from_secs(1)).await.unwrap_err();
-    let DrainError::CutShort(unfinished) = &error else { panic!("{error}") };
-    let events = &unfinished.events[0];
-    assert_eq!((events.name, events.count, events.queued, events.started), ("row", 3, true, false));
+    let DrainError::TimedOut(report) = &error else { panic!("{error}") };
+    let events = &report.open[0];
+    assert_eq!((events.name.as_deref(), events.count, events.kind), (Some("row"), 3, OpenKind::QueuedEvent));
     assert_eq!(events.oldest, Duration::from_secs(1));
     assert!(error.to_string().contains("row x3 queued for the sink (oldest 1.0 s, tests/it/sink.rs:"), "{error}");
 
@@ -406,45 +406,43 @@ async fn without_a_taker_events_stay_pending_and_are_named() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_sent_and_delivered_while_the_house_settles_makes_it_settle_anew() {
-    let settle_time = Duration::from_millis(100);
-    let handle = TrackEventsHandle::builder().settle(settle_time).build().unwrap();
+async fn events_sent_in_the_quiet_period_are_delivered_and_do_not_extend_it() {
+    let quiet_period = Duration::from_millis(100);
+    let handle = TrackEventsHandle::builder().quiet_period(quiet_period).build().unwrap();
     let store = Store::default();
     let sender = sink(&handle, &store).build().unwrap();
     let began = Instant::now();
     let mut drain = task::spawn(handle.drain(LIMIT));
     assert_pending!(drain.poll());
-    advance(settle_time / 2).await;
+    advance(quiet_period / 2).await;
     send(&sender, [1]);
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.taken(), [[1]]);
     assert_pending!(drain.poll());
-    advance(settle_time * 3 / 4).await;
-    assert_pending!(drain.poll());
     let report = drain.await.unwrap();
-    assert!(began.elapsed() >= settle_time * 3 / 2, "{:?}", began.elapsed());
+    assert!(began.elapsed() < quiet_period * 11 / 10, "{:?}", began.elapsed());
     assert!(report.all_completed());
 }
 
 #[tokio::test]
-async fn a_drain_that_is_dropped_takes_nothing_away() {
-    let handle = unsettled();
+async fn a_dropped_drain_hands_nothing_over() {
+    let handle = without_quiet_period();
     let store = Store::new([Act::Hang]);
     let taken = Arc::default();
     let sender = sink(&handle, &store).on_undelivered(collect(&taken)).build().unwrap();
     send(&sender, [1]);
-    let mut given_up = task::spawn(handle.drain(LIMIT));
-    assert_pending!(given_up.poll());
-    settle().await;
-    drop(given_up);
+    let mut dropped = task::spawn(handle.drain(LIMIT));
+    assert_pending!(dropped.poll());
+    run_tasks().await;
+    drop(dropped);
     store.release.notify_one();
     assert!(drain(&handle).await.all_completed());
     assert_eq!(taken.lock().unwrap().len(), 0);
 }
 
 #[tokio::test]
-async fn a_drained_house_gives_the_event_back_and_drops_the_sink() {
-    let handle = unsettled();
+async fn after_a_drain_send_returns_the_event_and_the_sink_is_dropped() {
+    let handle = without_quiet_period();
     let (gone, is_gone) = oneshot::channel();
     let on_drop = OnDrop::new(move || gone.send(()).unwrap());
     let sender = handle
@@ -457,19 +455,19 @@ async fn a_drained_house_gives_the_event_back_and_drops_the_sink() {
     sender.send("one".to_owned()).unwrap();
     drain(&handle).await;
     let error = sender.send("two".to_owned()).unwrap_err();
-    assert_eq!((error.event.as_str(), error.refused), ("two", Refused::Drained));
-    assert_eq!(error.to_string(), Refused::Drained.to_string());
-    assert_eq!(sender.reserve().unwrap_err(), Refused::Drained);
+    assert_eq!((error.event.as_str(), error.reason), ("two", TrackError::Closed));
+    assert_eq!(error.to_string(), TrackError::Closed.to_string());
+    assert_eq!(sender.reserve().unwrap_err(), TrackError::Closed);
     is_gone.await.unwrap();
-    assert_eq!(handle.snapshot().refused, 2);
-    // A sink that is made now is closed as well.
+    assert_eq!(handle.snapshot().rejected, 2);
+    // A sink that is built now is closed as well.
     let late = sink(&handle, &Store::default()).build().unwrap();
-    assert_eq!(late.send(1).unwrap_err().refused, Refused::Drained);
+    assert_eq!(late.send(1).unwrap_err().reason, TrackError::Closed);
 }
 
 #[tokio::test]
-async fn a_drain_inside_the_sink_of_its_own_handle_is_refused() {
-    let handle = unsettled();
+async fn a_drain_inside_a_sink_of_its_own_handle_is_an_error() {
+    let handle = without_quiet_period();
     let (answer, answered) = oneshot::channel();
     let (inside, mut answer) = (handle.clone(), Some(answer));
     let sender = handle
@@ -485,39 +483,39 @@ async fn a_drain_inside_the_sink_of_its_own_handle_is_refused() {
         .build()
         .unwrap();
     send(&sender, [1]);
-    assert_eq!(answered.await.unwrap(), Err(DrainError::InsideItself));
+    assert!(matches!(answered.await.unwrap(), Err(DrainError::InsideItself)));
     assert!(drain(&handle).await.all_completed());
 }
 
-// Bounds and permits.
+// Capacity and permits.
 
 #[tokio::test]
-async fn a_sink_has_a_bound_of_its_own_which_is_exact() {
-    let handle = TrackEventsHandle::builder().capacity(1).settle(Duration::ZERO).build().unwrap();
+async fn a_sink_has_its_own_exact_capacity() {
+    let handle = TrackEventsHandle::builder().capacity(1).quiet_period(Duration::ZERO).build().unwrap();
     let store = Store::new([Act::Hang]);
     let sender = sink(&handle, &store).capacity(3).build().unwrap();
     send(&sender, [1, 2]);
     let permit = sender.reserve().unwrap();
     let error = sender.send(4).unwrap_err();
-    assert_eq!((error.event, error.refused), (4, Refused::Full));
-    assert_eq!(sender.reserve().unwrap_err(), Refused::Full);
+    assert_eq!((error.event, error.reason), (4, TrackError::Full));
+    assert_eq!(sender.reserve().unwrap_err(), TrackError::Full);
     let now = handle.snapshot();
-    assert_eq!((now.pending, now.reserved, now.refused), (2, 1, 2));
-    // The room of others is not taken.
+    assert_eq!((now.pending, now.reserved, now.rejected), (2, 1, 2));
+    // Other events have their own capacity.
     handle.track("other", async {}).unwrap();
     permit.send(3);
-    assert_eq!(sender.send(4).unwrap_err().refused, Refused::Full);
-    settle().await;
+    assert_eq!(sender.send(4).unwrap_err().reason, TrackError::Full);
+    run_tasks().await;
     store.release.notify_one();
     sender.flush(LIMIT).await.unwrap();
     send(&sender, [5]);
-    assert_eq!(drain(&handle).await.endings.completed, 5);
+    assert_eq!(drain(&handle).await.ended.completed, 5);
     assert_eq!(store.taken().concat(), [1, 2, 3, 5]);
 }
 
 #[tokio::test]
 async fn a_drain_waits_for_a_permit_and_names_it() {
-    let handle = unsettled();
+    let handle = without_quiet_period();
     let store = Store::default();
     let sender = sink(&handle, &store).build().unwrap();
     let [used, unused] = [(); 2].map(|()| sender.reserve().unwrap());
@@ -527,19 +525,19 @@ async fn a_drain_waits_for_a_permit_and_names_it() {
     assert_pending!(waits.poll());
     used.send(1);
     assert_pending!(waits.poll());
-    settle().await;
+    run_tasks().await;
     assert_pending!(waits.poll());
     drop(unused);
     assert!(waits.is_woken());
     let report = assert_ready!(waits.poll()).unwrap();
-    assert_eq!((report.accepted, report.endings.completed), (1, 1));
+    assert_eq!((report.accepted, report.ended.completed), (1, 1));
     assert_eq!(store.taken(), [[1]]);
 }
 
 // Waits.
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_waits_for_what_was_sent_before_its_first_poll_and_for_this_sink_only() {
+async fn a_flush_waits_for_earlier_events_of_its_own_sink() {
     let handle = TrackEventsHandle::new();
     let (store, other) = (Store::new([Act::Hang, Act::Hang]), Store::default());
     let sender = sink(&handle, &store).max_delay(HOUR).build().unwrap();
@@ -549,10 +547,10 @@ async fn a_flush_waits_for_what_was_sent_before_its_first_poll_and_for_this_sink
     send(&other, [1]);
     let mut flush = task::spawn(sender.flush(LIMIT));
     assert_pending!(flush.poll());
-    settle().await;
+    run_tasks().await;
     send(&sender, [2]);
     store.release.notify_one();
-    settle().await;
+    run_tasks().await;
     assert!(flush.is_woken());
     assert_ready!(flush.poll()).unwrap();
     assert_eq!((sender.snapshot().pending, other.snapshot().pending), (1, 1));
@@ -562,16 +560,16 @@ async fn a_flush_waits_for_what_was_sent_before_its_first_poll_and_for_this_sink
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_and_a_wait_for_idleness_wake_whoever_waits_for_more() {
+async fn a_flush_and_wait_idle_end_the_delay() {
     let handle = TrackEventsHandle::new();
     let store = Store::default();
     let sender = sink(&handle, &store).max_delay(HOUR).build().unwrap();
     let began = Instant::now();
     send(&sender, [1]);
-    settle().await;
+    run_tasks().await;
     sender.flush(LIMIT).await.unwrap();
     send(&sender, [2]);
-    settle().await;
+    run_tasks().await;
     handle.wait_idle(LIMIT).await.unwrap();
     assert_eq!(store.taken(), [[1], [2]]);
     assert_eq!(began.elapsed(), Duration::ZERO);
@@ -585,32 +583,32 @@ async fn a_flush_waits_for_the_last_of_several_batches() {
     send(&sender, [1, 2, 3]);
     let mut flush = task::spawn(sender.flush(Duration::MAX));
     assert_pending!(flush.poll());
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.taken(), [[1, 2]]);
     assert!(!flush.is_woken());
     assert_pending!(flush.poll());
     store.release.notify_one();
-    settle().await;
+    run_tasks().await;
     assert_ready!(flush.poll()).unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_that_is_not_done_in_time_says_what_is_pending() {
+async fn a_timed_out_flush_names_the_pending_events() {
     let handle = TrackEventsHandle::new();
     let store = Store::new([Act::Hang]);
     let sender = sink(&handle, &store).build().unwrap();
     send(&sender, [1, 2]);
     let flush = sender.flush(LIMIT);
     let error = flush.await.unwrap_err();
-    let WaitIdleError::TimedOut { pending, after, .. } = error else { panic!("{error}") };
+    let WaitIdleError::TimedOut { open, after, .. } = error else { panic!("{error}") };
     assert_eq!(after, LIMIT);
-    assert_eq!((pending[0].name, pending[0].count, pending[0].queued), ("row", 2, true));
+    assert_eq!((open[0].name.as_deref(), open[0].count, open[0].kind), (Some("row"), 2, OpenKind::QueuedEvent));
     store.release.notify_one();
     sender.flush(LIMIT).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_for_idleness_covers_sinks_and_hurries_them() {
+async fn wait_idle_waits_for_sinks_and_flushes_them() {
     let handle = TrackEventsHandle::new();
     let (one, two) = (Store::new([Act::Hang]), Store::default());
     let first = sink(&handle, &one).max_delay(HOUR).build().unwrap();
@@ -621,77 +619,81 @@ async fn a_wait_for_idleness_covers_sinks_and_hurries_them() {
     send(&second, [2]);
     let mut wait = task::spawn(handle.wait_idle(HOUR));
     assert_pending!(wait.poll());
-    settle().await;
+    run_tasks().await;
     assert_eq!(two.taken(), [[2]]);
     one.release.notify_one();
-    settle().await;
+    run_tasks().await;
     assert_pending!(wait.poll());
     send(&first, [3]);
     release.send(()).unwrap();
-    settle().await;
+    run_tasks().await;
+    assert!(wait.is_woken());
+    // Another value has been sent, which is flushed as well.
+    assert_pending!(wait.poll());
+    run_tasks().await;
     assert!(wait.is_woken());
     assert_ready!(wait.poll()).unwrap();
-    assert_eq!(handle.snapshot().pending, 1);
+    assert_eq!(one.taken(), [[1], [3]]);
 }
 
-// Ends that are no delivery.
+// Events that end without a delivery.
 
 #[tokio::test]
-async fn an_abort_takes_everything_from_the_sink_and_counts_it_as_aborted() {
-    let handle = unsettled();
+async fn an_abort_detaches_all_events_of_a_sink_and_counts_them_as_aborted() {
+    let handle = without_quiet_period();
     let store = Store::new([Act::Hang]);
     let taken = Arc::default();
     let sender = sink(&handle, &store).max_batch(2).on_undelivered(collect(&taken)).build().unwrap();
-    let without_taker = handle.sink("other", Store::new([Act::Hang])).build().unwrap();
+    let without_handover = handle.sink("other", Store::new([Act::Hang])).build().unwrap();
     send(&sender, [1, 2, 3]);
-    send(&without_taker, [1]);
-    settle().await;
+    send(&without_handover, [1]);
+    run_tasks().await;
     handle.abort();
     assert_eq!(*taken.lock().unwrap(), [[1, 2, 3]]);
     let now = handle.snapshot();
-    assert_eq!((now.pending, now.aborted), (0, 4));
+    assert_eq!((now.pending, now.ended.aborted), (0, 4));
     // Later events are delivered as before.
     send(&sender, [4]);
     let report = drain(&handle).await;
-    assert_eq!((report.endings.aborted, report.endings.completed), (4, 1));
+    assert_eq!((report.ended.aborted, report.ended.completed), (4, 1));
     assert_eq!(store.taken(), [[4]]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_aborted_between_two_attempts_is_not_attempted_again_and_the_next_is() {
-    let handle = unsettled();
+async fn an_event_aborted_between_two_attempts_is_not_retried_and_the_next_is_delivered() {
+    let handle = without_quiet_period();
     let store = Store::new([Act::Fail]);
     let sender = sink(&handle, &store).backoff(HOUR, HOUR).build().unwrap();
     send(&sender, [1]);
     advance(Duration::from_millis(10)).await;
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.attempts(), [[1]]);
     handle.abort();
     send(&sender, [2]);
-    settle().await;
+    run_tasks().await;
     advance(Duration::from_millis(10)).await;
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.attempts(), [[1], [2]]);
-    assert_eq!(handle.snapshot().aborted, 1);
+    assert_eq!(handle.snapshot().ended.aborted, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_under_way_is_dropped_by_an_abort_and_the_next_events_are_delivered() {
-    let handle = unsettled();
+async fn an_abort_drops_the_current_attempt_and_later_events_are_delivered() {
+    let handle = without_quiet_period();
     let store = Store::new([Act::Hang]);
     let sender = sink(&handle, &store).max_delay(Duration::ZERO).build().unwrap();
     send(&sender, [1]);
-    settle().await;
+    run_tasks().await;
     handle.abort();
     send(&sender, [2]);
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.taken(), [[2]]);
 }
 
 #[test]
-fn nothing_is_delivered_while_somebody_takes_what_came_before() {
+fn nothing_is_delivered_while_on_undelivered_runs() {
     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let handle = unsettled();
+    let handle = without_quiet_period();
     let (delivered, is_delivered) = std::sync::mpsc::channel();
     let is_delivered = Mutex::new(is_delivered);
     let overtaken = Arc::new(Mutex::new(None));
@@ -714,7 +716,7 @@ fn nothing_is_delivered_while_somebody_takes_what_came_before() {
             .max_delay(Duration::ZERO)
             .on_undelivered(move |_| {
                 sender.lock().unwrap().take().unwrap().send(2).unwrap();
-                // Not a synchronisation: what must not come is given time to come.
+                // Not a synchronisation: a delivery that must not happen has time to happen.
                 let overtakes = is_delivered.lock().unwrap().recv_timeout(Duration::from_millis(100));
                 *into.lock().unwrap() = Some(overtakes.is_ok());
             })
@@ -726,35 +728,35 @@ fn nothing_is_delivered_while_somebody_takes_what_came_before() {
     runtime.block_on(handle.drain(Duration::ZERO)).unwrap_err();
     assert_eq!(*overtaken.lock().unwrap(), Some(false));
     let report = runtime.block_on(drain(&handle));
-    assert_eq!((report.endings.failed, report.endings.completed), (1, 1));
+    assert_eq!((report.ended.failed, report.ended.completed), (1, 1));
 }
 
 #[test]
-fn a_drain_that_is_cut_short_returns_when_what_is_not_delivered_has_been_taken() {
+fn a_timed_out_drain_returns_after_on_undelivered_has_returned() {
     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     for round in 0..500 {
-        let handle = unsettled();
+        let handle = without_quiet_period();
         let taken = Counter::default();
         let takes = taken.clone();
-        let (begun, has_begun) = std::sync::mpsc::channel();
+        let (started, has_started) = std::sync::mpsc::channel();
         let sender = {
             let _entered = runtime.enter();
             let sink = move |_: Batch<u32>| {
-                begun.send(()).unwrap();
+                started.send(()).unwrap();
                 pending::<Result<(), &str>>()
             };
             let take = move |_| {
-                // Not a synchronisation: whoever does not wait for this is given time to be seen.
+                // Not a synchronisation: a drain that does not wait for this has time to return.
                 thread::sleep(Duration::from_millis(1));
                 takes.add();
             };
             handle.sink("row", sink).max_delay(Duration::ZERO).on_undelivered(take).build().unwrap()
         };
         send(&sender, [1]);
-        has_begun.recv().unwrap();
+        has_started.recv().unwrap();
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {
-            // Whoever delivers looks again and again whether its batch is still to be delivered.
+            // The worker checks repeatedly whether its batch is still to be delivered.
             scope.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
                     drop(runtime.block_on(sender.flush(Duration::ZERO)));
@@ -769,8 +771,8 @@ fn a_drain_that_is_cut_short_returns_when_what_is_not_delivered_has_been_taken()
 }
 
 #[tokio::test]
-async fn a_queue_is_gone_when_its_last_sender_is() {
-    let handle = unsettled();
+async fn a_queue_is_dropped_with_its_last_sender() {
+    let handle = without_quiet_period();
     let gone = Counter::default();
     let counter = gone.clone();
     let on_drop = OnDrop::new(move || counter.add());
@@ -782,15 +784,15 @@ async fn a_queue_is_gone_when_its_last_sender_is() {
         .unwrap();
     let permit = sender.reserve().unwrap();
     drop(sender);
-    settle().await;
+    run_tasks().await;
     assert_eq!(gone.get(), 0);
     drop(permit);
-    settle().await;
+    run_tasks().await;
     assert_eq!(gone.get(), 1);
     drain(&handle).await;
 }
 
-/// Notes in its destructor how many events are pending.
+/// Logs in its destructor how many events are pending.
 struct Witness(TrackEventsHandle, Arc<Mutex<Vec<u64>>>);
 
 impl Drop for Witness {
@@ -802,7 +804,7 @@ impl Drop for Witness {
 
 #[tokio::test]
 async fn events_end_after_their_destructors() {
-    let handle = unsettled();
+    let handle = without_quiet_period();
     let seen = Arc::default();
     let sender = handle.sink("witness", |_: Batch<Witness>| async { Ok::<_, &str>(()) }).build().unwrap();
     for _ in 0..3 {
@@ -813,77 +815,78 @@ async fn events_end_after_their_destructors() {
 }
 
 #[test]
-fn a_runtime_that_shuts_down_hands_its_events_over_and_refuses_more() {
+fn a_runtime_that_shuts_down_hands_over_its_events_and_later_ones_are_rejected() {
     let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let handle = TrackEventsHandle::builder().runtime(runtime.handle().clone()).settle(Duration::ZERO).build().unwrap();
+    let handle =
+        TrackEventsHandle::builder().runtime(runtime.handle().clone()).quiet_period(Duration::ZERO).build().unwrap();
     let store = Store::new([Act::Hang]);
     let taken = Arc::default();
     let sender = sink(&handle, &store).on_undelivered(collect(&taken)).build().unwrap();
     send(&sender, [1, 2]);
-    runtime.block_on(settle());
+    runtime.block_on(run_tasks());
     send(&sender, [3]);
     let permit = sender.reserve().unwrap();
     drop(runtime);
     assert_eq!(*taken.lock().unwrap(), [[1, 2, 3]]);
-    assert_eq!(sender.send(4).unwrap_err().refused, Refused::NoRuntime);
+    assert_eq!(sender.send(4).unwrap_err().reason, TrackError::NoRuntime);
     let now = handle.snapshot();
     assert_conserved(&now);
-    assert_eq!((now.pending, now.aborted, now.reserved), (0, 3, 1));
+    assert_eq!((now.pending, now.ended.aborted, now.reserved), (0, 3, 1));
     permit.send(5);
     assert_eq!(*taken.lock().unwrap(), [vec![1, 2, 3], vec![5]]);
-    assert_eq!(handle.snapshot().aborted, 4);
-    let elsewhere = runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let report = elsewhere.block_on(drain(&handle));
-    assert_eq!((report.endings.aborted, report.refused), (4, 1));
+    assert_eq!(handle.snapshot().ended.aborted, 4);
+    let other = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let report = other.block_on(drain(&handle));
+    assert_eq!((report.ended.aborted, report.rejected), (4, 1));
     assert_eq!(sender.send(6).unwrap_err().event, 6);
-    assert_eq!(handle.snapshot().refused, 2);
+    assert_eq!(handle.snapshot().rejected, 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_last_sender_is_dropped_the_rest_is_delivered_and_the_account_is_kept() {
-    let handle = unsettled();
+async fn after_the_last_sender_is_dropped_the_rest_is_delivered_and_the_counts_stay() {
+    let handle = without_quiet_period();
     let store = Store::new([Act::Take, Act::Fail]);
     let sender = sink(&handle, &store).max_delay(HOUR).max_batch(2).backoff(Duration::ZERO, HOUR).build().unwrap();
     send(&sender, [1, 2]);
-    settle().await;
+    run_tasks().await;
     send(&sender, [3]);
     drop(sender.clone());
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.taken(), [[1, 2]]);
     drop(sender);
-    settle().await;
+    run_tasks().await;
     advance(Duration::from_millis(1)).await;
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.taken(), [vec![1, 2], vec![3]]);
-    // Only the sink had another.
+    // The sink, which had the only other clone, was dropped.
     assert_eq!(Arc::strong_count(&store.taken), 1);
-    // The next of this name goes on with the account.
+    // The next sink of this name continues the counts.
     let again = sink(&handle, &store).build().unwrap();
     send(&again, [4]);
-    let SinkSnapshot { name, pending, accepted, endings, failed_attempts, .. } = handle.sinks().remove(0);
-    assert_eq!((name, pending, accepted, endings.completed, failed_attempts), ("row", 1, 4, 3, 1));
+    let SinkSnapshot { name, pending, accepted, ended, failed_attempts, .. } = handle.sinks().remove(0);
+    assert_eq!((name, pending, accepted, ended.completed, failed_attempts), ("row", 1, 4, 3, 1));
     assert_conserved(&handle.snapshot());
     let report = drain(&handle).await;
-    assert_eq!((report.accepted, report.endings.completed), (4, 4));
-    assert_eq!((report.sinks.len(), report.sinks[0].endings.completed), (1, 4));
+    assert_eq!((report.accepted, report.ended.completed), (4, 4));
+    assert_eq!((report.sinks.len(), report.sinks[0].ended.completed), (1, 4));
 }
 
-// Code of the user.
+// User code.
 
 #[tokio::test]
-async fn a_taker_that_panics_is_counted() {
-    let handle = unsettled();
+async fn a_panic_of_on_undelivered_is_counted() {
+    let handle = without_quiet_period();
     let sender =
-        sink(&handle, &Store::new([Act::Hang])).on_undelivered(|_| panic!("no room on the disk")).build().unwrap();
+        sink(&handle, &Store::new([Act::Hang])).on_undelivered(|_| panic!("the disk is full")).build().unwrap();
     send(&sender, [1, 2]);
     handle.drain(Duration::ZERO).await.unwrap_err();
     let now = handle.snapshot();
     assert_conserved(&now);
-    assert_eq!((now.pending, now.panicked), (0, 2));
-    assert_eq!(drain(&handle).await.endings.panicked, 2);
+    assert_eq!((now.pending, now.ended.panicked), (0, 2));
+    assert_eq!(drain(&handle).await.ended.panicked, 2);
 }
 
-/// Asks everything that takes a lock, from where no lock may be held, and panics.
+/// Calls methods that take a lock from user code, where no lock may be held, and may panic.
 struct Meddler {
     handle: TrackEventsHandle,
     sender: Option<EventSender<Meddler>>,
@@ -908,8 +911,8 @@ impl Drop for Meddler {
 }
 
 #[tokio::test]
-async fn no_code_of_the_user_runs_under_a_lock_and_its_panics_lose_nothing() {
-    let handle = unsettled();
+async fn user_code_runs_without_a_lock_and_its_panics_lose_nothing() {
+    let handle = without_quiet_period();
     let inside = handle.clone();
     let mut fails = true;
     let sender = handle
@@ -930,22 +933,22 @@ async fn no_code_of_the_user_runs_under_a_lock_and_its_panics_lose_nothing() {
         let event = Meddler { handle: handle.clone(), sender: Some(sender.clone()), panics };
         assert!(sender.send(event).is_ok());
     }
-    settle().await;
+    run_tasks().await;
     let now = {
         sender.flush(LIMIT).await.unwrap();
         handle.wait_idle(LIMIT).await.unwrap();
         handle.snapshot()
     };
     assert_conserved(&now);
-    // Two attempts, each of two meddlings, and one in each destructor.
-    assert_eq!((now.accepted, now.completed), (3 + 3 * 5, 3 + 3 * 5));
+    // Two attempts with two calls each, and one in each destructor.
+    assert_eq!((now.accepted, now.ended.completed), (3 + 3 * 5, 3 + 3 * 5));
     let event = Meddler { handle: handle.clone(), sender: Some(sender.clone()), panics: true };
     assert!(sender.send(event).is_ok());
     handle.abort();
     handle.wait_idle(LIMIT).await.unwrap();
     let now = handle.snapshot();
     assert_conserved(&now);
-    assert_eq!((now.panicked, now.pending), (1, 0));
+    assert_eq!((now.ended.panicked, now.pending), (1, 0));
 }
 
 /// Panics in its destructor.
@@ -958,8 +961,8 @@ impl Drop for Bomb {
 }
 
 #[tokio::test]
-async fn what_a_taker_owns_may_panic_when_it_is_dropped() {
-    let handle = unsettled();
+async fn a_destructor_of_on_undelivered_may_panic() {
+    let handle = without_quiet_period();
     let bomb = Bomb;
     let sender = sink(&handle, &Store::default())
         .on_undelivered(move |_| {
@@ -967,16 +970,16 @@ async fn what_a_taker_owns_may_panic_when_it_is_dropped() {
         })
         .build()
         .unwrap();
-    // The task is gone first, so that the last owner is here.
+    // The worker ends first, so that the sender is the last owner.
     drain(&handle).await;
-    settle().await;
+    run_tasks().await;
     drop(sender);
     assert_conserved(&handle.snapshot());
 }
 
 #[tokio::test]
-async fn a_sink_outlives_the_destructors_of_events_that_were_taken_from_an_attempt() {
-    let handle = unsettled();
+async fn a_sink_survives_panicking_destructors_of_aborted_events() {
+    let handle = without_quiet_period();
     let mut hangs = true;
     let sender = handle
         .sink("bomb", move |batch: Batch<Option<Bomb>>| {
@@ -994,18 +997,18 @@ async fn a_sink_outlives_the_destructors_of_events_that_were_taken_from_an_attem
         .build()
         .unwrap();
     assert!(sender.send(Some(Bomb)).is_ok());
-    settle().await;
+    run_tasks().await;
     handle.abort();
-    settle().await;
+    run_tasks().await;
     assert!(sender.send(None).is_ok());
     sender.flush(LIMIT).await.unwrap();
     let now = handle.snapshot();
     assert_conserved(&now);
-    assert_eq!((now.completed, now.pending), (1, 0));
+    assert_eq!((now.ended.completed, now.pending), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sink_that_never_waits_leaves_the_thread_to_others() {
+async fn a_sink_that_never_waits_does_not_starve_other_tasks() {
     let handle = TrackEventsHandle::new();
     let failing = handle
         .sink("failing", |_: Batch<u32>| async { Err("down") })
@@ -1017,7 +1020,7 @@ async fn a_sink_that_never_waits_leaves_the_thread_to_others() {
     let again = Arc::clone(&taking);
     let endless = handle
         .sink("endless", move |_: Batch<u32>| {
-            // There is always one more.
+            // Sends the next event.
             let sent = again.lock().unwrap().as_ref().map(|sender| sender.send(0).is_ok());
             async move { sent.map(|_| ()).ok_or("the test is over") }
         })
@@ -1030,7 +1033,7 @@ async fn a_sink_that_never_waits_leaves_the_thread_to_others() {
     for _ in 0..3 {
         // The clock of tokio counts milliseconds.
         advance(Duration::from_millis(2)).await;
-        settle().await;
+        run_tasks().await;
     }
     assert!(failing.snapshot().failed_attempts > 1);
     assert!(endless.snapshot().delivered_batches > 1);
@@ -1039,15 +1042,15 @@ async fn a_sink_that_never_waits_leaves_the_thread_to_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sink_that_is_made_while_the_house_drains_does_not_wait_for_more_either() {
-    let handle = unsettled();
+async fn a_sink_built_during_a_drain_delivers_without_the_delay() {
+    let handle = without_quiet_period();
     let guard = handle.guard().unwrap();
     let mut drain = task::spawn(handle.drain(LIMIT));
     assert_pending!(drain.poll());
     let store = Store::default();
     let sender = sink(&handle, &store).max_delay(HOUR).build().unwrap();
     send(&sender, [1]);
-    settle().await;
+    run_tasks().await;
     assert_eq!(store.taken(), [[1]]);
     drop(guard);
     assert_ready!(drain.poll()).unwrap();
@@ -1058,16 +1061,17 @@ async fn settings_out_of_range_are_errors() {
     let handle = TrackEventsHandle::new();
     let store = Store::default();
     let error = |builder: SinkBuilder<u32, Store>| builder.build().unwrap_err();
-    assert_eq!(error(sink(&handle, &store).capacity(0)), InvalidSetting::Capacity(0));
-    assert_eq!(error(sink(&handle, &store).capacity(1 << 32)), InvalidSetting::Capacity(1 << 32));
-    assert_eq!(error(sink(&handle, &store).max_batch(0)), InvalidSetting::MaxBatch);
-    assert_eq!(error(sink(&handle, &store).max_attempts(0)), InvalidSetting::MaxAttempts);
-    assert_eq!(error(sink(&handle, &store).deliver_timeout(Duration::ZERO)), InvalidSetting::DeliverTimeout);
+    assert_eq!(error(sink(&handle, &store).capacity(0)), BuildError::Capacity(0));
+    assert_eq!(error(sink(&handle, &store).capacity(1 << 32)), BuildError::Capacity(1 << 32));
+    assert_eq!(error(sink(&handle, &store).max_batch(0)), BuildError::MaxBatch);
+    assert_eq!(error(sink(&handle, &store).max_attempts(0)), BuildError::MaxAttempts);
+    assert_eq!(error(sink(&handle, &store).deliver_timeout(Duration::ZERO)), BuildError::DeliverTimeout);
     let outside = sink(&handle, &store);
-    let (elsewhere, builder) = (handle.clone(), store.clone());
-    let without_runtime = thread::spawn(move || sink(&elsewhere, &builder).build().unwrap_err()).join().unwrap();
-    assert_eq!(without_runtime, InvalidSetting::NoRuntime);
-    // The longest times there are do no harm.
+    let (thread_handle, thread_store) = (handle.clone(), store.clone());
+    let without_runtime =
+        thread::spawn(move || sink(&thread_handle, &thread_store).build().unwrap_err()).join().unwrap();
+    assert_eq!(without_runtime, BuildError::NoRuntime);
+    // The longest durations are valid.
     let sender = outside
         .max_delay(Duration::MAX)
         .deliver_timeout(Duration::MAX)
@@ -1080,29 +1084,29 @@ async fn settings_out_of_range_are_errors() {
     send(&sender, [1]);
     let mut flush = task::spawn(sender.flush(Duration::MAX));
     assert_pending!(flush.poll());
-    settle().await;
+    run_tasks().await;
     assert_eq!(sender.snapshot().failed_attempts, 1);
     assert!(drain(&handle).await.all_completed());
     assert_ready!(flush.poll()).unwrap();
 }
 
 #[test]
-fn a_runtime_without_timers_is_none_for_a_sink() {
+fn a_sink_needs_a_runtime_with_timers() {
     let runtime = runtime::Builder::new_current_thread().build().unwrap();
     let handle = TrackEventsHandle::new();
     let built = runtime.block_on(async { sink(&handle, &Store::default()).build() });
-    assert_eq!(built.unwrap_err(), InvalidSetting::NoRuntime);
+    assert_eq!(built.unwrap_err(), BuildError::NoRuntime);
 }
 
 // Many threads.
 
 #[test]
-fn nothing_is_lost_and_order_is_kept_when_threads_send_while_the_store_fails_and_the_house_drains() {
+fn nothing_is_lost_or_reordered_when_threads_send_during_failures_and_a_drain() {
     const THREADS: u32 = 4;
     const EACH: u32 = 2_000;
     for round in 0..20_u32 {
         let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let handle = unsettled();
+        let handle = without_quiet_period();
         let stored = Arc::new(Mutex::new(Vec::new()));
         let spilled = Arc::new(Mutex::new(Vec::new()));
         let (into, spill, mut attempt) = (Arc::clone(&stored), Arc::clone(&spilled), round);
@@ -1135,17 +1139,17 @@ fn nothing_is_lost_and_order_is_kept_when_threads_send_while_the_store_fails_and
                 thread::spawn(move || (0..EACH).filter(|number| sender.send((thread, *number)).is_ok()).count())
             })
             .collect();
-        // In half of the rounds the drain races with the senders, and some of these are cut short.
+        // In half of the rounds a drain races with the senders, and some of these drains time out.
         let first = (round % 2 == 0).then(|| runtime.block_on(handle.drain(Duration::from_micros(100))));
         let accepted: usize = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
         let report = runtime.block_on(drain(&handle));
         let stored = stored.lock().unwrap().clone();
         let spilled = spilled.lock().unwrap().clone();
         assert_eq!(report.accepted as usize, accepted);
-        assert_eq!(report.endings.completed + report.endings.failed, report.accepted, "{first:?}");
-        assert_eq!(report.endings.failed as usize, spilled.len());
-        // An attempt that was cut short may have been taken as well.
-        assert!(stored.len() >= report.endings.completed as usize);
+        assert_eq!(report.ended.completed + report.ended.failed, report.accepted, "{first:?}");
+        assert_eq!(report.ended.failed as usize, spilled.len());
+        // A batch whose attempt was dropped may have been stored as well.
+        assert!(stored.len() >= report.ended.completed as usize);
         let mut all = [stored.clone(), spilled.clone()].concat();
         all.sort_unstable();
         all.dedup();
@@ -1160,9 +1164,9 @@ fn nothing_is_lost_and_order_is_kept_when_threads_send_while_the_store_fails_and
 }
 
 #[test]
-fn answers_that_come_as_their_batch_is_taken_away_count_once() {
+fn a_batch_that_ends_while_it_is_detached_counts_once() {
     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let handle = unsettled();
+    let handle = without_quiet_period();
     let spilled = Counter::default();
     let spill = spilled.clone();
     let sender = {
@@ -1174,7 +1178,7 @@ fn answers_that_come_as_their_batch_is_taken_away_count_once() {
             .build()
             .unwrap()
     };
-    // With it no drain comes to its end: each takes away what it finds, sooner or later after the send.
+    // With the guard no drain is `Ok`: each detaches the events that are queued, at a random time after the send.
     let guard = handle.guard().unwrap();
     let mut sent = 0;
     for round in 0..20_000 {
@@ -1184,14 +1188,55 @@ fn answers_that_come_as_their_batch_is_taken_away_count_once() {
         runtime.block_on(handle.drain(Duration::ZERO)).unwrap_err();
         let now = handle.snapshot();
         assert_conserved(&now);
-        if round >= 2_000 && now.completed >= 300 && now.failed >= 300 {
+        if round >= 2_000 && now.ended.completed >= 300 && now.ended.failed >= 300 {
             break;
         }
     }
     drop(guard);
     let report = runtime.block_on(drain(&handle));
     assert_eq!(report.accepted, sent);
-    assert_eq!(report.endings.failed as usize, spilled.get());
-    assert_eq!(report.endings.completed + report.endings.failed, sent);
-    assert!(report.endings.completed > 0 && report.endings.failed > 0, "{report}");
+    assert_eq!(report.ended.failed as usize, spilled.get());
+    assert_eq!(report.ended.completed + report.ended.failed, sent);
+    assert!(report.ended.completed > 0 && report.ended.failed > 0, "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_idleness_flushes_what_is_sent_while_it_waits() {
+    let handle = TrackEventsHandle::new();
+    let store = Store::new([Act::Hang]);
+    let sender = sink(&handle, &store).max_delay(HOUR).build().unwrap();
+    let _permit = sender.reserve().unwrap();
+    send(&sender, [1]);
+    let mut wait = task::spawn(handle.wait_idle(HOUR));
+    assert_pending!(wait.poll());
+    run_tasks().await;
+    // After the look of the wait, and while the first value is being delivered.
+    send(&sender, [2]);
+    store.release.notify_one();
+    run_tasks().await;
+    assert!(wait.is_woken());
+    assert_pending!(wait.poll());
+    run_tasks().await;
+    assert!(wait.is_woken());
+    assert_ready!(wait.poll()).unwrap();
+    assert_eq!(store.taken().concat(), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_whose_runtime_has_gone_while_a_drain_was_closing_says_so_once_the_drain_has_timed_out() {
+    let handle = without_quiet_period();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let sender = {
+        let _entered = runtime.enter();
+        sink(&handle, &Store::default()).build().unwrap()
+    };
+    handle.track("keeps the drain closing", std::future::pending::<()>()).unwrap();
+    let mut drain = task::spawn(handle.drain(LIMIT));
+    assert_pending!(drain.poll());
+    assert_eq!(sender.send(1).unwrap_err().reason, TrackError::Closed);
+    std::thread::spawn(move || drop(runtime)).join().unwrap();
+    assert_eq!(sender.send(2).unwrap_err().reason, TrackError::NoRuntime);
+    drop(drain);
+    assert_eq!(sender.send(3).unwrap_err().reason, TrackError::NoRuntime);
+    handle.abort();
 }

@@ -1,9 +1,12 @@
-//! Sequences of operations on a sink whose store takes, fails, panics and hangs as it likes, with a model beside it that
-//! knows for each event where it must be.
+//! Sequences of operations on a sink whose store takes, fails, panics and hangs, and sends and reserves itself, with a model
+//! beside it that knows for each value where it must be.
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex},
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard},
+    task::Poll,
     time::Duration,
 };
 
@@ -15,10 +18,13 @@ use tokio::{
 };
 use tokio_test::task::{self, Spawn};
 use tower_track_events::{
-    Batch, Drain, DrainError, EventSender, EventSink, Refused, SendPermit, TrackEventsHandle, Undelivered, WaitIdle,
+    Batch, Drain, DrainError, DrainGuard, EventSender, EventSink, SendPermit, TrackError, TrackEventsHandle,
+    Undelivered, WaitIdleError,
 };
 
-use crate::support::{assert_conserved, settle};
+use crate::support::{assert_conserved, run_tasks};
+
+type Wait = Pin<Box<dyn Future<Output = Result<(), WaitIdleError>> + Send>>;
 
 #[derive(Clone, Copy, Debug)]
 enum Act {
@@ -26,6 +32,10 @@ enum Act {
     Fail,
     Panic,
     Hang,
+    /// Sends a value to its own sink, then takes the batch.
+    Send,
+    /// Reserves a permit, which stays when the batch has been taken.
+    Reserve,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +44,8 @@ enum Operation {
     Reserve,
     UsePermit,
     DropPermit,
+    TakeGuard,
+    DropGuard,
     Script(Act),
     Release,
     RunTasks,
@@ -51,16 +63,83 @@ struct Setup {
     capacity: usize,
     max_batch: usize,
     max_delay: u64,
-    has_taker: bool,
+    has_on_undelivered: bool,
     max_attempts: Option<u32>,
 }
 
-#[derive(Clone, Default)]
+/// Who is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    Closing,
+    Drained,
+}
+
+/// What the sink has accepted, and what holds a permit: shared with the store, which sends as well.
+struct Senders {
+    handle: TrackEventsHandle,
+    sender: Option<EventSender<u32>>,
+    phase: Phase,
+    capacity: usize,
+    /// The number of the next value.
+    accepted: u32,
+    rejected: u64,
+    rejected_closed: u64,
+    permits: Vec<SendPermit<u32>>,
+}
+
+impl Senders {
+    fn expects(&self, is_inside: bool) -> Result<(), TrackError> {
+        let now = self.handle.snapshot();
+        match self.phase {
+            Phase::Drained => Err(TrackError::Closed),
+            Phase::Closing if !is_inside => Err(TrackError::Closed),
+            _ if (now.pending + now.reserved) as usize >= self.capacity => Err(TrackError::Full),
+            _ => Ok(()),
+        }
+    }
+
+    fn send(&mut self, is_inside: bool) {
+        let expected = self.expects(is_inside);
+        let Some(sender) = &self.sender else { return };
+        let result = sender.send(self.accepted);
+        assert_eq!(result.as_ref().map_err(|error| error.reason).copied(), expected);
+        match result {
+            Ok(()) => self.accepted += 1,
+            Err(error) => {
+                assert_eq!(error.event, self.accepted);
+                self.rejects(error.reason);
+            }
+        }
+    }
+
+    fn reserve(&mut self, is_inside: bool) {
+        let expected = self.expects(is_inside);
+        let Some(sender) = &self.sender else { return };
+        let result = sender.reserve();
+        assert_eq!(result.as_ref().err().copied(), expected.err());
+        match result {
+            Ok(permit) => {
+                self.permits.push(permit);
+                self.phase = Phase::Open;
+            }
+            Err(error) => self.rejects(error),
+        }
+    }
+
+    fn rejects(&mut self, error: TrackError) {
+        self.rejected += 1;
+        self.rejected_closed += u64::from(error == TrackError::Closed);
+    }
+}
+
+#[derive(Clone)]
 struct Store {
     script: Arc<Mutex<VecDeque<Act>>>,
     /// What was acknowledged.
     taken: Arc<Mutex<Vec<u32>>>,
     release: Arc<Notify>,
+    senders: Arc<Mutex<Senders>>,
 }
 
 impl EventSink<u32> for Store {
@@ -73,6 +152,8 @@ impl EventSink<u32> for Store {
             Act::Fail => return Err("down"),
             Act::Panic => panic!("a sink that panics"),
             Act::Hang => self.release.notified().await,
+            Act::Send => self.senders.lock().unwrap().send(true),
+            Act::Reserve => self.senders.lock().unwrap().reserve(true),
         }
         // Nothing is awaited from here on, so what is noted is acknowledged.
         self.taken.lock().unwrap().extend(batch.iter());
@@ -80,25 +161,46 @@ impl EventSink<u32> for Store {
     }
 }
 
-struct Game {
-    setup: Setup,
-    handle: TrackEventsHandle,
-    sender: EventSender<u32>,
-    store: Store,
-    undelivered: Arc<Mutex<Vec<u32>>>,
-    accepted: u32,
-    refused: u64,
-    permits: Vec<SendPermit<u32>>,
-    /// Each with the number of events before it.
-    waits: Vec<(Spawn<WaitIdle>, usize)>,
-    drains: Vec<Spawn<Drain>>,
-    is_drained: bool,
+/// What a wait waits for.
+#[derive(Clone, Copy, Debug)]
+enum Until {
+    /// So many values have ended.
+    Ended(usize),
+    /// None is pending.
+    Idle,
 }
 
-impl Game {
+/// The sink under test and what is held of it, with the model.
+struct System {
+    setup: Setup,
+    handle: TrackEventsHandle,
+    store: Store,
+    undelivered: Arc<Mutex<Vec<u32>>>,
+    guards: Vec<DrainGuard>,
+    waits: Vec<(Spawn<Wait>, Until)>,
+    drains: Vec<Spawn<Drain>>,
+}
+
+impl System {
     fn new(setup: Setup) -> Self {
-        let handle = TrackEventsHandle::builder().settle(Duration::ZERO).build().unwrap();
-        let (store, undelivered) = (Store::default(), Arc::new(Mutex::new(Vec::new())));
+        let handle = TrackEventsHandle::builder().quiet_period(Duration::ZERO).build().unwrap();
+        let senders = Senders {
+            handle: handle.clone(),
+            sender: None,
+            phase: Phase::Open,
+            capacity: setup.capacity,
+            accepted: 0,
+            rejected: 0,
+            rejected_closed: 0,
+            permits: Vec::new(),
+        };
+        let store = Store {
+            script: Arc::default(),
+            taken: Arc::default(),
+            release: Arc::default(),
+            senders: Arc::new(Mutex::new(senders)),
+        };
+        let undelivered = Arc::new(Mutex::new(Vec::new()));
         let mut builder = handle
             .sink("row", store.clone())
             .capacity(setup.capacity)
@@ -109,56 +211,63 @@ impl Game {
         if let Some(attempts) = setup.max_attempts {
             builder = builder.max_attempts(attempts);
         }
-        if setup.has_taker {
+        if setup.has_on_undelivered {
             let into = Arc::clone(&undelivered);
             builder =
-                builder.on_undelivered(move |events: Undelivered<u32>| into.lock().unwrap().extend(events.iter()));
+                builder.on_undelivered(move |values: Undelivered<u32>| into.lock().unwrap().extend(values.iter()));
         }
-        let sender = builder.build().unwrap();
-        Self {
-            setup,
-            handle,
-            sender,
-            store,
-            undelivered,
-            accepted: 0,
-            refused: 0,
-            permits: Vec::new(),
-            waits: Vec::new(),
-            drains: Vec::new(),
-            is_drained: false,
-        }
+        store.senders.lock().unwrap().sender = Some(builder.build().unwrap());
+        Self { setup, handle, store, undelivered, guards: Vec::new(), waits: Vec::new(), drains: Vec::new() }
     }
 
-    async fn play(&mut self, operation: Operation) {
+    fn senders(&self) -> MutexGuard<'_, Senders> {
+        self.store.senders.lock().unwrap()
+    }
+
+    fn sender(&self) -> EventSender<u32> {
+        self.senders().sender.clone().unwrap()
+    }
+
+    async fn run(&mut self, operation: Operation) {
         match operation {
-            Operation::Send(count) => (0..count).for_each(|_| self.send()),
-            Operation::Reserve => match self.sender.reserve() {
-                Ok(permit) => self.permits.push(permit),
-                Err(refused) => self.is_refused(refused),
-            },
+            Operation::Send(count) => (0..count).for_each(|_| self.senders().send(false)),
+            Operation::Reserve => self.senders().reserve(false),
             Operation::UsePermit => {
-                if let Some(permit) = self.permits.pop() {
-                    permit.send(self.accepted);
-                    self.accepted += 1;
+                let mut senders = self.senders();
+                if let Some(permit) = senders.permits.pop() {
+                    permit.send(senders.accepted);
+                    senders.accepted += 1;
                 }
             }
-            Operation::DropPermit => drop(self.permits.pop()),
+            Operation::DropPermit => {
+                let permit = self.senders().permits.pop();
+                drop(permit);
+            }
+            Operation::TakeGuard => self.take_guard(),
+            Operation::DropGuard => drop(self.guards.pop()),
             Operation::Script(act) => self.store.script.lock().unwrap().push_back(act),
             Operation::Release => self.store.release.notify_one(),
-            Operation::RunTasks => settle().await,
+            Operation::RunTasks => run_tasks().await,
             Operation::Advance(by) => {
                 advance(Duration::from_millis(by)).await;
-                settle().await;
+                run_tasks().await;
             }
-            Operation::Flush => self.wait(self.sender.flush(Duration::MAX)),
-            Operation::WaitIdle => self.wait(self.handle.wait_idle(Duration::MAX)),
+            Operation::Flush => {
+                let before = self.senders().accepted as usize;
+                self.wait(self.sender().flush(Duration::MAX), Until::Ended(before));
+            }
+            Operation::WaitIdle => self.wait(self.handle.wait_idle(Duration::MAX), Until::Idle),
             Operation::PollWaits => self.poll_waits(),
             Operation::Drain(limit) => {
                 self.drains.push(task::spawn(self.handle.drain(Duration::from_millis(limit))));
-                self.poll_drains();
             }
-            Operation::DropDrain => drop(self.drains.pop()),
+            Operation::DropDrain => {
+                drop(self.drains.pop());
+                let mut senders = self.senders();
+                if self.drains.is_empty() && senders.phase == Phase::Closing {
+                    senders.phase = Phase::Open;
+                }
+            }
             Operation::Abort => {
                 self.handle.abort();
                 assert_eq!(self.handle.snapshot().pending, 0);
@@ -168,120 +277,145 @@ impl Game {
         self.check();
     }
 
-    fn send(&mut self) {
-        match self.sender.send(self.accepted) {
-            Ok(()) => self.accepted += 1,
-            Err(error) => {
-                assert_eq!(error.event, self.accepted);
-                self.is_refused(error.refused);
-            }
+    /// From outside.
+    fn take_guard(&mut self) {
+        let result = self.handle.guard();
+        let mut senders = self.senders();
+        let expected = (senders.phase != Phase::Open).then_some(TrackError::Closed);
+        assert_eq!(result.as_ref().err().copied(), expected);
+        if let Some(error) = expected {
+            senders.rejects(error);
+        }
+        drop(senders);
+        self.guards.extend(result);
+    }
+
+    fn wait(&mut self, wait: impl Future<Output = Result<(), WaitIdleError>> + Send + 'static, until: Until) {
+        let mut wait = task::spawn(Box::pin(wait) as Wait);
+        let is_over = wait.poll().is_ready();
+        assert_eq!(is_over, self.is_over(until), "{until:?}");
+        if !is_over {
+            self.waits.push((wait, until));
         }
     }
 
-    /// A refusal is true when it is said.
-    fn is_refused(&mut self, refused: Refused) {
-        self.refused += 1;
-        match refused {
-            Refused::Full => {
-                let now = self.handle.snapshot();
-                assert_eq!((now.pending + now.reserved) as usize, self.setup.capacity, "{now:?}");
-            }
-            other => assert!(other == Refused::Drained && self.is_drained, "{other}"),
-        }
-    }
-
-    fn wait(&mut self, wait: WaitIdle) {
-        let mut wait = task::spawn(wait);
-        if wait.poll().is_pending() {
-            self.waits.push((wait, self.accepted as usize));
-        } else {
-            assert_eq!(self.handle.snapshot().pending, 0);
-        }
-    }
-
-    /// A wait is over when as many events have ended as came before it, and is woken then.
-    fn poll_waits(&mut self) {
+    fn is_over(&self, until: Until) -> bool {
         let now = self.handle.snapshot();
-        let ended = (now.accepted - now.pending) as usize;
-        self.waits.retain_mut(|(wait, before)| {
+        match until {
+            Until::Ended(count) => now.ended.total() as usize >= count,
+            Until::Idle => now.pending == 0,
+        }
+    }
+
+    fn poll_waits(&mut self) {
+        for (mut wait, until) in mem::take(&mut self.waits) {
             let is_woken = wait.is_woken();
             let is_over = wait.poll().is_ready();
-            assert_eq!(is_over, ended >= *before, "{ended} have ended, and it waits for {before}");
-            assert!(is_woken || !is_over, "nobody woke a wait");
-            !is_over
-        });
+            assert_eq!(is_over, self.is_over(until), "{until:?}: {:?}", self.handle.snapshot());
+            assert!(is_woken || !is_over, "nothing woke a wait");
+            if !is_over {
+                self.waits.push((wait, until));
+            }
+        }
     }
 
     fn poll_drains(&mut self) {
-        let mut drained = false;
-        self.drains.retain_mut(|drain| match drain.poll() {
-            std::task::Poll::Pending => true,
-            std::task::Poll::Ready(Ok(report)) => {
-                assert_eq!(report.endings.total(), report.accepted, "{report}");
-                drained = true;
-                false
+        for mut drain in mem::take(&mut self.drains) {
+            match drain.poll() {
+                Poll::Pending => {
+                    self.is_polled();
+                    self.drains.push(drain);
+                }
+                Poll::Ready(Ok(report)) => {
+                    let mut senders = self.senders();
+                    assert_eq!(report.ended.total(), report.accepted, "{report}");
+                    assert_eq!((report.rejected, report.rejected_closed), (senders.rejected, senders.rejected_closed));
+                    assert!(senders.permits.is_empty() && self.guards.is_empty(), "drained with a permit open");
+                    senders.phase = Phase::Drained;
+                }
+                Poll::Ready(Err(DrainError::TimedOut(report))) => assert!(!report.open.is_empty()),
+                Poll::Ready(Err(other)) => panic!("{other}"),
             }
-            std::task::Poll::Ready(Err(DrainError::CutShort(unfinished))) => {
-                assert!(
-                    !unfinished.undelivered.is_empty()
-                        || !unfinished.events.is_empty()
-                        || !unfinished.permits.is_empty()
-                );
-                false
-            }
-            std::task::Poll::Ready(Err(other)) => panic!("{other}"),
-        });
-        if drained {
-            assert!(self.permits.is_empty(), "drained with a permit open");
-            self.is_drained = true;
+        }
+        let mut senders = self.senders();
+        if self.drains.is_empty() && senders.phase == Phase::Closing {
+            senders.phase = Phase::Open;
+        }
+    }
+
+    /// There is no quiet period, so a drain that is pending is closing, unless a permit or a guard is open.
+    fn is_polled(&self) {
+        let mut senders = self.senders();
+        if senders.permits.is_empty() && self.guards.is_empty() {
+            assert!(self.handle.snapshot().pending > 0, "a drain waits for nothing");
+            senders.phase = Phase::Closing;
+        } else {
+            assert_eq!(senders.phase, Phase::Open);
         }
     }
 
     fn check(&self) {
         let now = self.handle.snapshot();
+        let senders = self.senders();
         assert_conserved(&now);
-        assert_eq!((now.accepted, now.refused), (u64::from(self.accepted), self.refused));
-        assert_eq!(now.reserved as usize, self.permits.len());
+        assert_eq!(now.accepted, u64::from(senders.accepted));
+        assert_eq!((now.rejected, now.rejected_closed), (senders.rejected, senders.rejected_closed));
+        assert_eq!(now.reserved as usize, senders.permits.len());
+        assert_eq!(now.open_guards as usize, self.guards.len());
         assert!((now.pending + now.reserved) as usize <= self.setup.capacity, "{now:?}");
-        assert!(!self.is_drained || now.pending == 0, "pending after a drain");
-        // Each event is acknowledged, handed over, dropped or pending; in order, and once.
+        assert!(senders.phase != Phase::Drained || now.pending == 0, "pending after a drain");
+        // Each value is acknowledged, handed over, dropped or pending; in order, and once.
         let taken = self.store.taken.lock().unwrap().clone();
         let undelivered = self.undelivered.lock().unwrap().clone();
         assert!(taken.is_sorted_by(|one, next| one < next), "not in order: {taken:?}");
         assert!(undelivered.is_sorted_by(|one, next| one < next), "not in order: {undelivered:?}");
-        assert!(taken.iter().all(|event| !undelivered.contains(event)), "acknowledged and handed over");
-        assert_eq!(now.completed as usize, taken.len(), "{now:?}");
-        let given_up = (now.failed + now.aborted) as usize;
-        assert_eq!(if self.setup.has_taker { undelivered.len() } else { given_up }, given_up, "{now:?}");
+        assert!(taken.iter().all(|value| !undelivered.contains(value)), "acknowledged and handed over");
+        assert_eq!(now.ended.completed as usize, taken.len(), "{now:?}");
+        let not_taken = (now.ended.failed + now.ended.aborted) as usize;
+        let handed_over = if self.setup.has_on_undelivered { undelivered.len() } else { not_taken };
+        assert_eq!(handed_over, not_taken, "{now:?}");
     }
 
-    /// The store takes everything from now on: nothing hangs, and the house can be drained.
+    /// The store takes everything from now on: no wait and no drain hangs.
     async fn end(&mut self) {
         self.store.script.lock().unwrap().clear();
-        self.permits.clear();
-        // An attempt that hangs runs into its time limit, and the next is made after a while.
+        drop(mem::take(&mut self.senders().permits));
+        self.guards.clear();
+        // An attempt that hangs reaches its time limit, and the next is made after a pause.
         for _ in 0..20 {
             advance(Duration::from_millis(60)).await;
-            settle().await;
+            run_tasks().await;
+            // A wait for idleness flushes what was sent since its last poll.
+            self.poll_waits();
         }
-        self.poll_waits();
         assert!(self.waits.is_empty(), "a wait hangs");
         let report = self.handle.drain(Duration::from_secs(1)).await.expect("nothing is left");
-        assert_eq!(report.accepted, u64::from(self.accepted));
-        self.is_drained = true;
+        assert_eq!(report.accepted, u64::from(self.senders().accepted));
+        self.senders().phase = Phase::Drained;
+        self.senders().send(false);
         self.check();
-        assert_eq!(self.sender.send(self.accepted).unwrap_err().refused, Refused::Drained);
+        // The store holds a sender of its own sink.
+        self.senders().sender = None;
     }
 }
 
 fn operations() -> impl Strategy<Value = Vec<Operation>> {
-    let act = prop_oneof![Just(Act::Take), Just(Act::Fail), Just(Act::Panic), Just(Act::Hang)];
+    let act = prop_oneof![
+        Just(Act::Take),
+        Just(Act::Fail),
+        Just(Act::Panic),
+        Just(Act::Hang),
+        Just(Act::Send),
+        Just(Act::Reserve)
+    ];
     let limit = prop_oneof![Just(0), Just(30), Just(100)];
     let operation = prop_oneof![
         6 => (1..4_u8).prop_map(Operation::Send),
         2 => Just(Operation::Reserve),
         2 => Just(Operation::UsePermit),
         1 => Just(Operation::DropPermit),
+        1 => Just(Operation::TakeGuard),
+        2 => Just(Operation::DropGuard),
         4 => act.prop_map(Operation::Script),
         2 => Just(Operation::Release),
         6 => Just(Operation::RunTasks),
@@ -289,7 +423,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         1 => Just(Operation::Flush),
         1 => Just(Operation::WaitIdle),
         2 => Just(Operation::PollWaits),
-        1 => limit.prop_map(Operation::Drain),
+        2 => limit.prop_map(Operation::Drain),
         1 => Just(Operation::DropDrain),
         1 => Just(Operation::Abort),
     ];
@@ -299,11 +433,11 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
 fn setup() -> impl Strategy<Value = Setup> {
     let max_delay = prop_oneof![Just(0), Just(10), Just(100_000)];
     (1..12_usize, 1..5_usize, max_delay, any::<bool>(), prop::option::of(1..4_u32)).prop_map(
-        |(capacity, max_batch, max_delay, has_taker, max_attempts)| Setup {
+        |(capacity, max_batch, max_delay, has_on_undelivered, max_attempts)| Setup {
             capacity,
             max_batch,
             max_delay,
-            has_taker,
+            has_on_undelivered,
             max_attempts,
         },
     )
@@ -313,15 +447,15 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_event_of_a_sink_is_where_it_must_be(setup in setup(), operations in operations()) {
+    fn every_value_of_a_sink_is_where_it_must_be(setup in setup(), operations in operations()) {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             pause();
-            let mut game = Game::new(setup);
+            let mut system = System::new(setup);
             for operation in operations {
-                game.play(operation).await;
+                system.run(operation).await;
             }
-            game.end().await;
+            system.end().await;
         });
     }
 }

@@ -1,4 +1,4 @@
-//! The laws with real threads: what a poll by hand cannot interleave.
+//! The guarantees with real threads: interleavings that a single-threaded test cannot reach.
 
 use std::{
     sync::{
@@ -12,26 +12,26 @@ use std::{
 use http::{Request, Response};
 use tokio::runtime::{Builder, Runtime};
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_track_events::{Events, Refused, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{Events, TrackError, TrackEventsHandle, TrackEventsLayer};
 
-use crate::support::{Answer, Counter, Script, assert_conserved, unsettled};
+use crate::support::{Answer, Counter, Script, assert_conserved, without_quiet_period};
 
 fn runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap()
 }
 
 #[test]
-fn what_is_accepted_has_run_when_the_drain_returns_and_nothing_is_taken_after_it() {
+fn accepted_events_have_run_when_the_drain_returns_and_later_ones_are_rejected() {
     let runtime = runtime();
     for _ in 0..300 {
-        let handle = unsettled();
+        let handle = without_quiet_period();
         let (ran, drained) = (Counter::default(), Arc::new(AtomicBool::new(false)));
         let producers: Vec<_> = (0..3)
             .map(|_| {
                 let (handle, ran, drained) = (handle.clone(), ran.clone(), Arc::clone(&drained));
-                let inside = runtime.handle().clone();
+                let runtime = runtime.handle().clone();
                 thread::spawn(move || {
-                    let _inside = inside.enter();
+                    let _entered = runtime.enter();
                     let mut accepted = 0;
                     for _ in 0..10_000 {
                         let was_drained = drained.load(Ordering::SeqCst);
@@ -41,8 +41,8 @@ fn what_is_accepted_has_run_when_the_drain_returns_and_nothing_is_taken_after_it
                                 assert!(!was_drained, "accepted after the drain was over");
                                 accepted += 1;
                             }
-                            Err(refused) => {
-                                assert_eq!(refused, Refused::Drained);
+                            Err(error) => {
+                                assert_eq!(error, TrackError::Closed);
                                 break;
                             }
                         }
@@ -60,25 +60,25 @@ fn what_is_accepted_has_run_when_the_drain_returns_and_nothing_is_taken_after_it
         });
         drained.store(true, Ordering::SeqCst);
         let accepted: usize = producers.into_iter().map(|producer| producer.join().unwrap()).sum();
-        assert_eq!((report.accepted, report.endings.completed), (accepted as u64, accepted as u64));
+        assert_eq!((report.accepted, report.ended.completed), (accepted as u64, accepted as u64));
         assert_eq!(ran_at_return, accepted);
         assert_eq!(handle.snapshot().accepted, report.accepted);
     }
 }
 
 #[test]
-fn a_drain_always_hears_of_the_last_leave() {
-    // Two threads let go at the moment at which the drain looks and registers.
+fn the_last_guard_always_wakes_a_drain() {
+    // Two threads drop their guards while the drain checks the counts and registers its waker.
     let runtime = runtime();
     for _ in 0..3_000 {
-        let handle = unsettled();
+        let handle = without_quiet_period();
         let guards: Vec<_> = (0..2).map(|_| handle.guard().unwrap()).collect();
         let drain = runtime.spawn(handle.drain(Duration::from_secs(60)));
-        let leaving: Vec<_> = guards.into_iter().map(|guard| runtime.spawn(async move { drop(guard) })).collect();
+        let drops: Vec<_> = guards.into_iter().map(|guard| runtime.spawn(async move { drop(guard) })).collect();
         runtime.block_on(async {
             assert!(drain.await.unwrap().is_ok());
-            for leave in leaving {
-                leave.await.unwrap();
+            for dropped in drops {
+                dropped.await.unwrap();
             }
         });
     }
@@ -88,14 +88,14 @@ fn a_drain_always_hears_of_the_last_leave() {
 fn several_drains_on_several_threads_agree() {
     let runtime = runtime();
     for _ in 0..500 {
-        let handle = unsettled();
+        let handle = without_quiet_period();
         let guard = handle.guard().unwrap();
         handle.track_in(&runtime);
         let drains: Vec<_> = (0..4).map(|_| runtime.spawn(handle.drain(Duration::from_secs(60)))).collect();
         runtime.spawn(async move { drop(guard) });
         runtime.block_on(async {
             for drain in drains {
-                assert_eq!(drain.await.unwrap().unwrap().endings.completed, 1);
+                assert_eq!(drain.await.unwrap().unwrap().ended.completed, 1);
             }
         });
     }
@@ -107,15 +107,15 @@ trait TrackIn {
 
 impl TrackIn for TrackEventsHandle {
     fn track_in(&self, runtime: &Runtime) {
-        let _inside = runtime.enter();
+        let _entered = runtime.enter();
         self.track("event", tokio::task::yield_now()).unwrap();
     }
 }
 
 #[test]
-fn requests_that_end_in_every_way_at_once_lose_no_event() {
+fn concurrent_requests_that_end_in_every_way_lose_no_event() {
     let runtime = runtime();
-    let handle = unsettled();
+    let handle = without_quiet_period();
     let ran = Counter::default();
     let layer = {
         let ran = ran.clone();
@@ -143,8 +143,8 @@ fn requests_that_end_in_every_way_at_once_lose_no_event() {
                     let ran = ran.clone();
                     let mut service = layer.layer(service_fn(move |request: Request<()>| {
                         let events = Events::from_extensions(request.extensions()).unwrap().clone();
-                        let (recorded, dropped) = (ran.clone(), ran.clone());
-                        events.track("recorded", async move { recorded.add() }).unwrap();
+                        let (tracked, dropped) = (ran.clone(), ran.clone());
+                        events.track("tracked", async move { tracked.add() }).unwrap();
                         async move {
                             if round % 3 == 0 {
                                 tokio::task::yield_now().await;
@@ -178,16 +178,16 @@ fn requests_that_end_in_every_way_at_once_lose_no_event() {
     watching.store(false, Ordering::Relaxed);
     watcher.join().unwrap();
     assert!(report.all_completed(), "{report}");
-    assert_eq!(report.endings.completed, ran.get() as u64);
-    // The layer's and the recorded one each time, the third wherever there was a body.
+    assert_eq!(report.ended.completed, ran.get() as u64);
+    // Each time the layer's event and the handler's, and a third wherever there was a body.
     assert!(report.accepted > 2 * 8_000, "{report}");
 }
 
 #[test]
-fn an_event_recorded_while_its_exchange_ends_is_started_once() {
+fn an_event_tracked_while_its_exchange_ends_starts_once() {
     let runtime = runtime();
     for _ in 0..2_000 {
-        let handle = unsettled();
+        let handle = without_quiet_period();
         let layer = TrackEventsLayer::new(handle.clone());
         let kept = Arc::new(Mutex::new(None));
         let keep = Arc::clone(&kept);

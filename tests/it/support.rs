@@ -1,4 +1,4 @@
-//! What several tests need: a scripted body, a recorder of exchanges, gates.
+//! Helpers of several tests: a scripted body, a list of the exchanges that were seen, counters.
 
 use std::{
     collections::VecDeque,
@@ -16,34 +16,34 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use tower_track_events::{DrainReport, Exchange, Snapshot, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{DrainReport, Exchange, OpenItem, OpenKind, Snapshot, TrackEventsHandle, TrackEventsLayer};
 
-/// L1, at every snapshot.
+/// Guarantee 1, at every snapshot.
 #[track_caller]
 pub(crate) fn assert_conserved(now: &Snapshot) {
-    let ended = now.completed + now.failed + now.panicked + now.timed_out + now.aborted;
+    let ended = now.ended.completed + now.ended.failed + now.ended.panicked + now.ended.timed_out + now.ended.aborted;
     assert_eq!(now.accepted, ended + now.pending, "conservation: {now:?}");
 }
 
-/// A handle whose drain closes the house as soon as it is idle.
-pub(crate) fn unsettled() -> TrackEventsHandle {
-    TrackEventsHandle::builder().settle(Duration::ZERO).build().expect("no settle time is a valid setting")
+/// A handle whose drain closes as soon as the handle is idle.
+pub(crate) fn without_quiet_period() -> TrackEventsHandle {
+    TrackEventsHandle::builder().quiet_period(Duration::ZERO).build().expect("a quiet period of zero is valid")
 }
 
-/// Drains a house that is expected to become empty.
+/// Drains a handle that is expected to become idle.
 pub(crate) async fn drain(handle: &TrackEventsHandle) -> DrainReport {
-    let report = handle.drain(Duration::from_secs(60)).await.expect("the house becomes empty");
+    let report = handle.drain(Duration::from_secs(60)).await.expect("the handle becomes idle");
     assert_conserved(&handle.snapshot());
     report
 }
 
-/// Polls once, by hand, with a waker that does nothing.
+/// Polls once, with a waker that does nothing.
 pub(crate) fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
     pin!(future).poll(&mut Context::from_waker(std::task::Waker::noop()))
 }
 
 /// Lets every task of a current-thread runtime run until none is ready.
-pub(crate) async fn settle() {
+pub(crate) async fn run_tasks() {
     for _ in 0..32 {
         tokio::task::yield_now().await;
     }
@@ -58,7 +58,7 @@ pub(crate) enum Step {
     End,
 }
 
-/// A body that does what its script says, and claims what it is told to claim.
+/// A body that follows its script, with a size hint and an end of stream of the test's choice.
 pub(crate) struct Script {
     pub(crate) steps: VecDeque<Step>,
     pub(crate) exact_size: Option<u64>,
@@ -146,12 +146,12 @@ where
     .await
 }
 
-/// Keeps the exchanges that a layer's event was told of.
+/// Keeps the exchanges that were passed to a layer's event.
 #[derive(Clone, Default)]
 pub(crate) struct Seen(Arc<Mutex<Vec<Exchange>>>);
 
 impl Seen {
-    /// A layer with one event, which notes its exchange here.
+    /// A layer with one event, which adds its exchange here.
     pub(crate) fn layer(&self, handle: &TrackEventsHandle) -> TrackEventsLayer {
         let seen = self.clone();
         TrackEventsLayer::builder(handle.clone())
@@ -174,12 +174,12 @@ impl Seen {
     #[track_caller]
     pub(crate) fn only(&self) -> Exchange {
         let all = self.all();
-        assert_eq!(all.len(), 1, "exactly one event fires: {all:?}");
+        assert_eq!(all.len(), 1, "exactly one event runs: {all:?}");
         all[0].clone()
     }
 }
 
-/// Counts, shared.
+/// A shared counter.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counter(Arc<AtomicUsize>);
 
@@ -193,7 +193,7 @@ impl Counter {
     }
 }
 
-/// A handler's answer with a scripted body.
+/// A handler's response with a scripted body.
 pub(crate) type Answer = Result<http::Response<Script>, Infallible>;
 
 /// Calls its closure in its destructor.
@@ -218,4 +218,14 @@ impl<F: FnOnce()> Drop for OnDrop<F> {
             run();
         }
     }
+}
+
+/// The groups of one kind among what is open.
+pub(crate) fn open(report: &DrainReport, kind: OpenKind) -> Vec<&OpenItem> {
+    report.open.iter().filter(|item| item.kind == kind).collect()
+}
+
+/// The names and numbers of the events among what is open.
+pub(crate) fn open_events(report: &DrainReport) -> Vec<(&str, u64)> {
+    report.open.iter().filter_map(|item| Some((item.name.as_deref()?, item.count))).collect()
 }

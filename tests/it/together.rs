@@ -1,539 +1,253 @@
-//! Events that start together share a task until one waits, and nothing else.
+//! Events that start together: those of one response, and those of the handle.
 
 use std::{
     convert::Infallible,
-    future::{pending, ready},
-    pin::Pin,
-    sync::{Arc, Condvar, Mutex, mpsc},
+    future::pending,
+    sync::{Arc, Mutex},
+    task::Poll,
     time::Duration,
 };
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::poll_fn};
 use http::{Request, Response};
 use tokio::{
     runtime,
-    sync::{Notify, Semaphore, oneshot},
+    sync::{Semaphore, oneshot},
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_track_events::{DrainError, Endings, Events, Exchange, Outcome, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{
+    DrainError, Events, Exchange, OpenKind, Outcome, TrackEventsHandle, TrackEventsLayer, test::TestExchange,
+};
 
-use crate::support::{Counter, OnDrop, Script, drain, settle, unsettled};
+use crate::support::{Counter, OnDrop, Script, assert_conserved, drain, open_events, run_tasks, without_quiet_period};
 
-/// A request that records, and whose response is over when this returns.
-async fn exchange(handle: &TrackEventsHandle, record: impl FnOnce(&Events)) {
-    let record = Mutex::new(Some(record));
-    let handler = service_fn(|request: Request<()>| {
-        let record = record.lock().unwrap().take().unwrap();
-        record(Events::from_extensions(request.extensions()).unwrap());
-        ready(Ok::<_, Infallible>(Response::new(Script::empty())))
-    });
-    let response = TrackEventsLayer::new(handle.clone()).layer(handler).oneshot(Request::new(())).await;
-    drop(response.unwrap());
+/// An exchange whose handler does this to its events.
+async fn exchange(handle: &TrackEventsHandle, handler: impl FnOnce(&Events)) {
+    let request = TestExchange::new(handle);
+    handler(request.events());
+    request.end(Exchange::new(Outcome::Complete));
+}
+
+#[test]
+fn events_of_a_response_are_polled_first_in_the_order_in_which_they_were_tracked() {
+    for workers in [1, 2, 4] {
+        let runtime = runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap();
+        let handle = without_quiet_period();
+        let service = TrackEventsLayer::new(handle.clone());
+        runtime.block_on(async {
+            for request in 0..500 {
+                let count = 3 + request % 6;
+                let order = Arc::new(Mutex::new(Vec::new()));
+                let seen = Arc::clone(&order);
+                let handler = service_fn(move |request: Request<()>| {
+                    let events = Events::from_extensions(request.extensions()).unwrap();
+                    for number in 0..count {
+                        let seen = Arc::clone(&seen);
+                        events.track("ordered", async move { seen.lock().unwrap().push(number) }).unwrap();
+                    }
+                    async { Ok::<_, Infallible>(Response::new(Script::empty())) }
+                });
+                // From a worker of the runtime, as a server would.
+                let call = service.layer(handler).oneshot(Request::new(()));
+                drop(tokio::spawn(call).await.unwrap().unwrap());
+                handle.wait_idle(Duration::from_secs(20)).await.unwrap();
+                assert_eq!(*order.lock().unwrap(), (0..count).collect::<Vec<_>>(), "{workers} workers");
+            }
+        });
+    }
 }
 
 #[tokio::test]
-async fn each_ends_in_its_own_way() {
-    let handle = unsettled();
+async fn events_of_a_response_run_concurrently_in_one_task() {
+    let handle = without_quiet_period();
+    let metrics = runtime::Handle::current().metrics();
+    let before = metrics.num_alive_tasks();
+    // Each waits for the next one.
     exchange(&handle, |events| {
-        events.track("panics", async { panic!("one of them") }).unwrap();
-        events.track("fails", async { Err::<(), _>("another") }).unwrap();
-        events.track_with("panics", |_| -> std::future::Ready<()> { panic!("while it is made") }).unwrap();
-        events.track_blocking("blocks", || ()).unwrap();
-        events.track("completes", async {}).unwrap();
-    })
-    .await;
-    let report = drain(&handle).await;
-    assert_eq!((report.endings.panicked, report.endings.failed, report.endings.completed), (2, 1, 2));
-}
-
-#[tokio::test]
-async fn they_are_polled_in_order_and_each_that_waits_keeps_its_task() {
-    let handle = unsettled();
-    let order = Arc::new(Mutex::new(Vec::new()));
-    let gates = [(); 3].map(|()| Arc::new(Notify::new()));
-    exchange(&handle, |events| {
-        for (number, gate) in gates.iter().enumerate() {
-            let (order, gate) = (Arc::clone(&order), Arc::clone(gate));
-            let event = async move {
-                let task = tokio::task::id();
-                order.lock().unwrap().push((number, task));
-                gate.notified().await;
-                order.lock().unwrap().push((number, tokio::task::id()));
-            };
-            events.track("waits", event).unwrap();
+        let (release, mut released) = oneshot::channel::<()>();
+        release.send(()).unwrap();
+        let mut waits = Vec::new();
+        for _ in 0..5 {
+            let (release, next) = oneshot::channel();
+            let wait = std::mem::replace(&mut released, next);
+            waits.push((wait, release));
+        }
+        for (wait, release) in waits.into_iter().rev() {
+            events
+                .track("waits for the next", async move {
+                    wait.await.unwrap();
+                    let _ = release.send(());
+                })
+                .unwrap();
         }
     })
     .await;
-    settle().await;
-    assert_eq!(order.lock().unwrap().iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0, 1, 2]);
-    for (open, left) in [(1, 2), (2, 1), (0, 0)] {
-        gates[open].notify_one();
-        settle().await;
-        assert_eq!(handle.snapshot().pending, left, "gate {open}");
-    }
-    let order = order.lock().unwrap().clone();
-    for (number, first) in &order[..3] {
-        let tasks: Vec<_> = order.iter().filter(|(other, _)| other == number).map(|(_, task)| *task).collect();
-        assert_eq!(tasks, [*first; 2], "it stays where it was polled first: {order:?}");
-    }
-    let mut tasks: Vec<_> = order[..3].iter().map(|(_, task)| task.to_string()).collect();
-    tasks.sort();
-    tasks.dedup();
-    assert_eq!(tasks.len(), 3, "no two that wait share a task: {order:?}");
+    assert_eq!(metrics.num_alive_tasks() - before, 1);
+    assert_eq!(drain(&handle).await.ended.completed, 5);
+    assert_eq!(metrics.num_alive_tasks(), before);
 }
 
 #[tokio::test]
-async fn an_abort_reaches_those_that_wait() {
-    let handle = unsettled();
+async fn a_thousand_events_of_one_response_may_wait() {
+    let handle = without_quiet_period();
+    let go = Arc::new(Semaphore::new(0));
+    exchange(&handle, |events| {
+        for number in 0..1_000 {
+            let go = Arc::clone(&go);
+            events
+                .track("waits", async move {
+                    drop(go.acquire().await);
+                    if number % 100 == 7 { Err("unlucky") } else { Ok(()) }
+                })
+                .unwrap();
+        }
+    })
+    .await;
+    run_tasks().await;
+    assert_eq!(handle.snapshot().pending, 1_000);
+    go.add_permits(1_000);
+    let report = drain(&handle).await;
+    assert_eq!((report.ended.completed, report.ended.failed), (990, 10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sibling_that_panics_times_out_or_fails_takes_no_other_along() {
+    let handle = TrackEventsHandle::builder()
+        .event_timeout(Duration::from_secs(1))
+        .quiet_period(Duration::ZERO)
+        .build()
+        .unwrap();
     let dropped = Counter::default();
     exchange(&handle, |events| {
-        for _ in 0..5 {
-            let held = OnDrop::counting(&dropped);
+        let owned = || OnDrop::counting(&dropped);
+        let (one, two, three, four) = (owned(), owned(), owned(), owned());
+        events
+            .track("panics", async move {
+                let _one = one;
+                panic!("once");
+            })
+            .unwrap();
+        events
+            .track("panics later", async move {
+                let _two = two;
+                tokio::task::yield_now().await;
+                panic!("later");
+            })
+            .unwrap();
+        events
+            .track("too long", async move {
+                let _three = three;
+                pending::<()>().await;
+            })
+            .unwrap();
+        events.track("fails", async { Err::<(), _>("disk full") }).unwrap();
+        events
+            .track("completes", async move {
+                let _four = four;
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            })
+            .unwrap();
+        events.track_with("cannot be made", |_| -> std::future::Ready<()> { panic!("in the closure") }).unwrap();
+    })
+    .await;
+    let report = drain(&handle).await;
+    let ended = report.ended;
+    assert_eq!((ended.completed, ended.failed, ended.panicked, ended.timed_out), (1, 1, 3, 1), "{report}");
+    assert_eq!(report.by_name["panics later"].last_error.as_deref(), Some("later"));
+    assert_eq!(dropped.get(), 4);
+    assert_conserved(&handle.snapshot());
+}
+
+#[tokio::test]
+async fn an_abort_ends_all_siblings_that_were_accepted_before_it_also_when_one_that_was_registered_has_ended() {
+    let handle = without_quiet_period();
+    let (release, released) = oneshot::channel::<()>();
+    let dropped = Counter::default();
+    exchange(&handle, |events| {
+        // Pending first, so that the task is woken through its entry.
+        events.track("ends", async move { drop(released.await) }).unwrap();
+        for _ in 0..3 {
+            let owned = OnDrop::counting(&dropped);
             events
-                .track("stuck", async move {
-                    let _held = held;
+                .track("stays", async move {
+                    let _owned = owned;
                     pending::<()>().await;
                 })
                 .unwrap();
         }
     })
     .await;
-    settle().await;
-    assert_eq!(dropped.get(), 0);
+    run_tasks().await;
+    release.send(()).unwrap();
+    run_tasks().await;
+    assert_eq!((handle.snapshot().ended.completed, handle.snapshot().pending), (1, 3));
+
     handle.abort();
-    settle().await;
-    assert_eq!((dropped.get(), handle.snapshot().aborted), (5, 5));
-    drain(&handle).await;
+    run_tasks().await;
+    let now = handle.snapshot();
+    assert_eq!((now.ended.aborted, now.pending, dropped.get()), (3, 0, 3));
 }
 
 #[tokio::test]
-async fn an_abort_reaches_what_is_recorded_before_and_spares_what_comes_after() {
-    let handle = unsettled();
-    let (recorded, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let dropped = Counter::default();
-    let service = TrackEventsLayer::new(handle.clone()).layer(service_fn(|request: Request<()>| {
-        let events = Events::from_extensions(request.extensions()).unwrap().clone();
-        let (recorded, go_on) = (Arc::clone(&recorded), Arc::clone(&go_on));
-        let held = [OnDrop::counting(&dropped), OnDrop::counting(&dropped)];
-        async move {
-            held.into_iter().for_each(|held| events.track("before", async move { drop(held) }).unwrap());
-            recorded.notify_one();
-            go_on.notified().await;
-            events.track("after", async {}).unwrap();
-            recorded.notify_one();
-            go_on.notified().await;
-            events.track("last", async {}).unwrap();
-            Ok::<_, Infallible>(Response::new(Script::empty()))
-        }
-    }));
-    let steps = async {
-        recorded.notified().await;
-        handle.abort();
-        assert_eq!((dropped.get(), handle.snapshot().aborted), (2, 2), "at once, and not when the exchange is over");
-        go_on.notify_one();
-        recorded.notified().await;
-        handle.abort();
-        assert_eq!(handle.snapshot().aborted, 3, "a second abort finds what came after the first");
-        go_on.notify_one();
-    };
-    let (response, ()) = tokio::join!(service.oneshot(Request::new(())), steps);
-    drop(response);
+async fn events_that_are_tracked_after_an_abort_and_before_the_end_of_their_exchange_run() {
+    let handle = without_quiet_period();
+    let request = TestExchange::new(&handle);
+    request.events().track("before", async {}).unwrap();
+    handle.abort();
+    assert_eq!((handle.snapshot().ended.aborted, handle.snapshot().pending), (1, 0));
+    request.events().track("after", async {}).unwrap();
+    request.end(Exchange::new(Outcome::Complete));
     let report = drain(&handle).await;
-    assert_eq!((report.endings.aborted, report.endings.completed), (3, 1));
-}
-
-#[tokio::test(start_paused = true)]
-async fn each_has_its_own_time_limit() {
-    let limit = Duration::from_secs(5);
-    let handle = TrackEventsHandle::builder().settle(Duration::ZERO).event_timeout(limit).build().unwrap();
-    exchange(&handle, |events| {
-        events.track("slow", tokio::time::sleep(Duration::from_secs(9))).unwrap();
-        events.track("quick", tokio::time::sleep(Duration::from_secs(3))).unwrap();
-        events.track("slow", pending::<()>()).unwrap();
-    })
-    .await;
-    let report = drain(&handle).await;
-    assert_eq!((report.endings.timed_out, report.endings.completed, report.elapsed.as_secs()), (2, 1, 5));
+    assert_eq!((report.ended.aborted, report.ended.completed), (1, 1));
 }
 
 #[test]
-fn a_runtime_that_is_dropped_aborts_those_that_were_not_polled() {
-    let handle = unsettled();
-    let dropped = Counter::default();
+fn a_runtime_that_is_dropped_aborts_the_events_of_a_response_that_have_started_and_those_that_have_not() {
+    let handle = without_quiet_period();
     let runtime = runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(exchange(&handle, |events| {
-        for _ in 0..3 {
-            let held = OnDrop::counting(&dropped);
-            events.track("never", async move { drop(held) }).unwrap();
-        }
-    }));
-    assert_eq!((dropped.get(), handle.snapshot().pending), (0, 3));
+    let late = runtime.block_on(async {
+        exchange(&handle, |events| (0..3).for_each(|_| events.track("started", pending::<()>()).unwrap())).await;
+        run_tasks().await;
+        let late = TestExchange::new(&handle);
+        late.events().track("not started", async {}).unwrap();
+        late
+    });
     drop(runtime);
-    assert_eq!((dropped.get(), handle.snapshot().aborted), (3, 3));
+    late.end(Exchange::new(Outcome::Complete));
+    let now = handle.snapshot();
+    assert_eq!((now.ended.aborted, now.pending), (4, 0));
 }
 
 #[tokio::test]
-async fn one_that_is_done_is_no_longer_waited_for_while_another_is_being_polled() {
-    let handle = unsettled();
-    let seen = Arc::new(Mutex::new(Endings::default()));
+async fn one_that_is_always_ready_leaves_the_others_a_turn() {
+    let handle = without_quiet_period();
+    let semaphore = Arc::new(Semaphore::new(1));
+    let stop = Arc::new(Semaphore::new(0));
     exchange(&handle, |events| {
-        let (watched, seen) = (handle.clone(), Arc::clone(&seen));
-        events.track("first", async {}).unwrap();
+        let (greedy, stopped) = (Arc::clone(&semaphore), Arc::clone(&stop));
+        // It uses up the budget of its task in every poll.
         events
-            .track("second", async move {
-                let now = watched.snapshot();
-                assert_eq!(now.pending, 1, "it is pending itself");
-                seen.lock().unwrap().completed = now.completed;
+            .track("greedy", async move {
+                while stopped.try_acquire().is_err() {
+                    drop(greedy.acquire().await);
+                }
+            })
+            .unwrap();
+        let (semaphore, stop) = (Arc::clone(&semaphore), Arc::clone(&stop));
+        events
+            .track("next", async move {
+                drop(semaphore.acquire().await);
+                stop.add_permits(1);
             })
             .unwrap();
     })
     .await;
-    drain(&handle).await;
-    assert_eq!(seen.lock().unwrap().completed, 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_event_that_waits_for_its_request_is_as_old_as_its_record() {
-    let handle = unsettled();
-    let (answer, answered) = oneshot::channel::<()>();
-    let answered = Mutex::new(Some(answered));
-    let service = TrackEventsLayer::new(handle.clone()).layer(service_fn(|request: Request<()>| {
-        let events = Events::from_extensions(request.extensions()).unwrap().clone();
-        let answered = answered.lock().unwrap().take().unwrap();
-        async move {
-            events.track("at once", async {}).unwrap();
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            events.track("later", async {}).unwrap();
-            drop(answered.await);
-            Ok::<_, Infallible>(Response::new(Script::empty()))
-        }
-    }));
-    let look = async {
-        tokio::time::sleep(Duration::from_secs(10)).await;
-        let Err(DrainError::CutShort(unfinished)) = handle.drain(Duration::ZERO).await else {
-            panic!("a request is open");
-        };
-        let mut ages: Vec<_> = unfinished.events.iter().map(|event| (event.name, event.oldest.as_secs())).collect();
-        ages.sort();
-        assert_eq!(ages, [("at once", 10), ("later", 7)]);
-        drop(answer);
-    };
-    let (response, ()) = tokio::join!(service.oneshot(Request::new(())), look);
-    drop(response);
-    drain(&handle).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn of_events_that_were_not_polled_a_few_have_one_reading_of_the_clock() {
-    let undriven = runtime::Builder::new_current_thread().build().unwrap();
-    let handle =
-        TrackEventsHandle::builder().settle(Duration::ZERO).runtime(undriven.handle().clone()).build().unwrap();
-    let second = Duration::from_secs(1);
-    handle.track("first", async {}).unwrap();
-    for _ in 0..63 {
-        tokio::time::advance(second).await;
-        handle.track("as old as the first", async {}).unwrap();
-    }
-    tokio::time::advance(second).await;
-    handle.track("has its own", async {}).unwrap();
-    tokio::time::advance(second).await;
-    let Err(DrainError::CutShort(unfinished)) = handle.drain(Duration::ZERO).await else { panic!("65 are pending") };
-    let mut ages: Vec<_> = unfinished.events.iter().map(|event| (event.name, event.oldest.as_secs())).collect();
-    ages.sort();
-    assert_eq!(ages, [("as old as the first", 65), ("first", 65), ("has its own", 1)]);
-    undriven.shutdown_background();
-    assert_eq!(handle.snapshot().aborted, 65);
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_event_that_starts_when_the_others_wait_or_have_ended_has_an_age_of_its_own() {
-    let handle = unsettled();
-    let mut expected = Vec::new();
-    for (name, age) in [("first", 2), ("second", 1), ("third", 0)] {
-        handle.track("ends", async {}).unwrap();
-        settle().await;
-        tokio::time::advance(Duration::from_secs(1)).await;
-        handle.track(name, pending::<()>()).unwrap();
-        settle().await;
-        expected.push((name, age));
-    }
-    let Err(DrainError::CutShort(unfinished)) = handle.drain(Duration::ZERO).await else { panic!("three are pending") };
-    let ages: Vec<_> = unfinished.events.iter().map(|event| (event.name, event.oldest.as_secs())).collect();
-    assert_eq!(ages, expected);
-    handle.abort();
-    drain(&handle).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_asks_for_the_facts_has_the_times_whoever_recorded_before() {
-    let handle = unsettled();
-    let times = Arc::new(Mutex::new(None));
-    let kept = Arc::new(Mutex::new(None));
-    let mut service = TrackEventsLayer::new(handle.clone()).layer(service_fn(|request: Request<()>| {
-        let events = Events::from_extensions(request.extensions()).unwrap().clone();
-        events.track("plain", async {}).unwrap();
-        *kept.lock().unwrap() = Some(events);
-        async {
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            Ok::<_, Infallible>(Response::new(Script::empty()))
-        }
-    }));
-    let response = service.call(Request::new(())).await.unwrap();
-    tokio::time::advance(Duration::from_secs(3)).await;
-    let events: Events = kept.lock().unwrap().take().unwrap();
-    let told = Arc::clone(&times);
-    let tell = move |exchange: Exchange| async move {
-        *told.lock().unwrap() = Some((exchange.time_to_head.unwrap().as_secs(), exchange.elapsed.as_secs()));
-    };
-    events.track_with("asks", tell).unwrap();
-    drop(events);
-    drop(response);
-    drain(&handle).await;
-    assert_eq!(*times.lock().unwrap(), Some((2, 5)));
-}
-
-/// The first one blocks its thread until the last one has run.
-fn first_blocks_for_the_last(count: usize, track: impl Fn(Pin<Box<dyn Future<Output = ()> + Send>>)) {
-    let (tell, told) = mpsc::channel();
-    let told = Mutex::new(told);
-    track(Box::pin(async move {
-        told.lock().unwrap().recv_timeout(Duration::from_secs(20)).expect("the others run meanwhile");
-    }));
-    for number in 1..count {
-        let tell = (number == count - 1).then(|| tell.clone());
-        track(Box::pin(async move { tell.into_iter().for_each(|tell| tell.send(()).unwrap()) }));
-    }
+    assert_eq!(drain(&handle).await.ended.completed, 2);
 }
 
 #[tokio::test]
-async fn on_one_thread_those_that_do_not_wait_have_one_task() {
-    let handle = unsettled();
-    let metrics = runtime::Handle::current().metrics();
-    let before = metrics.num_alive_tasks();
-    for _ in 0..100 {
-        handle.track("ready", async {}).unwrap();
-    }
-    assert_eq!(metrics.num_alive_tasks() - before, 1);
-    assert_eq!(drain(&handle).await.endings.completed, 100);
-    assert_eq!(metrics.num_alive_tasks(), before);
-}
-
-#[tokio::test]
-async fn on_one_thread_a_task_that_polls_many_leaves_a_turn_to_others() {
-    let handle = unsettled();
-    for _ in 0..100 {
-        handle.track("ready", async {}).unwrap();
-    }
-    let seen = handle.clone();
-    let completed = tokio::spawn(async move { seen.snapshot().completed }).await.unwrap();
-    assert!((1..100).contains(&completed), "{completed} have completed before another task had its turn");
-    assert_eq!(drain(&handle).await.endings.completed, 100);
-}
-
-#[test]
-fn a_runtime_that_is_dropped_aborts_those_whose_task_was_coming_back() {
-    let handle = unsettled();
-    // A turn for one task, and then one for what is blocked on.
-    let runtime = runtime::Builder::new_current_thread().event_interval(1).build().unwrap();
-    runtime.block_on(async {
-        for _ in 0..100 {
-            handle.track("ready", async {}).unwrap();
-        }
-        tokio::task::yield_now().await;
-    });
-    drop(runtime);
-    let now = handle.snapshot();
-    assert!(now.completed > 0 && now.aborted > 0, "{now:?}");
-    assert_eq!((now.completed + now.aborted, now.pending), (100, 0));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_blocks_its_thread_does_not_hold_up_the_others() {
-    for count in [2, 3, 16, 17, 100] {
-        let handle = unsettled();
-        let tracking = handle.clone();
-        // From a task, whose thread polls next what it has spawned last.
-        let task = async move {
-            first_blocks_for_the_last(count, |event| tracking.track("tracked", event).unwrap());
-        };
-        tokio::spawn(task).await.unwrap();
-        let report = drain(&handle).await;
-        assert_eq!((report.endings.completed, report.endings.wrong()), (count as u64, 0), "of {count}");
-    }
-}
-
-/// Each blocks its thread until all of them have begun; false if they have not in time.
-struct Meeting {
-    expected: usize,
-    begun: Mutex<usize>,
-    all_have: Condvar,
-}
-
-impl Meeting {
-    fn of(expected: usize) -> Arc<Self> {
-        Arc::new(Self { expected, begun: Mutex::new(0), all_have: Condvar::new() })
-    }
-
-    fn join(&self) -> Result<(), &'static str> {
-        let mut begun = self.begun.lock().unwrap();
-        *begun += 1;
-        self.all_have.notify_all();
-        let limit = Duration::from_secs(20);
-        let wait = self.all_have.wait_timeout_while(begun, limit, |begun| *begun < self.expected);
-        if wait.unwrap().1.timed_out() { Err("one waits for another that is being polled") } else { Ok(()) }
-    }
-}
-
-#[test]
-fn as_many_that_block_run_at_once_as_there_are_threads() {
-    for count in [3, 4, 8] {
-        let runtime = runtime::Builder::new_multi_thread().worker_threads(8).enable_all().build().unwrap();
-        for of_exchange in [false, true] {
-            for from_worker in [false, true] {
-                let (handle, meeting) = (unsettled(), Meeting::of(count));
-                let tracking = handle.clone();
-                let track_all = async move {
-                    let events =
-                        || (0..count).map(|_| Arc::clone(&meeting)).map(|meeting| async move { meeting.join() });
-                    if of_exchange {
-                        exchange(&tracking, |exchange| {
-                            events().for_each(|event| exchange.track("meets", event).unwrap());
-                        })
-                        .await;
-                    } else {
-                        events().for_each(|event| tracking.track("meets", event).unwrap());
-                    }
-                };
-                if from_worker {
-                    runtime.block_on(runtime.spawn(track_all)).unwrap();
-                } else {
-                    runtime.block_on(track_all);
-                }
-                let report = runtime.block_on(drain(&handle));
-                assert_eq!((report.endings.completed, report.endings.wrong()), (count as u64, 0), "{report}");
-            }
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_blocks_does_not_hold_up_what_the_one_before_it_has_woken() {
-    let handle = unsettled();
-    let woken = Arc::new(Notify::new());
-    let (begun, has_begun) = oneshot::channel();
-    let (tell, told) = mpsc::channel();
-    let (waiting, waking) = (Arc::clone(&woken), Arc::clone(&woken));
-    handle
-        .track("waits", async move {
-            let notified = waiting.notified();
-            begun.send(()).unwrap();
-            notified.await;
-            tell.send(()).unwrap();
-        })
-        .unwrap();
-    has_begun.await.unwrap();
-    let tracking = handle.clone();
-    let task = async move {
-        tracking.track("wakes", async move { waking.notify_one() }).unwrap();
-        let blocks =
-            async move { told.recv_timeout(Duration::from_secs(20)).map_err(|_| "the woken one runs meanwhile") };
-        tracking.track("blocks", blocks).unwrap();
-    };
-    tokio::spawn(task).await.unwrap();
-    let report = drain(&handle).await;
-    assert_eq!((report.endings.completed, report.endings.wrong()), (3, 0), "{report}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_blocks_does_not_hold_up_what_the_one_before_it_has_spawned() {
-    let handle = unsettled();
-    let (tell, told) = mpsc::channel();
-    let tracking = handle.clone();
-    let task = async move {
-        let spawns = async move { drop(tokio::spawn(async move { tell.send(()).unwrap() })) };
-        tracking.track("spawns", spawns).unwrap();
-        let blocks = async move { told.recv_timeout(Duration::from_secs(20)).map_err(|_| "the task runs meanwhile") };
-        tracking.track("blocks", blocks).unwrap();
-    };
-    tokio::spawn(task).await.unwrap();
-    let report = drain(&handle).await;
-    assert_eq!((report.endings.completed, report.endings.wrong()), (2, 0), "{report}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_of_an_exchange_that_blocks_its_thread_does_not_hold_up_the_others() {
-    for count in [2, 4, 40] {
-        let handle = unsettled();
-        let exchanging = handle.clone();
-        let task = async move {
-            exchange(&exchanging, |events| {
-                first_blocks_for_the_last(count, |event| events.track("recorded", event).unwrap());
-            })
-            .await;
-        };
-        tokio::spawn(task).await.unwrap();
-        let report = drain(&handle).await;
-        assert_eq!((report.endings.completed, report.endings.wrong()), (count as u64, 0), "of {count}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_an_event_has_tracked_and_that_blocks_does_not_hold_up_the_next() {
-    let handle = unsettled();
-    let tracking = handle.clone();
-    let task = async move {
-        let inner = tracking.clone();
-        let first = async move { first_blocks_for_the_last(2, |event| inner.track("tracked", event).unwrap()) };
-        tracking.track("tracks", first).unwrap();
-    };
-    tokio::spawn(task).await.unwrap();
-    let report = drain(&handle).await;
-    assert_eq!((report.endings.completed, report.endings.wrong()), (3, 0));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_starts_on_another_thread_is_not_left_to_the_one_that_is_blocked() {
-    let handle = unsettled();
-    let (begun, has_begun) = oneshot::channel();
-    let (tell, told) = mpsc::channel();
-    let tracking = handle.clone();
-    let task = async move {
-        let inner = tracking.clone();
-        // Its thread has spawned the task that is on its way to the second event, and takes that event itself.
-        let first = async move {
-            let recorded = Events::detached(&inner);
-            recorded.events().track("recorded", async move { tell.send(()).unwrap() }).unwrap();
-            let second = async move {
-                begun.send(recorded).map_err(drop).unwrap();
-                told.recv_timeout(Duration::from_secs(20)).map_err(|_| "the recorded one runs meanwhile")
-            };
-            inner.track("blocks", second).unwrap();
-        };
-        tracking.track("first", first).unwrap();
-    };
-    tokio::spawn(task).await.unwrap();
-    has_begun.await.unwrap().end(Exchange::new(Outcome::Complete));
-    let report = drain(&handle).await;
-    assert_eq!((report.endings.completed, report.endings.wrong()), (3, 0), "{report}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn those_that_a_task_has_tracked_do_not_wait_until_it_lets_its_thread_go() {
-    let handle = unsettled();
-    let tracking = handle.clone();
-    let task = async move {
-        let (tell, told) = mpsc::channel();
-        tracking.track("tells", async move { tell.send(()).unwrap() }).unwrap();
-        tracking.track("another", async {}).unwrap();
-        told.recv_timeout(Duration::from_secs(20)).expect("it runs meanwhile");
-    };
-    tokio::spawn(task).await.unwrap();
-    assert_eq!(drain(&handle).await.endings.completed, 2);
-}
-
-#[tokio::test]
-async fn one_that_uses_up_the_turn_of_its_task_leaves_the_next_its_own() {
-    let handle = unsettled();
+async fn one_of_the_handle_that_uses_up_the_budget_of_its_task_leaves_the_next_its_own() {
+    let handle = without_quiet_period();
     let semaphore = Arc::new(Semaphore::new(1));
     let greedy = Arc::clone(&semaphore);
     handle
@@ -544,27 +258,104 @@ async fn one_that_uses_up_the_turn_of_its_task_leaves_the_next_its_own() {
         })
         .unwrap();
     handle.track("next", async move { semaphore.acquire().now_or_never().map(drop).ok_or("it is free") }).unwrap();
-    assert_eq!(drain(&handle).await.endings.completed, 2);
+    assert_eq!(drain(&handle).await.ended.completed, 2);
 }
 
 #[test]
-fn those_of_another_runtime_begin_in_the_order_in_which_they_were_recorded() {
-    let (home, other) = (runtime::Builder::new_current_thread(), runtime::Builder::new_multi_thread());
-    let [home, other] = [home, other].map(|mut runtime| runtime.worker_threads(1).enable_all().build().unwrap());
-    let handle = unsettled();
-    home.block_on(async { handle.track("at home", async {}).unwrap() });
+fn events_of_a_response_run_on_the_runtime_on_which_each_was_tracked() {
+    let runtimes = [1, 1]
+        .map(|workers| runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap());
+    let handle = without_quiet_period();
     let order = Arc::new(Mutex::new(Vec::new()));
-    let (detached, recording) = (Events::detached(&handle), Arc::clone(&order));
-    let ends = other.spawn(async move {
-        for number in 0..5 {
-            let order = Arc::clone(&recording);
-            let event = async move { order.lock().unwrap().push((number, runtime::Handle::current().id())) };
-            detached.events().track("elsewhere", event).unwrap();
+    let request = TestExchange::new(&handle);
+    for number in 0..6 {
+        let order = Arc::clone(&order);
+        let _entered = runtimes[number % 2].enter();
+        let event = async move { order.lock().unwrap().push((number, runtime::Handle::current().id())) };
+        request.events().track("elsewhere", event).unwrap();
+    }
+    // The body is dropped on a thread without a runtime.
+    std::thread::spawn(move || request.end(Exchange::new(Outcome::Complete))).join().unwrap();
+    runtimes[0].block_on(drain(&handle));
+    let order = order.lock().unwrap();
+    for (index, runtime) in runtimes.iter().enumerate() {
+        let there: Vec<_> =
+            order.iter().filter(|(_, id)| *id == runtime.handle().id()).map(|(number, _)| *number).collect();
+        assert_eq!(there, [index, index + 2, index + 4]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_is_as_old_as_its_start_once_it_runs() {
+    let handle = without_quiet_period();
+    let request = TestExchange::new(&handle);
+    request.events().track("one", pending::<()>()).unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    request.events().track("two", pending::<()>()).unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let ages = |error: DrainError| {
+        let report = error.report().unwrap();
+        assert_eq!(open_events(report).len(), 2);
+        let events = report.open.iter().filter(|item| item.kind != OpenKind::Request);
+        events.map(|item| (item.kind, item.oldest.as_secs())).collect::<Vec<_>>()
+    };
+    let waiting = handle.drain(Duration::ZERO).await.unwrap_err();
+    assert_eq!(ages(waiting), [(OpenKind::WaitingEvent, 2), (OpenKind::WaitingEvent, 2)]);
+    request.end(Exchange::new(Outcome::Complete));
+    run_tasks().await;
+    tokio::time::advance(Duration::from_secs(3)).await;
+    let running = handle.drain(Duration::ZERO).await.unwrap_err();
+    assert_eq!(ages(running), [(OpenKind::RunningEvent, 3), (OpenKind::RunningEvent, 3)]);
+    handle.abort();
+    drain(&handle).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_tracked_late_gets_the_times_of_its_exchange() {
+    let handle = without_quiet_period();
+    let times = Arc::new(Mutex::new(None));
+    let kept = Arc::new(Mutex::new(None));
+    let mut service = TrackEventsLayer::new(handle.clone()).layer(service_fn(|request: Request<()>| {
+        let events = Events::from_extensions(request.extensions()).unwrap().clone();
+        *kept.lock().unwrap() = Some(events);
+        async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            Ok::<_, Infallible>(Response::new(Script::empty()))
         }
-        detached.end(Exchange::new(Outcome::Complete));
-    });
-    other.block_on(ends).unwrap();
-    home.block_on(drain(&handle));
-    let expected: Vec<_> = (0..5).map(|number| (number, other.handle().id())).collect();
-    assert_eq!(*order.lock().unwrap(), expected);
+    }));
+    let response = service.call(Request::new(())).await.unwrap();
+    tokio::time::advance(Duration::from_secs(3)).await;
+    let events: Events = kept.lock().unwrap().take().unwrap();
+    drop(response);
+    let seen = Arc::clone(&times);
+    let see = move |exchange: Exchange| async move {
+        *seen.lock().unwrap() = Some((exchange.time_to_head.unwrap().as_secs(), exchange.elapsed.as_secs()));
+    };
+    events.track_with("late", see).unwrap();
+    drop(events);
+    drain(&handle).await;
+    assert_eq!(*times.lock().unwrap(), Some((2, 5)));
+}
+
+#[tokio::test]
+async fn an_event_may_be_polled_by_hand_in_any_order_after_its_first_poll() {
+    let handle = without_quiet_period();
+    let polls = Arc::new(Mutex::new(Vec::new()));
+    exchange(&handle, |events| {
+        for number in 0..3 {
+            let (polls, mut left) = (Arc::clone(&polls), 3);
+            let event = poll_fn(move |cx| {
+                polls.lock().unwrap().push(number);
+                left -= 1;
+                cx.waker().wake_by_ref();
+                if left == 0 { Poll::Ready(()) } else { Poll::Pending }
+            });
+            events.track("polled", event).unwrap();
+        }
+    })
+    .await;
+    drain(&handle).await;
+    let polls = polls.lock().unwrap();
+    assert_eq!(polls[..3], [0, 1, 2]);
+    assert_eq!(polls.len(), 9);
 }

@@ -88,7 +88,7 @@ impl Setting {
 
     fn sink(self) -> f64 {
         self.time(|| async move {
-            let handle = TrackEventsHandle::builder().settle(Duration::ZERO).build().expect("valid settings");
+            let handle = TrackEventsHandle::builder().quiet_period(Duration::ZERO).build().expect("valid settings");
             let sink = |batch: Batch<Value>| async move {
                 black_box(&batch[..]);
                 Ok::<_, &str>(())
@@ -96,7 +96,7 @@ impl Setting {
             let sender = handle.sink("bench", sink).capacity(VALUES).build().expect("valid settings");
             self.send_all(move || sender.send(black_box([7; 64])).expect("there is room")).await;
             let report = handle.drain(Duration::MAX).await.expect("all is delivered");
-            assert_eq!(report.endings.completed, VALUES as u64);
+            assert_eq!(report.ended.completed, VALUES as u64);
         })
     }
 

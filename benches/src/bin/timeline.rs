@@ -33,7 +33,7 @@ const BARS: [Bar; 6] = [
     Bar { row: 2, from: 30, to: 66, colour: REQUEST, text: "still being answered", text_colour: INK },
     Bar { row: 3, from: 66, to: 82, colour: EVENT, text: "order.created", text_colour: "#ffffff" },
     Bar { row: 4, from: 56, to: 82, colour: DRAIN, text: "waits for both", text_colour: INK },
-    Bar { row: 4, from: 82, to: 90, colour: "#bcccdc", text: "settles", text_colour: INK },
+    Bar { row: 4, from: 82, to: 90, colour: "#bcccdc", text: "quiet", text_colour: INK },
 ];
 
 /// When, what, on which line above the rows, and where its text is from there.
@@ -89,7 +89,7 @@ fn draw() -> Result<String, std::fmt::Error> {
         (x + 18, y),
         "start",
         INK,
-        "events.track(..): accepted or refused here and now, started when the response is over",
+        "events.track(..): accepted or rejected at once, started when the response is over",
     )?;
     text(
         &mut svg,

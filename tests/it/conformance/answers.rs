@@ -1,4 +1,4 @@
-//! The handler of every case: one answer each.
+//! The handler of each case: one answer each.
 
 use std::{fs, io, path::PathBuf, sync::LazyLock};
 
@@ -37,7 +37,7 @@ pub(super) enum Answer {
     BodyPanics,
     Panics,
     ServiceFails,
-    /// There is no response, ever.
+    /// There is never a response.
     Never,
     /// A stream that never has a frame.
     Idle,
@@ -52,7 +52,7 @@ pub(super) enum Answer {
     Connect,
 }
 
-/// A panic that is part of a case, and that is not worth a backtrace.
+/// A panic that is part of a case, without a backtrace.
 pub(super) fn panic() -> ! {
     std::panic::resume_unwind(Box::new("part of the case"))
 }
@@ -60,7 +60,7 @@ pub(super) fn panic() -> ! {
 const TEXT: &[u8; 100] = &[b'a'; 100];
 
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
-    // One for each run of the tests: its time and tag are compared, and two runs may be under way.
+    // One file for each run of the tests: its time and tag are compared, and two runs may be concurrent.
     let name = format!("conformance-{}.txt", std::process::id());
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::write(&path, TEXT).expect("the target folder can be written");
@@ -68,7 +68,7 @@ static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
 });
 
 impl Answer {
-    /// Answers a request; `started` is told that the handler runs.
+    /// Answers a request; adds a permit to `started` when the handler runs.
     pub(super) async fn give(self, started: &Semaphore, request: Request<Body>) -> Result<Response<Body>, BoxError> {
         started.add_permits(1);
         let response = Response::builder();

@@ -1,4 +1,4 @@
-//! The table: every way a response can end, as data.
+//! The table of cases: every way a response can end.
 
 use tower_track_events::Outcome::{self, *};
 
@@ -12,26 +12,26 @@ use super::{
     },
 };
 
-/// One exchange, or several of the same kind, and what the layer must say of it.
+/// One exchange, or several of the same kind, and its expected facts.
 pub(super) struct Case {
     pub(super) name: &'static str,
     pub(super) request: Request,
     pub(super) answer: Answer,
     pub(super) stack: Stack,
-    /// How many exchanges the layer sees: none if a middleware around it answers in its stead.
+    /// How many exchanges the layer sees: none if a middleware outside of it answers.
     pub(super) exchanges: usize,
-    /// `None` where the case cannot be.
+    /// `None` if the case is impossible on this version.
     pub(super) http1: Option<End>,
     pub(super) http2: Option<End>,
-    /// Why the two differ, or where they are not what one would expect.
+    /// Why the two versions differ, or what is unexpected.
     pub(super) note: &'static str,
-    /// Empty: all of them.
+    /// The servers that it runs on; empty for all.
     pub(super) servers: &'static [Server],
-    /// What one server does differently.
+    /// The difference of one server.
     pub(super) except: Option<Exception>,
 }
 
-/// What one server does differently on one version, in place of the row's own end.
+/// The end on one server and one version, where it differs from the row's.
 pub(super) struct Exception {
     pub(super) server: Server,
     pub(super) version: Version,
@@ -45,7 +45,7 @@ pub(super) enum Version {
     Http2,
 }
 
-/// What an event is told of its exchange.
+/// The facts that an event gets.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct End {
     pub(super) outcome: Outcome,
@@ -56,7 +56,7 @@ pub(super) struct End {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Bytes {
     Exactly(u64),
-    /// Some, but fewer: the rest depends on a compressor.
+    /// At least one and fewer than this: the number depends on a compressor.
     Below(u64),
 }
 
@@ -161,7 +161,7 @@ pub(super) fn cases() -> Vec<Case> {
         case("204", Status(204), end(Complete, 204, 0)),
         case("304", Status(304), end(Complete, 304, 0)),
         case("103 as the only answer", Status(103), end(Complete, 103, 0))
-            .note("hyper cannot send it: the client sees 500 or nothing, which no layer is told"),
+            .note("hyper cannot send it: the client sees 500 or nothing, which a layer cannot see"),
         case("204 that carries a body", FullWith(204), end(Complete, 204, 0))
             .on_http2(end(Complete, 204, 5), "on HTTP/1 the body is never polled, on HTTP/2 it is sent"),
         case("304 that carries a body", FullWith(304), end(Complete, 304, 0))
@@ -215,7 +215,7 @@ pub(super) fn cases() -> Vec<Case> {
         case("client leaves in the middle", Stalls, end(Aborted, 200, 5)).client(LeavesMidBody),
         case("client leaves a declared length in the middle", StallsDeclared, end(Aborted, 200, 5))
             .client(LeavesMidBody),
-        // --- connections that are handed over
+        // --- upgrades
         case("101 upgrade", Upgrade, end(Upgraded, 101, 0))
             .header("connection", "upgrade")
             .header("upgrade", "echo")

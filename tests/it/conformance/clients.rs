@@ -1,4 +1,4 @@
-//! Clients that write down all they see, on HTTP/1 byte by byte.
+//! Clients that keep everything they receive, on HTTP/1 byte by byte.
 
 use std::{fmt::Write as _, net::SocketAddr};
 
@@ -20,7 +20,7 @@ pub(super) struct Request {
     pub(super) client: Client,
 }
 
-/// What the client does.
+/// The behaviour of the client.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Client {
     /// It reads to the end.
@@ -48,7 +48,7 @@ async fn wait_for(count: u32, started: &Semaphore) {
     started.acquire_many(count).await.expect("nobody closes it").forget();
 }
 
-/// Sends a request on HTTP/1 and gives what the server sent, but for the date; nothing if the client left.
+/// Sends a request on HTTP/1 and returns the response without its date; an empty text if the client left.
 pub(super) async fn http1(address: SocketAddr, request: &Request, started: &Semaphore) -> String {
     let mut socket = TcpStream::connect(address).await.expect("the server listens");
     socket.write_all(head(address, request).as_bytes()).await.expect("the server reads");
@@ -92,8 +92,8 @@ async fn read_until(socket: &mut TcpStream, seen: &mut Vec<u8>, end: &[u8]) {
     }
 }
 
-/// Sends a request on HTTP/2 and gives what the server sent, but for the date and the size of its frames; nothing if
-/// the client left.
+/// Sends a request on HTTP/2 and returns the response without its date and the size of its frames; an empty text if the
+/// client left.
 pub(super) async fn http2(address: SocketAddr, request: &Request, started: &Semaphore) -> String {
     let socket = TcpStream::connect(address).await.expect("the server listens");
     let (mut requests, connection) = client::handshake(socket).await.expect("the server speaks HTTP/2");
@@ -152,7 +152,7 @@ async fn receive((response, mut stream): Stream, request: &Request, started: &Se
     format!("{seen}{}[end, trailers: {trailers:?}]", data.escape_ascii())
 }
 
-/// A connection whose streams all have a handler at work. It closes its socket without a word when it is dropped.
+/// A connection whose streams all have a running handler. It closes its socket abruptly on drop.
 pub(super) struct Streams {
     connection: JoinHandle<()>,
     _streams: Vec<Stream>,
@@ -169,14 +169,14 @@ pub(super) async fn open_streams(address: SocketAddr, request: &Request, count: 
     let (mut requests, connection) = client::handshake(socket).await.expect("the server speaks HTTP/2");
     let streams = (0..count).map(|_| send(&mut requests, address, request)).collect();
     let connection = tokio::spawn(async {
-        // The error of a connection that is cut is part of the test.
+        // The test closes the connection, so an error is expected.
         let _ = connection.await;
     });
     wait_for(count, started).await;
     Streams { connection, _streams: streams }
 }
 
-/// A reset overtakes what the server has queued, even the head: how much of that arrived before it is chance.
+/// A reset discards frames that the server has queued, even the head, so how much arrives before it is random.
 fn reset(error: h2::Error) -> String {
     format!("[{:?}]", error.reason())
 }

@@ -1,4 +1,4 @@
-//! The table for tonic: where the answer of a call is in the headers, in the trailers, or nowhere.
+//! The table for tonic: calls whose status is in the headers, in the trailers, or missing.
 
 use std::{net::SocketAddr, pin::Pin, sync::Arc};
 
@@ -27,16 +27,16 @@ use super::{
     servers::Running,
 };
 
-/// One call, and what the layer must say of its exchange.
+/// One call, and the expected facts of its exchange.
 pub(super) struct Call {
     pub(super) name: &'static str,
     method: &'static str,
-    /// The name of the service whose health is asked for: what the answer is to be.
+    /// The name of the service in the request, which selects the answer.
     answer: &'static str,
     header: Option<(&'static str, &'static str)>,
     client: Client,
     pub(super) outcome: Outcome,
-    /// There is no head without a status of 200.
+    /// Whether there is a response; its status is always 200.
     pub(super) answered: bool,
     pub(super) grpc_status: Option<Code>,
     pub(super) bytes: u64,
@@ -58,8 +58,8 @@ pub(super) fn calls() -> Vec<Call> {
         Call { grpc_status: Some(Code::NotFound), ..unary("error", "error of a handler: trailers-only") },
         Call {
             grpc_status: Some(Code::Unauthenticated),
-            header: Some(("refuse", "yes")),
-            ..unary("one", "refused by an interceptor: trailers-only")
+            header: Some(("reject", "yes")),
+            ..unary("one", "rejected by an interceptor: trailers-only")
         },
         Call { method: "Nonsense", grpc_status: Some(Code::Unimplemented), ..unary("", "a method that is not there") },
         Call { bytes: 2 * MESSAGE, ..streaming("two", "server streaming") },
@@ -125,7 +125,7 @@ fn message(service: &str) -> Bytes {
     message.freeze()
 }
 
-/// Answers what it is asked for.
+/// Answers as the request selects.
 struct Scripted {
     started: Arc<Semaphore>,
 }
@@ -171,7 +171,7 @@ impl Health for Scripted {
     }
 }
 
-/// Starts tonic, with the layer where its users put it.
+/// Starts tonic, with the layer at its usual position.
 pub(super) async fn start(layer: Option<TrackEventsLayer>, started: Arc<Semaphore>) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
     let address: SocketAddr = listener.local_addr().expect("a bound listener has an address");
@@ -179,8 +179,8 @@ pub(super) async fn start(layer: Option<TrackEventsLayer>, started: Arc<Semaphor
     let returned = tokio::spawn(async move {
         let health =
             HealthServer::with_interceptor(Scripted { started }, |request: tonic::Request<()>| {
-                match request.metadata().get("refuse").map(|value| value.as_encoded_bytes()) {
-                    Some(b"yes") => Err(Status::unauthenticated("refused")),
+                match request.metadata().get("reject").map(|value| value.as_encoded_bytes()) {
+                    Some(b"yes") => Err(Status::unauthenticated("rejected")),
                     _ => Ok(request),
                 }
             });

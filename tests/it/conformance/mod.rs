@@ -1,7 +1,7 @@
 //! One table of cases, run on every server, over real sockets, with the layer and without.
 //!
-//! Each case says how its exchange ends, and that exactly one event fired. What the client sees must be the same with
-//! and without the layer.
+//! Each case expects how its exchange ends, and that exactly one event runs. The client must receive the same bytes with and
+//! without the layer.
 
 mod answers;
 mod cases;
@@ -26,9 +26,9 @@ use self::{
     grpc::Call,
     servers::{App, SERVERS, Server, Stack},
 };
-use crate::support::unsettled;
+use crate::support::without_quiet_period;
 
-/// Far above what anything here takes: reaching it fails the test.
+/// Far longer than any step takes: reaching it fails the test.
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -53,7 +53,7 @@ async fn every_call_ends_on_tonic_as_the_table_says() {
     all_pass(calls.iter().map(|call| named(call.name.to_owned(), run_call(call)))).await;
 }
 
-/// Bounds a run, and gives what was wrong with it.
+/// Limits the time of a run, and returns its error.
 async fn named(name: String, run: impl Future<Output = Result<(), String>>) -> Option<String> {
     match timeout(LIMIT, run).await {
         Ok(Ok(())) => None,
@@ -115,54 +115,54 @@ async fn run_call(call: &Call) -> Result<(), String> {
     Ok(())
 }
 
-/// Visits a server without the layer and with it. The client must see the same, and that many events must fire, each
-/// once; gives what they were told.
+/// Visits a server without the layer and with it. The client must receive the same, and that many events must run, each
+/// once. Returns their exchanges.
 async fn compare(
     visit: impl AsyncFn(Option<TrackEventsLayer>) -> String,
     exchanges: usize,
 ) -> Result<Vec<Exchange>, String> {
-    let handle = unsettled();
-    let (layer, mut told) = telling_layer(&handle);
+    let handle = without_quiet_period();
+    let (layer, mut received) = sending_layer(&handle);
     let (bare, tracked) = (visit(None).await, visit(Some(layer)).await);
     if bare != tracked {
         return Err(format!("the client sees\n{tracked}\ninstead of\n{bare}"));
     }
     let report = handle.drain(LIMIT).await.map_err(|error| error.to_string())?;
     let mut seen = Vec::new();
-    while let Ok(exchange) = told.try_recv() {
+    while let Ok(exchange) = received.try_recv() {
         seen.push(exchange);
     }
     if seen.len() != exchanges || report.accepted != exchanges as u64 || !report.all_completed() {
-        return Err(format!("{exchanges} events were to fire: {seen:?}, {report}"));
+        return Err(format!("{exchanges} events were expected: {seen:?}, {report}"));
     }
     Ok(seen)
 }
 
-/// All streams that are open when their server stops are cut, and each has its event.
+/// The client closes all streams when their server stops, and each has its event.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_http2_streams_cut_at_shutdown_have_an_event_each_on_every_server() {
+async fn a_hundred_http2_streams_closed_at_shutdown_have_an_event_each_on_every_server() {
     let runs = SERVERS.map(|server| {
         let start = async move |layer, started| {
             let (answer, stack) = (Answer::Never, Stack::Plain);
             server.start(App { answer, stack, layer: Some(layer), started }).await
         };
-        named(format!("{server:?}"), cut(clients::Request::get(), start))
+        named(format!("{server:?}"), close_streams(clients::Request::get(), start))
     });
     all_pass(runs).await;
 
     let never = grpc::calls().into_iter().find(|call| call.name == "client cancels before the head");
     let request = never.expect("there is a call that is never answered").request();
-    let tonic = cut(request, async |layer, started| grpc::start(Some(layer), started).await);
+    let tonic = close_streams(request, async |layer, started| grpc::start(Some(layer), started).await);
     all_pass([named("tonic".to_owned(), tonic)]).await;
 }
 
-async fn cut(
+async fn close_streams(
     request: clients::Request,
     start: impl AsyncFnOnce(TrackEventsLayer, Arc<Semaphore>) -> servers::Running,
 ) -> Result<(), String> {
     const STREAMS: u32 = 100;
-    let handle = unsettled();
-    let (layer, mut told) = telling_layer(&handle);
+    let handle = without_quiet_period();
+    let (layer, mut received) = sending_layer(&handle);
     let started = Arc::new(Semaphore::new(0));
     let running = start(layer, Arc::clone(&started)).await;
     let streams = clients::open_streams(running.address, &request, STREAMS, &started).await;
@@ -173,7 +173,7 @@ async fn cut(
     let report = handle.drain(LIMIT).await.map_err(|error| error.to_string())?;
 
     for _ in 0..STREAMS {
-        let exchange = told.try_recv().map_err(|_| format!("an event is missing: {report}"))?;
+        let exchange = received.try_recv().map_err(|_| format!("an event is missing: {report}"))?;
         if exchange.outcome != Outcome::NoResponse {
             return Err(format!("{exchange:?}"));
         }
@@ -192,14 +192,14 @@ fn the_published_tables_are_those_that_were_run() {
     assert_eq!(published, document, "run it again with UPDATE_DOCS=1 to write {path}");
 }
 
-/// A layer with one event, which tells of its exchange.
-fn telling_layer(handle: &TrackEventsHandle) -> (TrackEventsLayer, mpsc::UnboundedReceiver<Exchange>) {
-    let (tell, told) = mpsc::unbounded_channel();
+/// A layer with one event, which sends its exchange to the test.
+fn sending_layer(handle: &TrackEventsHandle) -> (TrackEventsLayer, mpsc::UnboundedReceiver<Exchange>) {
+    let (sender, exchanges) = mpsc::unbounded_channel();
     let layer = TrackEventsLayer::builder(handle.clone())
-        .track("told", move |_request| {
-            let tell = tell.clone();
-            move |exchange| async move { tell.send(exchange).map_err(|_| "nobody listens") }
+        .track("sent", move |_request| {
+            let sender = sender.clone();
+            move |exchange| async move { sender.send(exchange).map_err(|_| "no receiver") }
         })
         .build();
-    (layer, told)
+    (layer, exchanges)
 }

@@ -1,4 +1,4 @@
-//! The servers, each with the layer where its users put it.
+//! The servers, each with the layer at its usual position.
 
 use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -35,7 +35,7 @@ pub(super) enum Server {
 pub(super) const SERVERS: [Server; 5] =
     [Server::Hyper, Server::AxumLayer, Server::AxumRouteLayer, Server::AxumAround, Server::AxumServer];
 
-/// Which middleware there is beside the layer.
+/// The middleware around or inside of the layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Stack {
     Plain,
@@ -54,7 +54,7 @@ pub(super) enum Middle {
     Timeout,
 }
 
-/// Reaching it is what its cases are about: their handlers never answer.
+/// The cases with a timeout reach it: their handlers never answer.
 const TIMEOUT: Duration = Duration::from_millis(5);
 
 fn timeout() -> TimeoutLayer {
@@ -75,14 +75,14 @@ impl Running {
         Self { address, stop, returned }
     }
 
-    /// Tells the server to stop.
+    /// Stops the server.
     pub(super) fn stop(self) -> JoinHandle<()> {
-        self.stop.send(()).expect("the server runs until it is told to stop");
+        self.stop.send(()).expect("the server runs until it is stopped");
         self.returned
     }
 }
 
-/// What the servers are to run.
+/// The application that the servers run.
 #[derive(Clone)]
 pub(super) struct App {
     pub(super) answer: Answer,
@@ -135,7 +135,7 @@ async fn hyper(listener: TcpListener, service: Boxed, stopped: impl Future<Outpu
         let (service, watcher) = (service.clone(), graceful.watcher());
         tokio::spawn(async move {
             let server = auto::Builder::new(TokioExecutor::new());
-            // The error of a connection that was cut is part of the cases.
+            // Some cases close the connection, so errors are expected.
             let _ = watcher.watch(server.serve_connection_with_upgrades(socket, service)).await;
         });
     }

@@ -1,4 +1,4 @@
-//! `examples/axum.rs`: no order is lost when it is told to stop, and what it answers until then.
+//! `examples/axum.rs`: no order is lost when the service stops, and the responses until then.
 
 use std::{
     collections::HashSet,
@@ -30,10 +30,10 @@ use uuid::Uuid;
 
 use super::{Client, End, PATIENCE, Process};
 
-// --- what it promises when it is told to stop ------------------------------------------------------------------------
+// --- when the service stops ------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn no_order_is_lost_when_the_service_is_told_to_stop() {
+async fn no_order_is_lost_when_the_service_stops() {
     const CLIENTS: usize = 8;
     let (mut ended_since_signal, mut written_after_last_answer) = (0, 0);
 
@@ -46,7 +46,7 @@ async fn no_order_is_lost_when_the_service_is_told_to_stop() {
         }
 
         // Each client orders until the service closes its connection. The one that gets answer number `signal_after`
-        // sends the signal, in the midst of the others.
+        // sends the signal, while the others continue.
         let orders = clients.into_iter().map(|mut client| {
             let (shop, posts, answers) = (&shop, &posts, &answers);
             async move {
@@ -81,7 +81,7 @@ async fn no_order_is_lost_when_the_service_is_told_to_stop() {
         written_after_last_answer += rows.len() - written_by_last_answer;
     }
 
-    // Otherwise nothing was pending, and nothing is proved.
+    // Otherwise nothing was pending, and the test proves nothing.
     assert!(ended_since_signal > 0);
     assert!(written_after_last_answer > 0);
 }
@@ -118,8 +118,7 @@ async fn orders_that_cannot_be_written_are_spilled_to_a_file_and_fail_the_proces
     let end = shop.end().await;
 
     assert_eq!(end.code, Some(1), "{end:?}");
-    assert!(end.stderr.contains("(order.created: 1 failed)"), "{end:?}");
-    assert!(end.stderr.contains("last error: no such table: orders"), "{end:?}");
+    assert!(end.stderr.contains("(order.created: 1 failed, last: no such table: orders)"), "{end:?}");
     assert_eq!(end.spilled().iter().map(order_id).collect::<Vec<_>>(), [order_id(&answer)]);
 }
 
@@ -132,9 +131,9 @@ async fn a_store_that_is_back_within_the_limit_gets_every_order() {
     for _ in 0..3 {
         ids.push(order_id(&client.order("book").await.unwrap().1));
     }
-    shop.has_complained("batch not delivered, and will be tried again").await;
+    shop.has_logged("batch not delivered, and will be retried").await;
     shop.kill(Signal::TERM);
-    shop.has_begun_to_drain().await;
+    shop.is_draining().await;
     shop.database().execute_batch("ALTER TABLE away RENAME TO orders").unwrap();
     let end = shop.end().await;
 
@@ -143,12 +142,12 @@ async fn a_store_that_is_back_within_the_limit_gets_every_order() {
 }
 
 #[tokio::test]
-async fn nothing_is_lost_when_nobody_reads_the_output_any_more() {
+async fn nothing_is_lost_after_the_output_is_closed() {
     let mut shop = Shop::open(&[("EVENT_DELAY_MS", "500"), ("DRAIN_LIMIT_MS", "2000")]).await;
     let mut client = Client::connect(shop.addr).await;
     let (_, answer) = client.order("book").await.unwrap();
 
-    // As when Ctrl-C ends the other end of a pipe as well.
+    // As when Ctrl-C ends the process that reads the pipe.
     shop.stdout = None;
     shop.stderr = None;
     shop.kill(Signal::INT);
@@ -159,14 +158,14 @@ async fn nothing_is_lost_when_nobody_reads_the_output_any_more() {
 }
 
 #[tokio::test]
-async fn readiness_is_red_while_draining_and_orders_are_still_taken() {
-    // A tenth of the limit is for load balancers to look away.
+async fn readiness_fails_during_a_drain_and_orders_are_still_accepted() {
+    // For a tenth of the limit the server waits for load balancers.
     let mut shop = Shop::open(&[("DRAIN_LIMIT_MS", "20000")]).await;
     let mut client = Client::connect(shop.addr).await;
     assert_eq!(client.get("/healthz").await.0, StatusCode::OK);
 
     shop.kill(Signal::TERM);
-    shop.has_begun_to_drain().await;
+    shop.is_draining().await;
 
     assert_eq!(client.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
     let mut newcomer = Client::connect(shop.addr).await;
@@ -179,7 +178,7 @@ async fn readiness_is_red_while_draining_and_orders_are_still_taken() {
 }
 
 #[tokio::test]
-async fn a_second_signal_cuts_each_wait_short() {
+async fn a_second_signal_interrupts_each_wait() {
     #[derive(Debug, PartialEq)]
     enum Wait {
         LoadBalancers,
@@ -201,20 +200,20 @@ async fn a_second_signal_cuts_each_wait_short() {
         }
 
         shop.kill(first);
-        shop.has_begun_to_drain().await;
+        shop.is_draining().await;
         if wait != Wait::LoadBalancers {
             client.closed().await;
         }
         if wait == Wait::Events {
-            // Nothing was sent on it, and it goes with the server.
+            // Nothing was sent on it, and the server closes it.
             assert_eq!(half_sent.read(&mut [0]).await.unwrap(), 0);
         }
         shop.kill(second);
-        let cut = Instant::now();
+        let interrupted = Instant::now();
         let end = shop.end().await;
 
         assert_eq!(end.code, Some(1), "{wait:?}: {end:?}");
-        assert!(cut.elapsed() < Duration::from_secs(3), "{wait:?}: {end:?}");
+        assert!(interrupted.elapsed() < Duration::from_secs(3), "{wait:?}: {end:?}");
         assert!(end.stderr.contains("order.created x1 undelivered"), "{wait:?}: {end:?}");
         if wait == Wait::Server {
             assert!(end.stderr.contains("the server was abandoned"), "{wait:?}: {end:?}");
@@ -223,7 +222,7 @@ async fn a_second_signal_cuts_each_wait_short() {
 }
 
 #[tokio::test]
-async fn the_page_shows_what_is_pending_and_the_countdown_of_the_drain() {
+async fn the_page_shows_pending_events_and_the_countdown_of_the_drain() {
     let shop = Shop::open(&[("EVENT_DELAY_MS", "1500"), ("DRAIN_LIMIT_MS", "20000")]).await;
     let mut client = Client::connect(shop.addr).await;
     let page = client.send(Method::GET, "/", "").await.unwrap();
@@ -252,19 +251,19 @@ async fn the_page_shows_what_is_pending_and_the_countdown_of_the_drain() {
         last = state;
     }
     assert!(were_pending);
-    assert_eq!((&last["pending"], &last["completed"]), (&json!(0), &json!(1)), "{last}");
+    assert_eq!((&last["pending"], &last["ended"]["completed"]), (&json!(0), &json!(1)), "{last}");
     let end = shop.end().await;
-    assert_eq!((end.code, end.stderr.as_str()), (Some(0), ""), "the page has ended itself: {end:?}");
+    assert_eq!((end.code, end.stderr.as_str()), (Some(0), ""), "the stream of the page has ended: {end:?}");
 }
 
-/// The states that the page is sent.
+/// The states that are sent to the page.
 struct States {
     body: Incoming,
     read: String,
 }
 
 impl States {
-    /// None when the stream has ended.
+    /// `None` when the stream has ended.
     async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some((event, rest)) = self.read.split_once("\n\n") {
@@ -274,14 +273,14 @@ impl States {
                 return Some(state);
             }
             let frame = timeout(PATIENCE, self.body.frame()).await.expect("the page is kept up to date")?;
-            let data = frame.expect("it is not torn off").into_data().expect("data");
+            let data = frame.expect("it is not aborted").into_data().expect("data");
             self.read.push_str(std::str::from_utf8(&data).expect("names are ASCII"));
         }
     }
 }
 
 #[tokio::test]
-async fn an_endless_stream_ends_itself() {
+async fn an_endless_stream_ends_when_the_drain_begins() {
     let shop = Shop::open(&[("DRAIN_LIMIT_MS", "5000")]).await;
     let mut client = Client::connect(shop.addr).await;
     let mut ticks = client.send(Method::GET, "/ticker", "").await.unwrap().into_body();
@@ -289,7 +288,7 @@ async fn an_endless_stream_ends_itself() {
     assert_eq!(tick, "data: tick\n\n");
 
     shop.kill(Signal::TERM);
-    timeout(PATIENCE, ticks.collect()).await.expect("the stream ends").expect("it is not torn off");
+    timeout(PATIENCE, ticks.collect()).await.expect("the stream ends").expect("it is not aborted");
     let end = shop.end().await;
 
     assert_eq!(end.code, Some(0), "{end:?}");
@@ -297,7 +296,7 @@ async fn an_endless_stream_ends_itself() {
 }
 
 #[tokio::test]
-async fn a_socket_echoes_and_is_closed_with_a_reason() {
+async fn a_websocket_echoes_and_is_closed_with_a_reason() {
     let shop = Shop::open(&[("DRAIN_LIMIT_MS", "5000")]).await;
     let mut socket = connect_socket(&shop).await;
     socket.send(Message::text("hello")).await.unwrap();
@@ -314,19 +313,19 @@ async fn a_socket_echoes_and_is_closed_with_a_reason() {
 }
 
 #[tokio::test]
-async fn a_socket_whose_client_does_not_answer_is_waited_for_until_it_ends_itself() {
+async fn the_drain_waits_for_a_websocket_whose_client_does_not_answer() {
     let shop = Shop::open(&[("DRAIN_LIMIT_MS", "5000")]).await;
     let mut idle = connect_socket(&shop).await;
     idle.send(Message::text("hello")).await.unwrap();
     assert_eq!(next_message(&mut idle).await, Some(Message::text("hello")));
-    // It sends more than fits, and never reads: the echo has to wait for it.
-    let mut deaf = connect_socket(&shop).await;
-    let floods = async { while deaf.send(Message::binary(vec![0; 1 << 20])).await.is_ok() {} };
+    // It sends more than the buffers hold, and never reads: the echo has to wait for it.
+    let mut not_reading = connect_socket(&shop).await;
+    let floods = async { while not_reading.send(Message::binary(vec![0; 1 << 20])).await.is_ok() {} };
     let signalled = Instant::now();
     shop.kill(Signal::TERM);
     let (_, end) = tokio::join!(floods, shop.end());
 
-    // The server has returned by then, since it does not know of the sockets.
+    // The server has returned before, since it does not wait for WebSockets.
     assert!(signalled.elapsed() >= Duration::from_secs(1), "{end:?}");
     assert_eq!(end.code, Some(0), "{end:?}");
     assert_eq!(end.stderr, "");
@@ -344,7 +343,7 @@ async fn clients_that_never_finish_a_request_delay_the_exit_no_longer_than_the_l
         stream.write_all(sent.as_bytes()).await.unwrap();
         silent.push(stream);
     }
-    // The service speaks first on HTTP/2, so that it is known to have read the preface.
+    // The service sends its settings first, which shows that it has read the preface.
     silent[1].read_exact(&mut [0; 9]).await.unwrap();
 
     shop.kill(Signal::TERM);
@@ -357,7 +356,7 @@ async fn clients_that_never_finish_a_request_delay_the_exit_no_longer_than_the_l
     assert_eq!(end.rows(), [order_id(&answer)]);
 }
 
-// --- what it answers -------------------------------------------------------------------------------------------------
+// --- responses -------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
 async fn an_order_is_written_as_it_was_sent() {
@@ -378,7 +377,7 @@ async fn an_order_is_written_as_it_was_sent() {
 }
 
 #[tokio::test]
-async fn an_order_that_makes_no_sense_is_a_client_error_with_a_message() {
+async fn an_invalid_order_is_a_client_error_with_a_message() {
     let shop = Shop::open(&[]).await;
     let mut client = Client::connect(shop.addr).await;
     for (order, reason) in [
@@ -415,22 +414,22 @@ async fn stats_are_the_snapshot() {
     assert_eq!(
         stats,
         json!({
-            "open_requests": 1, "open_guards": 0, "reserved": 0, "pending": 1, "accepted": 1, "completed": 0,
-            "failed": 0, "panicked": 0, "timed_out": 0, "aborted": 0, "refused": 0,
+            "open_requests": 1, "open_guards": 0, "reserved": 0, "pending": 1, "accepted": 1,
+            "ended": { "completed": 0, "failed": 0, "panicked": 0, "timed_out": 0, "aborted": 0 },
+            "rejected": 0, "rejected_closed": 0,
         })
     );
 }
 
-// --- how it starts ---------------------------------------------------------------------------------------------------
+// --- start -----------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_wrong_setting_is_a_message_and_not_a_panic() {
+async fn an_invalid_setting_is_a_message_and_not_a_panic() {
     let folder = Folder::new();
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let not_a_database = folder.path().join("text");
-    fs::write(&not_a_database, "This is a text, and too long to be taken for the head of a database. ".repeat(9))
-        .unwrap();
+    fs::write(&not_a_database, "This is a text that is longer than the header of a database. ".repeat(9)).unwrap();
 
     for (name, value, reason) in [
         ("ADDR", "", "127.0.0.1:3000"),
@@ -459,14 +458,14 @@ async fn a_wrong_setting_is_a_message_and_not_a_panic() {
 }
 
 #[tokio::test]
-async fn its_first_lines_say_where_it_listens_and_what_to_try() {
+async fn its_first_lines_name_the_address_and_commands_to_try() {
     let shop = Shop::open(&[]).await;
     let addr = shop.addr;
     assert_ne!(addr.port(), 0);
     shop.kill(Signal::INT);
     let end = shop.end().await;
 
-    // The line with the address has been read.
+    // The line with the address was read before.
     let is_try = |line: &&str| line.starts_with("open ") || line.starts_with("curl ");
     let tries: Vec<_> = end.stdout.lines().take_while(is_try).collect();
     assert_eq!(tries.len(), 4, "{end:?}");
@@ -477,7 +476,7 @@ async fn its_first_lines_say_where_it_listens_and_what_to_try() {
 
 // --- the process and its database ------------------------------------------------------------------------------------
 
-/// The example, with a database of its own.
+/// The example, with its own database.
 struct Shop {
     process: Process,
     folder: Folder,
@@ -519,7 +518,7 @@ impl DerefMut for Shop {
     }
 }
 
-/// What is left of a shop.
+/// The output and the folder of a shop that has ended.
 #[derive(Debug)]
 struct Closed {
     end: End,
@@ -562,7 +561,7 @@ fn rows(database: &Connection) -> Vec<String> {
     rows.collect::<Result<_, _>>().unwrap()
 }
 
-/// A folder of one test, which is removed when this is dropped.
+/// A folder of one test, which is removed on drop.
 #[derive(Debug)]
 struct Folder(PathBuf);
 

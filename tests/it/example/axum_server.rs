@@ -1,4 +1,4 @@
-//! `examples/axum_server.rs`: axum-server with its `Handle`, which cuts what is left at a limit of its own.
+//! `examples/axum_server.rs`: axum-server with its `Handle`, which closes connections at its own limit.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ const AXUM_SERVER: Server = Server {
     versions: &[Version::HTTP_11, Version::HTTP_2],
     request: get,
     line: line_of_get,
-    held_up: "the server cut the connections that had not ended",
+    held_up: "the server closed connections that were still open",
 };
 
 #[tokio::test]
-async fn each_answer_has_its_line_when_the_server_is_told_to_stop() {
+async fn each_response_has_its_line_when_the_server_stops() {
     AXUM_SERVER.loses_nothing().await;
 }
 
@@ -31,12 +31,12 @@ async fn silent_clients_delay_the_exit_no_longer_than_the_limit() {
 }
 
 #[tokio::test]
-async fn an_endless_stream_ends_itself() {
+async fn an_endless_stream_ends_when_the_drain_begins() {
     AXUM_SERVER.ends_its_ticker().await;
 }
 
 #[tokio::test]
-async fn an_upload_that_does_not_end_is_cut_and_has_its_line() {
+async fn an_upload_that_does_not_end_is_closed_and_has_its_line() {
     for &version in AXUM_SERVER.versions {
         let process = AXUM_SERVER.start(&[("DRAIN_LIMIT_MS", "1000")]).await;
         let unfinished = send_unfinished(version, process.addr, "/upload").await;
@@ -53,16 +53,16 @@ async fn an_upload_that_does_not_end_is_cut_and_has_its_line() {
 }
 
 #[tokio::test]
-async fn a_second_signal_cuts_each_wait_short() {
-    AXUM_SERVER.is_cut_short_by_a_second_signal().await;
+async fn a_second_signal_interrupts_each_wait() {
+    AXUM_SERVER.is_interrupted_by_a_second_signal().await;
 }
 
 #[tokio::test]
-async fn readiness_is_red_while_draining_and_requests_are_still_served() {
-    AXUM_SERVER.is_red_and_serves_while_draining().await;
+async fn readiness_fails_during_a_drain_and_requests_are_still_served() {
+    AXUM_SERVER.fails_readiness_and_serves_during_a_drain().await;
 }
 
 #[tokio::test]
-async fn a_wrong_setting_is_a_message_and_not_a_panic() {
-    AXUM_SERVER.refuses_wrong_settings().await;
+async fn an_invalid_setting_is_a_message_and_not_a_panic() {
+    AXUM_SERVER.rejects_invalid_settings().await;
 }

@@ -17,7 +17,7 @@ const HYPER: Server = Server {
 };
 
 #[tokio::test]
-async fn each_answer_has_its_line_when_the_server_is_told_to_stop() {
+async fn each_response_has_its_line_when_the_server_stops() {
     HYPER.loses_nothing().await;
 }
 
@@ -28,7 +28,7 @@ async fn silent_clients_delay_the_exit_no_longer_than_the_limit() {
 }
 
 #[tokio::test]
-async fn an_endless_stream_ends_itself() {
+async fn an_endless_stream_ends_when_the_drain_begins() {
     HYPER.ends_its_ticker().await;
 }
 
@@ -38,16 +38,16 @@ async fn an_upload_that_does_not_end_is_named_and_fails_the_process() {
 }
 
 #[tokio::test]
-async fn a_second_signal_cuts_each_wait_short() {
-    HYPER.is_cut_short_by_a_second_signal().await;
+async fn a_second_signal_interrupts_each_wait() {
+    HYPER.is_interrupted_by_a_second_signal().await;
 }
 
 #[tokio::test]
-async fn readiness_is_red_while_draining_and_requests_are_still_served() {
-    HYPER.is_red_and_serves_while_draining().await;
+async fn readiness_fails_during_a_drain_and_requests_are_still_served() {
+    HYPER.fails_readiness_and_serves_during_a_drain().await;
 }
 
 #[tokio::test]
-async fn a_wrong_setting_is_a_message_and_not_a_panic() {
-    HYPER.refuses_wrong_settings().await;
+async fn an_invalid_setting_is_a_message_and_not_a_panic() {
+    HYPER.rejects_invalid_settings().await;
 }

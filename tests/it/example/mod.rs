@@ -1,4 +1,4 @@
-//! The examples as their users meet them: processes that are started, asked over loopback, and told to stop.
+//! The examples as processes that are started, get requests over loopback, and are stopped by a signal.
 //!
 //! The tests need the built examples. `cargo test` builds them first; with `--test it`, run `cargo build --examples`.
 
@@ -35,10 +35,10 @@ mod axum_server;
 mod hyper;
 mod tonic;
 
-/// More than anything takes here, also on a busy machine.
+/// Longer than any step takes, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// An example that is built, with a free port and these settings.
+/// The command for an example, with a free port and these settings.
 fn command(example: &str, settings: &[(&str, &str)]) -> Command {
     // This test is target/<profile>/deps/it-<hash>.
     let this = env::current_exe().unwrap();
@@ -57,7 +57,7 @@ fn command(example: &str, settings: &[(&str, &str)]) -> Command {
     command
 }
 
-/// An example as a child process. It is killed when this is dropped.
+/// An example as a child process, which is killed on drop.
 struct Process {
     child: Child,
     addr: SocketAddr,
@@ -90,7 +90,7 @@ impl Process {
         kill_process(self.pid(), signal).unwrap();
     }
 
-    async fn has_begun_to_drain(&mut self) {
+    async fn is_draining(&mut self) {
         let lines = self.stdout.as_mut().unwrap();
         let reads = async {
             while let Some(line) = lines.next_line().await.unwrap() {
@@ -103,16 +103,16 @@ impl Process {
         timeout(PATIENCE, reads).await.expect("it drains");
     }
 
-    /// Waits until what it says of its troubles contains `words`.
-    async fn has_complained(&mut self, words: &str) {
+    /// Waits until its standard error contains `words`.
+    async fn has_logged(&mut self, words: &str) {
         let stderr = self.stderr.as_mut().unwrap();
         let reads = async {
-            let mut said = Vec::new();
-            while !String::from_utf8_lossy(&said).contains(words) {
-                assert_ne!(stderr.read_buf(&mut said).await.unwrap(), 0, "it ended instead");
+            let mut logged = Vec::new();
+            while !String::from_utf8_lossy(&logged).contains(words) {
+                assert_ne!(stderr.read_buf(&mut logged).await.unwrap(), 0, "it ended instead");
             }
         };
-        timeout(PATIENCE, reads).await.expect("it complains");
+        timeout(PATIENCE, reads).await.expect("it logs this");
     }
 
     /// Waits until it has ended.
@@ -139,7 +139,7 @@ impl Process {
     }
 }
 
-/// What is left of the process. The output is what had not been read by then.
+/// The result of a process, with the output that had not been read before.
 #[derive(Debug)]
 struct End {
     code: Option<i32>,
@@ -149,7 +149,7 @@ struct End {
 }
 
 impl End {
-    /// The number in the report that stands before `what`.
+    /// The number before `what` in the report.
     fn figure(&self, what: &str) -> usize {
         let report = self.stdout.lines().find(|line| line.starts_with("drained")).expect("there is a report");
         let before = report.split(what).next().unwrap();
@@ -190,7 +190,7 @@ impl Client {
         Self { addr, requests, connection: Some(connection) }
     }
 
-    /// Another that sends its requests on the same connection, at the same time, if HTTP lets it.
+    /// Another client that sends concurrent requests on the same connection, if the version allows it.
     fn share(&self) -> Option<Self> {
         match &self.requests {
             Requests::Http1(_) => None,
@@ -237,17 +237,17 @@ impl Client {
     }
 }
 
-// --- what each server promises when it is told to stop ---------------------------------------------------------------
+// --- when a server stops ---------------------------------------------------------------------------------------------
 
-/// An example that writes a line for each response, and how to ask it.
+/// An example that writes a line for each response, and a request for it.
 struct Server {
     example: &'static str,
     versions: &'static [Version],
-    /// A request, which the number tells from others if it can.
+    /// A request, which contains the number if possible.
     request: fn(usize) -> Request<Full<Bytes>>,
     /// The line for its answer.
     line: fn(usize) -> String,
-    /// What it says when a client has kept the server from stopping.
+    /// Its message when a client has kept the server from stopping.
     held_up: &'static str,
 }
 
@@ -256,7 +256,7 @@ impl Server {
         Process::start(command(self.example, settings)).await
     }
 
-    /// Asks and reads the answer to its end.
+    /// Sends a request and reads the response to its end.
     async fn ask(&self, client: &mut Client, number: usize) -> ::hyper::Result<StatusCode> {
         let response = client.request((self.request)(number)).await?;
         let status = response.status();
@@ -264,8 +264,8 @@ impl Server {
         Ok(status)
     }
 
-    /// Clients ask until the server closes their connections. One that gets answer number `signal_after` sends the
-    /// signal, in the midst of the others.
+    /// Clients send requests until the server closes their connections. The one that gets answer number `signal_after`
+    /// sends the signal, while the others continue.
     async fn loses_nothing(&self) {
         const CONNECTIONS: usize = 6;
         let mut ended_since_signal = 0;
@@ -293,7 +293,7 @@ impl Server {
                     }
                 }
             });
-            // The output is read all the while, or else the process would wait for room in the pipe.
+            // The output is read meanwhile, or the process would block on a full pipe.
             let (end, answered) = tokio::join!(process.end(), timeout(PATIENCE, join_all(asks)));
             let answered = answered.expect("the server closes its connections").concat();
 
@@ -312,11 +312,11 @@ impl Server {
             ended_since_signal += end.figure("ended since the drain began");
         }
 
-        // Otherwise nothing was pending, and nothing is proved.
+        // Otherwise nothing was pending, and the test proves nothing.
         assert!(ended_since_signal > 0);
     }
 
-    /// A client that has sent this and is silent since does not keep the server from its work, nor from its end.
+    /// A silent client does not keep the server from answering others, or from stopping.
     async fn is_not_held_up_by(&self, silent: &Silent) {
         let process = self.start(&[("EVENT_DELAY_MS", "700"), ("DRAIN_LIMIT_MS", "1000")]).await;
         let stream = silent.connect(process.addr).await;
@@ -341,7 +341,7 @@ impl Server {
             assert_eq!(tick, "data: tick\n\n");
 
             process.kill(Signal::TERM);
-            timeout(PATIENCE, ticks.collect()).await.expect("the stream ends").expect("it is not torn off");
+            timeout(PATIENCE, ticks.collect()).await.expect("the stream ends").expect("it is not aborted");
             let end = process.end().await;
 
             assert_eq!(end.code, Some(0), "{version:?}: {end:?}");
@@ -350,7 +350,7 @@ impl Server {
         }
     }
 
-    /// A request whose body is not sent to its end keeps its handler waiting.
+    /// The handler waits for a request body that is never complete.
     async fn names_an_endless_request(&self, path: &str) {
         for &version in self.versions {
             let process = self.start(&[("DRAIN_LIMIT_MS", "1000")]).await;
@@ -367,8 +367,8 @@ impl Server {
         }
     }
 
-    async fn is_red_and_serves_while_draining(&self) {
-        // A tenth of the limit is for load balancers to look away.
+    async fn fails_readiness_and_serves_during_a_drain(&self) {
+        // For a tenth of the limit the server waits for load balancers.
         let mut process = self.start(&[("DRAIN_LIMIT_MS", "20000")]).await;
         let mut client = Client::connect(process.addr).await;
         let ready = client.send(Method::GET, "/healthz", "").await.unwrap();
@@ -376,7 +376,7 @@ impl Server {
         ready.into_body().collect().await.unwrap();
 
         process.kill(Signal::TERM);
-        process.has_begun_to_drain().await;
+        process.is_draining().await;
 
         let mut newcomer = Client::connect(process.addr).await;
         let unready = newcomer.send(Method::GET, "/healthz", "").await.unwrap();
@@ -389,7 +389,7 @@ impl Server {
         assert!(!end.stdout.contains("/healthz"), "{end:?}");
     }
 
-    async fn is_cut_short_by_a_second_signal(&self) {
+    async fn is_interrupted_by_a_second_signal(&self) {
         #[derive(Debug, PartialEq)]
         enum Wait {
             LoadBalancers,
@@ -408,18 +408,18 @@ impl Server {
 
             process.kill(Signal::TERM);
             let signalled = Instant::now();
-            process.has_begun_to_drain().await;
+            process.is_draining().await;
             if wait != Wait::LoadBalancers {
                 client.closed().await;
             }
-            assert!(signalled.elapsed() < Duration::from_secs(4), "{wait:?}: it has not waited for its limits");
+            assert!(signalled.elapsed() < Duration::from_secs(4), "{wait:?}: it did not wait for its limits");
             process.kill(Signal::INT);
-            let cut = Instant::now();
+            let interrupted = Instant::now();
             let end = process.end().await;
             drop(silent);
 
             assert_eq!(end.code, Some(1), "{wait:?}: {end:?}");
-            assert!(cut.elapsed() < Duration::from_secs(3), "{wait:?}: {end:?}");
+            assert!(interrupted.elapsed() < Duration::from_secs(3), "{wait:?}: {end:?}");
             assert!(end.stderr.contains("audit x1 running"), "{wait:?}: {end:?}");
             if wait == Wait::Server {
                 assert!(end.stderr.contains(self.held_up), "{wait:?}: {end:?}");
@@ -427,7 +427,7 @@ impl Server {
         }
     }
 
-    async fn refuses_wrong_settings(&self) {
+    async fn rejects_invalid_settings(&self) {
         let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let taken = taken.local_addr().unwrap().to_string();
         for (name, value, reason) in [
@@ -455,7 +455,7 @@ fn count(lines: impl Iterator<Item = String>) -> HashMap<String, usize> {
     })
 }
 
-/// Sends a request but for its body, and waits until it has arrived. It is not given up before this is dropped.
+/// Sends a request without its body, and waits until it has arrived. It stays open until the returned value is dropped.
 async fn send_unfinished(version: Version, addr: SocketAddr, path: &str) -> Box<dyn Any> {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     if version == Version::HTTP_2 {
@@ -469,7 +469,7 @@ async fn send_unfinished(version: Version, addr: SocketAddr, path: &str) -> Box<
     } else {
         let head = format!("POST {path} HTTP/1.1\r\nhost: lo\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
-        // Sent when the handler asks for the body.
+        // Sent when the handler polls the body.
         let mut answer = [0; 25];
         timeout(PATIENCE, stream.read_exact(&mut answer)).await.expect("it answers").unwrap();
         assert_eq!(&answer, b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -477,7 +477,7 @@ async fn send_unfinished(version: Version, addr: SocketAddr, path: &str) -> Box<
     }
 }
 
-/// What a client has sent, and how much of the answer it reads before it falls silent.
+/// A client that sends some bytes, reads a part of the answer, and is then silent.
 #[derive(Debug)]
 struct Silent {
     sent: &'static [u8],
@@ -498,16 +498,16 @@ const SILENT_TCP: Silent = Silent { sent: b"", read: 0 };
 
 const HALF_A_HEAD: Silent = Silent { sent: b"GET / HTTP/1.1\r\nhost: lo", read: 0 };
 
-/// The second request was begun before the answer to the first, which is read in part, so that it is known to be there.
+/// The second request is sent in part before the response to the first, a part of which is read to know that it arrived.
 const HALF_THE_NEXT_HEAD: Silent =
     Silent { sent: b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET / HTTP/1.1\r\nhost: lo", read: 15 };
 
 const HALF_A_PREFACE: Silent = Silent { sent: b"PRI * HTTP/2.0\r\n", read: 0 };
 
-/// Its settings are the last that is heard of it: it does not acknowledge those of the server, whose head it reads.
+/// It sends its settings and reads those of the server, which it does not acknowledge.
 const SILENT_HTTP2: Silent = Silent { sent: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", read: 9 };
 
-/// It acknowledges the settings of the server, and then not the ping that comes with the end of the connection.
+/// It acknowledges the settings of the server, and not the ping that the server sends when it closes the connection.
 const POLITE_BUT_SILENT_HTTP2: Silent =
     Silent { sent: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\0\x04\x01\0\0\0\0", read: 9 };
 

@@ -1,4 +1,4 @@
-//! `examples/tonic.rs`: a gRPC server, whose health turns red and whose streams end when it is told to stop.
+//! `examples/tonic.rs`: a gRPC server, whose health fails and whose streams end when it stops.
 
 use std::net::SocketAddr;
 
@@ -37,7 +37,7 @@ async fn connect(addr: SocketAddr) -> HealthClient<Channel> {
 }
 
 #[tokio::test]
-async fn each_answer_has_its_line_when_the_server_is_told_to_stop() {
+async fn each_response_has_its_line_when_the_server_stops() {
     TONIC.loses_nothing().await;
 }
 
@@ -48,7 +48,7 @@ async fn silent_clients_delay_the_exit_no_longer_than_the_limit() {
 }
 
 #[tokio::test]
-async fn a_watch_ends_itself_and_its_last_word_is_not_serving() {
+async fn a_watch_ends_when_the_drain_begins_and_reports_not_serving() {
     let process = TONIC.start(&[("DRAIN_LIMIT_MS", "5000")]).await;
     let mut client = connect(process.addr).await;
     let mut watch = client.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
@@ -57,7 +57,7 @@ async fn a_watch_ends_itself_and_its_last_word_is_not_serving() {
     process.kill(Signal::TERM);
     let rest = async {
         let mut last = Serving;
-        while let Some(message) = watch.message().await.expect("it is not torn off") {
+        while let Some(message) = watch.message().await.expect("it is not aborted") {
             last = message.status();
         }
         last
@@ -72,20 +72,20 @@ async fn a_watch_ends_itself_and_its_last_word_is_not_serving() {
 }
 
 #[tokio::test]
-async fn health_is_red_while_draining_and_calls_are_still_answered() {
-    // A tenth of the limit is for load balancers to look away.
+async fn health_fails_during_a_drain_and_calls_are_still_answered() {
+    // For a tenth of the limit the server waits for load balancers.
     let mut process = TONIC.start(&[("DRAIN_LIMIT_MS", "20000")]).await;
     let mut client = connect(process.addr).await;
     let answer = client.check(HealthCheckRequest::default()).await.unwrap();
     assert_eq!(answer.into_inner().status(), Serving);
 
     process.kill(Signal::TERM);
-    process.has_begun_to_drain().await;
+    process.is_draining().await;
 
     let mut newcomer = connect(process.addr).await;
     let answer = newcomer.check(HealthCheckRequest::default()).await.unwrap();
     assert_eq!(answer.into_inner().status(), NotServing);
-    // A watcher that comes late is told, and not kept.
+    // A late watcher gets the status, and its stream ends.
     let mut watch = newcomer.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert_eq!(watch.message().await.unwrap().unwrap().status(), NotServing);
     assert!(watch.message().await.unwrap().is_none());
@@ -100,11 +100,11 @@ async fn a_call_that_does_not_end_is_named_and_fails_the_process() {
 }
 
 #[tokio::test]
-async fn a_second_signal_cuts_each_wait_short() {
-    TONIC.is_cut_short_by_a_second_signal().await;
+async fn a_second_signal_interrupts_each_wait() {
+    TONIC.is_interrupted_by_a_second_signal().await;
 }
 
 #[tokio::test]
-async fn a_wrong_setting_is_a_message_and_not_a_panic() {
-    TONIC.refuses_wrong_settings().await;
+async fn an_invalid_setting_is_a_message_and_not_a_panic() {
+    TONIC.rejects_invalid_settings().await;
 }

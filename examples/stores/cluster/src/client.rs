@@ -1,4 +1,4 @@
-//! Clients who place orders.
+//! Clients that place orders.
 
 use std::{
     net::SocketAddr,
@@ -28,11 +28,11 @@ pub(crate) struct Answered {
     pub(crate) id: String,
     pub(crate) at: Instant,
     pub(crate) took: Duration,
-    /// Whether it was placed while something was going on.
+    /// Whether it was placed during the outage.
     pub(crate) noted: bool,
 }
 
-/// Orders that are placed until there are enough, or nobody answers any more.
+/// Places orders until there are enough, or no instance answers any more.
 pub(crate) struct Load {
     orders: usize,
     pause: Duration,
@@ -47,7 +47,7 @@ impl Load {
         Self { orders, pause: Duration::ZERO, placed, answered, changed: Notify::new() }
     }
 
-    /// Each client waits so long after each order.
+    /// Sets how long each client waits after an order.
     pub(crate) fn paced(mut self, pause: Duration) -> Self {
         self.pause = pause;
         self
@@ -81,7 +81,7 @@ impl Load {
                 sleep(self.pause).await;
             }
         }
-        // Whoever waits for more would wait for ever.
+        // Ends `answered_at_least`, since no more orders follow.
         self.answered.fetch_add(self.orders, Ordering::Relaxed);
         self.changed.notify_one();
         answered
@@ -92,12 +92,12 @@ async fn connect(address: SocketAddr) -> Option<http1::SendRequest<Full<Bytes>>>
     let socket = TcpStream::connect(address).await.ok()?;
     socket.set_nodelay(true).ok()?;
     let (requests, connection) = http1::handshake(TokioIo::new(socket)).await.ok()?;
-    // The error of a connection that is cut shows at its requests.
+    // An error of the connection shows at its requests.
     tokio::spawn(async { drop(connection.await) });
     Some(requests)
 }
 
-/// A client who has sent half a request: a server that stops in an orderly way waits for the rest.
+/// A client that has sent half a request: the graceful shutdown of a server waits for the rest.
 pub(crate) async fn half_a_request(address: SocketAddr) -> TcpStream {
     let mut socket = TcpStream::connect(address).await.expect("the instance listens");
     let head = b"POST /orders HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\ncontent-length: 28\r\n\r\n{";

@@ -1,11 +1,11 @@
-//! Load, signals and outages against the stores, with an account of every order.
+//! Load, signals and outages against the stores, with accounting for every order.
 //!
 //! ```text
 //! scripts/stores
 //! ```
 //!
-//! starts the servers, builds the examples, and runs this. By itself it runs the cases whose servers it is told of, by
-//! `PG_URL`, `NATS_URL` and `REDIS_URL`, and says which it has left out. It prints one table; it fails if a row does.
+//! starts the servers, builds the examples, and runs this program. It runs the cases whose servers are set in `PG_URL`,
+//! `NATS_URL` and `REDIS_URL`, and prints which cases it left out. It prints one table, and fails if a row fails.
 
 #![allow(clippy::print_stdout, reason = "the program prints its results")]
 
@@ -65,7 +65,7 @@ async fn main() -> ExitCode {
         Some(url) => {
             let store = Store::Nats(url.clone());
             one_of_two_is_stopped(&mut table, &store).await;
-            broker_is_away(&mut table, &store).await;
+            broker_is_down(&mut table, &store).await;
             second_signal(&mut table, &store).await;
             killed(&mut table, "nats", &store).await;
         }
@@ -129,30 +129,30 @@ async fn one_of_two_is_stopped(table: &mut Table, store: &Store) {
 }
 
 /// The broker is stopped for three seconds and started again, while orders are placed at a steady pace.
-async fn broker_is_away(table: &mut Table, store: &Store) {
+async fn broker_is_down(table: &mut Table, store: &Store) {
     let instance = Instance::start("nats").await;
     let addresses = [instance.address];
     let before = store.count().await;
     let load = Load::new(ORDERS).paced(Duration::from_millis(20));
-    let away = Arc::new(AtomicBool::new(false));
+    let is_down = Arc::new(AtomicBool::new(false));
     let outage = async {
         sleep(Duration::from_secs(2)).await;
-        away.store(true, Ordering::Relaxed);
+        is_down.store(true, Ordering::Relaxed);
         servers("stop", "nats").await;
         sleep(Duration::from_secs(3)).await;
         servers("start", "nats").await;
-        away.store(false, Ordering::Relaxed);
+        is_down.store(false, Ordering::Relaxed);
         sleep(Duration::from_secs(2)).await;
         instance.signal(Signal::TERM);
     };
-    let (answered, ()) = join!(load.run_noting(&addresses, &away), outage);
+    let (answered, ()) = join!(load.run_noting(&addresses, &is_down), outage);
     let code = instance.end().await;
     let found = store.ids().await;
     let lost = lost(&answered, &found).count();
     let unique = found.iter().collect::<HashSet<_>>().len();
     let (usual, during): (Vec<_>, Vec<_>) = answered.iter().partition(|answered| !answered.noted);
     let (usual, during) = (percentiles(&usual), percentiles(&during));
-    table.head("nats: the broker is away for three seconds");
+    table.head("nats: the broker is down for three seconds");
     table.row("answered with 201", answered.len(), "> 0", !answered.is_empty());
     table.row("  meanwhile", during.count, "> 0", during.count > 0);
     table.row("lost", lost, "0", lost == 0);
@@ -167,8 +167,8 @@ async fn broker_is_away(table: &mut Table, store: &Store) {
     table.row("exit code", code.unwrap_or(-1), "0", code == Some(0));
 }
 
-/// The broker is away and a client has sent half a request, so that neither the events nor the server can end. A second
-/// signal stops the process at once, and what could not be stored is in the file.
+/// The broker is down and a client has sent half a request, so that neither the events nor the server can end. A second
+/// signal stops the process at once, and the orders that could not be stored are in the file.
 async fn second_signal(table: &mut Table, store: &Store) {
     let mut instance = Instance::start("nats").await;
     let addresses = [instance.address];
@@ -188,7 +188,7 @@ async fn second_signal(table: &mut Table, store: &Store) {
     let spilled = spilled(&spill);
     let found: Vec<_> = store.ids().await.into_iter().chain(spilled.iter().cloned()).collect();
     let lost = lost(&answered, &found).count();
-    table.head("nats: the broker is away, a second signal");
+    table.head("nats: the broker is down, a second signal");
     table.row("answered with 201", answered.len(), "> 0", !answered.is_empty());
     table.row("in the file", spilled.len(), "> 0", !spilled.is_empty());
     table.row("lost", lost, "0", lost == 0);
@@ -198,14 +198,14 @@ async fn second_signal(table: &mut Table, store: &Store) {
     table.row("exit code", code.unwrap_or(-1), "1", code == Some(1));
 }
 
-/// The ids in the file of what could not be stored, which is removed.
+/// The ids in the file of orders that could not be stored. Removes the file.
 fn spilled(path: &Path) -> Vec<String> {
     let Ok(text) = fs::read_to_string(path) else { return Vec::new() };
     fs::remove_file(path).expect("it can be removed");
     text.lines().map(|line| order_id(line.as_bytes())).collect()
 }
 
-/// SIGKILL in the midst of load. Then the process is started again, and stopped in an orderly way.
+/// SIGKILL under load. Then the process is started again, and stopped gracefully.
 async fn killed(table: &mut Table, name: &str, store: &Store) {
     let instance = Instance::start(name).await;
     let addresses = [instance.address];
@@ -231,7 +231,7 @@ async fn killed(table: &mut Table, name: &str, store: &Store) {
     if name == "outbox" {
         table.row("lost", lost.len(), "0", lost.is_empty());
     } else {
-        // What was pending, and nothing that was answered long before.
+        // Only orders that were pending, and none that was answered long before.
         table.row("lost", lost.len(), "what was pending", lost.len() < answered.len());
         table.row("  the first before the end, ms", oldest.as_millis(), "< 1000", oldest < Duration::from_secs(1));
     }

@@ -16,13 +16,13 @@ use tokio::{
     time::timeout,
 };
 
-/// Far above what any process takes to start or to stop.
+/// Far longer than any process takes to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Instance {
     child: Child,
     pub(crate) address: SocketAddr,
-    /// Where it writes what it could not store in time.
+    /// The file for orders that it could not store in time.
     pub(crate) spill: PathBuf,
     lines: Lines<BufReader<ChildStdout>>,
 }
@@ -51,7 +51,7 @@ impl Instance {
         instance
     }
 
-    /// What it says next; none when it has nothing more to say. It says too little to ever fill the pipe.
+    /// Its next line of output; `None` at the end. The output is too short to fill the pipe.
     pub(crate) async fn line(&mut self) -> Option<String> {
         timeout(PATIENCE, self.lines.next_line()).await.expect("a line comes").expect("it can be read")
     }
@@ -62,7 +62,7 @@ impl Instance {
         kill_process(pid, signal).expect("it runs");
     }
 
-    /// Its exit code; none if a signal has ended it.
+    /// Its exit code; `None` if a signal has ended it.
     pub(crate) async fn end(mut self) -> Option<i32> {
         let status = timeout(PATIENCE, self.child.wait()).await.expect("it ends").expect("it can be waited for");
         status.code()

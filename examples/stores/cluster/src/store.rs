@@ -1,4 +1,4 @@
-//! What is in the stores, read by means of their own.
+//! The contents of the stores, read with their own clients.
 
 use async_nats::jetstream::{self, consumer::pull, message::PublishMessage, stream::Stream};
 use futures_util::StreamExt;
@@ -45,8 +45,8 @@ impl Store {
         }
     }
 
-    /// Publishes orders once more, as an instance does that has not heard of their acknowledgement. Gives how many of them
-    /// the broker says it has dropped.
+    /// Publishes orders once more, as an instance does that got no acknowledgement. Returns how many of them the broker
+    /// reports as dropped.
     pub(crate) async fn publish_again(&self, ids: &[String]) -> usize {
         let Self::Nats(url) = self else { panic!("only JetStream drops what comes twice") };
         let context = jetstream::new(async_nats::connect(url).await.expect("NATS is there"));

@@ -1,4 +1,4 @@
-//! The one table.
+//! The table of results.
 
 use std::{fmt::Display, process::ExitCode, time::Duration};
 
@@ -18,8 +18,8 @@ impl Table {
     pub(crate) fn row(&mut self, name: &str, figure: impl Display, bar: &str, holds: bool) {
         self.count += 1;
         self.failed += usize::from(!holds);
-        let verdict = if holds { "ok" } else { "FAILED" };
-        println!("  {name:<34} {:>18}   {bar:<18} {verdict}", figure.to_string());
+        let result = if holds { "ok" } else { "FAILED" };
+        println!("  {name:<34} {:>18}   {bar:<18} {result}", figure.to_string());
     }
 
     pub(crate) fn left_out(&mut self, name: &str) {
@@ -28,7 +28,7 @@ impl Table {
 
     pub(crate) fn print(self, took: Duration) -> ExitCode {
         for name in &self.left_out {
-            println!("left out, since its server is not there: {name}");
+            println!("left out, since its server does not run: {name}");
         }
         println!("{} of {} rows failed, {:.0} s", self.failed, self.count, took.as_secs_f64());
         if self.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -1,13 +1,13 @@
-//! What batches are worth: rows a second into SQLite and PostgreSQL, and what a client of an API waits.
+//! Compares batches with single rows: rows a second into SQLite and PostgreSQL, and the latency of an API.
 //!
 //! ```text
 //! eval "$(scripts/servers env)"
 //! cargo run --release -p stores-figures
 //! ```
 //!
-//! The rival of a sink is one event task with one INSERT for each row, through the same client. Each figure is the median
-//! of runs in turn, and the bar is on the ratio. Without `PG_URL` the rows into PostgreSQL are left out. Ends with an
-//! error if a bar is missed.
+//! A sink is compared with one event and one INSERT for each row, through the same client. Each figure is the median of
+//! alternating runs, and the bar is on the ratio. Without `PG_URL` the rows into PostgreSQL are left out. The exit code is 1
+//! if a bar is missed.
 
 #![allow(clippy::print_stdout, reason = "the program prints its results")]
 
@@ -43,33 +43,34 @@ use tower_track_events::{Batch, EventSender, TrackEventsHandle, TrackEventsLayer
 type Failure = Box<dyn Error + Send + Sync>;
 
 const RUNS: usize = 5;
-/// Rows of one run by the sink, and by tasks.
+/// Rows of one run by the sink, and by events.
 const BY_SINK: u64 = 50_000;
-const BY_TASKS: u64 = 1_000;
-const ALL_ROWS: i64 = RUNS as i64 * (BY_SINK + BY_TASKS) as i64;
+const BY_EVENTS: u64 = 1_000;
+const ALL_ROWS: i64 = RUNS as i64 * (BY_SINK + BY_EVENTS) as i64;
 
 #[tokio::main(worker_threads = 2)]
 async fn main() -> Result<ExitCode, Failure> {
     let mut missed = 0;
-    println!("{:<44} {:>10} {:>10} {:>8}", "", "sink", "rival", "ratio");
-    let mut row = |name: &str, sink: f64, rival: f64, bar: &str, holds: fn(f64) -> bool| {
-        let ratio = sink / rival;
-        let verdict = if holds(ratio) { "ok" } else { "MISSED" };
+    println!("{:<44} {:>10} {:>10} {:>8}", "", "sink", "without", "ratio");
+    let mut row = |name: &str, sink: f64, without: f64, bar: &str, holds: fn(f64) -> bool| {
+        let ratio = sink / without;
+        let result = if holds(ratio) { "ok" } else { "MISSED" };
         missed += usize::from(!holds(ratio));
-        println!("{name:<44} {sink:>10.1} {rival:>10.1} {ratio:>8.2}   {bar} {verdict}");
+        println!("{name:<44} {sink:>10.1} {without:>10.1} {ratio:>8.2}   {bar} {result}");
     };
 
     let sqlite = Sqlite::open()?;
-    let (sink, tasks) = in_turn(async || sqlite.by_sink().await, async || sqlite.by_tasks().await).await?;
-    row("rows a second into SQLite, thousands", sink, tasks, ">= 20", |ratio| ratio >= 20.0);
+    let (sink, events) = alternating(async || sqlite.by_sink().await, async || sqlite.by_events().await).await?;
+    row("rows a second into SQLite, thousands", sink, events, ">= 20", |ratio| ratio >= 20.0);
     sqlite.check()?;
     drop(sqlite);
 
     match env::var("PG_URL") {
         Ok(url) => {
             let postgres = Postgres::connect(&url).await?;
-            let (sink, tasks) = in_turn(async || postgres.by_sink().await, async || postgres.by_tasks().await).await?;
-            row("rows a second into PostgreSQL, thousands", sink, tasks, ">= 20", |ratio| ratio >= 20.0);
+            let (sink, events) =
+                alternating(async || postgres.by_sink().await, async || postgres.by_events().await).await?;
+            row("rows a second into PostgreSQL, thousands", sink, events, ">= 20", |ratio| ratio >= 20.0);
             postgres.check().await?;
         }
         Err(_) => println!("rows into PostgreSQL: left out, since PG_URL is not set"),
@@ -90,8 +91,8 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// The medians of two measures, each run in turn with the other.
-async fn in_turn(
+/// The medians of two measures, whose runs alternate.
+async fn alternating(
     one: impl AsyncFn() -> Result<f64, Failure>,
     other: impl AsyncFn() -> Result<f64, Failure>,
 ) -> Result<(f64, f64), Failure> {
@@ -104,17 +105,17 @@ async fn in_turn(
 }
 
 fn handle() -> Result<TrackEventsHandle, Failure> {
-    Ok(TrackEventsHandle::builder().settle(Duration::ZERO).capacity(1 << 20).build()?)
+    Ok(TrackEventsHandle::builder().quiet_period(Duration::ZERO).capacity(1 << 20).build()?)
 }
 
-/// Drains, and gives thousands of rows a second.
+/// Drains, and returns thousands of rows a second.
 async fn rate(handle: &TrackEventsHandle, rows: u64, began: Instant) -> Result<f64, Failure> {
     let report = handle.drain(Duration::from_secs(60)).await?;
-    assert_eq!(report.endings.completed, rows, "{report}");
+    assert_eq!(report.ended.completed, rows, "{report}");
     Ok(rows as f64 / began.elapsed().as_secs_f64() / 1e3)
 }
 
-/// A database of the kind that an audit log wants: each commit is on the disk before it is acknowledged.
+/// A database with the durability of an audit log: each commit is on the disk before it is acknowledged.
 struct Sqlite {
     path: PathBuf,
     db: Arc<Mutex<Connection>>,
@@ -131,7 +132,7 @@ impl Sqlite {
         Ok(Self { path, db: Arc::new(Mutex::new(db)) })
     }
 
-    /// A figure for rows that are not there would be worth nothing.
+    /// Fails unless every row was written.
     fn check(&self) -> Result<(), Failure> {
         let rows: i64 =
             self.db.lock().expect("nobody panics").query_row("SELECT count(*) FROM rows", (), |row| row.get(0))?;
@@ -164,14 +165,14 @@ impl Sqlite {
         rate(&handle, BY_SINK, began).await
     }
 
-    async fn by_tasks(&self) -> Result<f64, Failure> {
+    async fn by_events(&self) -> Result<f64, Failure> {
         let handle = handle()?;
         let began = Instant::now();
-        for number in 0..BY_TASKS {
+        for number in 0..BY_EVENTS {
             let db = Arc::clone(&self.db);
             handle.track_blocking("row", move || insert(&db.lock().expect("nobody panics"), number))?;
         }
-        rate(&handle, BY_TASKS, began).await
+        rate(&handle, BY_EVENTS, began).await
     }
 }
 
@@ -230,26 +231,26 @@ impl Postgres {
         rate(&handle, BY_SINK, began).await
     }
 
-    async fn by_tasks(&self) -> Result<f64, Failure> {
+    async fn by_events(&self) -> Result<f64, Failure> {
         let handle = handle()?;
         let insert = self.client.prepare("INSERT INTO figures (number, text) VALUES ($1, $2)").await?;
         let began = Instant::now();
-        for number in 0..BY_TASKS {
+        for number in 0..BY_EVENTS {
             let (client, insert) = (Arc::clone(&self.client), insert.clone());
             handle.track("row", async move {
                 client.execute(&insert, &[&(number as i64), &"GET /orders"]).await.map(drop)
             })?;
         }
-        rate(&handle, BY_TASKS, began).await
+        rate(&handle, BY_EVENTS, began).await
     }
 }
 
-/// What becomes of an order.
+/// What happens to an order.
 #[derive(Clone)]
 enum Fate {
     Forgotten,
     Sent(EventSender<u64>),
-    /// The client waits for the store.
+    /// The handler waits for the store.
     Stored,
 }
 
@@ -271,8 +272,8 @@ async fn create_order(State(fate): State<Fate>, body: String) -> (StatusCode, St
     (StatusCode::CREATED, body)
 }
 
-/// The p50 and p99 of each variant in microseconds, as medians of rounds in turn: requests over one connection of the
-/// loopback, one after the other.
+/// The p50 and p99 of each variant in microseconds, as medians of alternating rounds: sequential requests over one loopback
+/// connection.
 async fn latencies() -> Result<[[f64; 2]; 3], Failure> {
     const ROUNDS: usize = 31;
     let handle = handle()?;
@@ -313,7 +314,7 @@ async fn latencies() -> Result<[[f64; 2]; 3], Failure> {
 
 async fn round(client: &mut SendRequest<String>, requests: usize) -> Result<[f64; 2], Failure> {
     let mut times = Vec::with_capacity(requests);
-    // The first few pay for what ran before them.
+    // The first requests of a round, with cold caches, do not count.
     for _ in 0..requests + requests / 4 {
         let request =
             Request::post("/orders").header("host", "shop").body(r#"{"item":"book","quantity":1}"#.to_owned())?;

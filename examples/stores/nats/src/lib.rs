@@ -13,18 +13,18 @@ use tower_track_events::{Batch, EventSink};
 pub const STREAM: &str = "ORDERS";
 const SUBJECT: &str = "orders.created";
 
-/// Publishes orders, and hears from the broker that it has them.
+/// Publishes orders, and waits for the broker's acknowledgements.
 #[derive(Clone, Debug)]
 pub struct OrderStream {
     context: Context,
 }
 
 impl OrderStream {
-    /// Connects, and makes the stream if there is none. The broker drops what comes twice within two minutes.
+    /// Connects, and makes the stream if there is none. The broker drops a message that arrives twice within two minutes.
     pub async fn connect(url: &str) -> Result<Self, Error> {
         let client = ConnectOptions::new().connection_timeout(Duration::from_secs(2)).connect(url).await?;
         let mut context = jetstream::new(client);
-        // An acknowledgement that has not come by then is one that a broken connection has swallowed.
+        // An acknowledgement that takes longer was lost with a broken connection.
         context.set_timeout(Duration::from_secs(2));
         context
             .get_or_create_stream(stream::Config {
@@ -37,7 +37,7 @@ impl OrderStream {
         Ok(Self { context })
     }
 
-    /// Publishes all, then waits for the acknowledgement of each.
+    /// Publishes all orders, then waits for their acknowledgements.
     pub async fn publish(&self, orders: &[Order]) -> Result<(), Error> {
         let mut acknowledgements = Vec::with_capacity(orders.len());
         for order in orders {

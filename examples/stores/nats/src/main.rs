@@ -6,7 +6,7 @@
 //! ```
 //!
 //! An order has completed when the broker has stored it. Each message has the id of its order, so that the broker drops
-//! it when a batch is tried again. The stream is made at the start. The other variables are those of `stores_shop`.
+//! duplicates when a batch is retried. The stream is made at the start. The other variables are those of `stores_shop`.
 
 use std::process::ExitCode;
 

@@ -7,9 +7,9 @@
 //! curl http://127.0.0.1:3000/orders -H content-type:application/json -d '{"item":"book","quantity":1}'
 //! ```
 //!
-//! What was answered with 201 is committed, and survives SIGKILL. The event is only a nudge to the relay: when it is lost,
-//! the next one or the next start relays what was left. The price is that each request waits for its transaction. The
-//! other variables are those of `stores_shop`.
+//! An order that was answered with 201 is committed, and survives SIGKILL. The event only wakes the relay: if it is lost, the
+//! next one or the next start relays the messages that were left. The price is that each request waits for its transaction.
+//! The other variables are those of `stores_shop`.
 
 use std::{error::Error, process::ExitCode};
 
@@ -29,7 +29,7 @@ use tower_track_events::{Batch, EventSender, EventSink, TrackEventsHandle};
 /// How many messages are relayed in one transaction.
 const PORTION: i64 = 500;
 
-/// There is something in the outbox.
+/// Tells the relay that there is a message in the outbox.
 struct Nudge;
 
 #[derive(Clone)]
@@ -43,7 +43,7 @@ async fn create_order(State(shop): State<Shop>, Json(order): Json<NewOrder>) -> 
     if let Err(error) = store(&shop.pool, &order).await {
         return (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response();
     }
-    // One that is refused is no loss: the order is in the outbox.
+    // A rejection loses nothing: the order is in the outbox.
     let _ = shop.relay.send(Nudge);
     order.created()
 }
@@ -72,7 +72,7 @@ impl Relay {
         let mut client = self.pool.get().await?;
         loop {
             let transaction = client.transaction().await?;
-            // What another instance is relaying is left to it.
+            // Messages that another instance is relaying are skipped.
             let rows = transaction
                 .query("SELECT seq, message FROM outbox ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED", &[&PORTION])
                 .await?;
@@ -111,7 +111,7 @@ async fn main() -> ExitCode {
         pool.get().await?.batch_execute(tables).await?;
         let stream = OrderStream::connect(&variable("NATS_URL", "nats://127.0.0.1:4222")).await?;
         let relay = handle.sink("outbox.relay", Relay { pool: pool.clone(), stream }).build()?;
-        // What the process before this one has left.
+        // For messages that the previous process has left.
         relay.send(Nudge)?;
         serve(handle, Router::new().route("/orders", post(create_order)).with_state(Shop { pool, relay })).await
     })

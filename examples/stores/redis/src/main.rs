@@ -5,8 +5,8 @@
 //! curl http://127.0.0.1:3000/orders -H content-type:application/json -d '{"item":"book","quantity":1}'
 //! ```
 //!
-//! An order has completed when Redis has answered, so it is as durable as Redis is told to be (`appendonly`,
-//! `appendfsync`). A stream does not drop what comes twice: consumers tell by the id of the order. The other variables
+//! An order has completed when Redis has answered, so its durability depends on the settings of Redis (`appendonly`,
+//! `appendfsync`). A stream does not drop duplicates: consumers recognise them by the id of the order. The other variables
 //! are those of `stores_shop`.
 
 use std::{error::Error, process::ExitCode};
@@ -17,7 +17,7 @@ use tower_track_events::{Batch, EventSink, TrackEventsHandle};
 
 struct OrderStream {
     client: Client,
-    /// None when the next attempt has to connect.
+    /// `None` when the next attempt has to connect.
     connection: Option<MultiplexedConnection>,
 }
 
@@ -29,7 +29,7 @@ impl EventSink<Order> for OrderStream {
             Some(connection) => connection,
             None => self.client.get_multiplexed_async_connection().await?,
         };
-        // All or nothing, so that an attempt that fails has not left half of a batch.
+        // Atomic, so that a failed attempt does not leave half of a batch.
         let mut pipeline = pipe();
         pipeline.atomic();
         for order in orders.iter() {

@@ -1,7 +1,7 @@
 //! An orders API: what the stores have in common.
 //!
-//! Each example makes a [`TrackEventsHandle`] and the routes for its store, and gives both to [`serve`]. These variables
-//! change what it does:
+//! Each example makes a [`TrackEventsHandle`] and the routes for its store, and passes both to [`serve`]. These variables
+//! change its behaviour:
 //!
 //! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
 //! - `DRAIN_LIMIT_MS`: the most that stopping may take, counted from the signal, 5000 unless set.
@@ -39,19 +39,19 @@ use tokio::{
 use tower_track_events::{EventSender, TrackEventsHandle, TrackEventsLayer, Undelivered};
 use uuid::Uuid;
 
-/// What is asked for.
+/// The body of a request.
 #[derive(Debug, Deserialize)]
 pub struct NewOrder {
     item: String,
     quantity: NonZeroU32,
 }
 
-/// What is stored.
+/// An order as it is stored.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Order {
-    /// Made here, so that a store can tell an order that it is given twice.
+    /// Made here, so that a store can recognise an order that is delivered twice.
     pub id: String,
-    /// What was ordered.
+    /// The name of the item.
     pub item: String,
     /// How many of it, at least one.
     pub quantity: i64,
@@ -67,13 +67,13 @@ impl From<NewOrder> for Order {
 }
 
 impl Order {
-    /// The answer to whoever has ordered.
+    /// The answer to the client.
     pub fn created(&self) -> Response {
         (StatusCode::CREATED, Json(json!({ "id": self.id }))).into_response()
     }
 }
 
-/// `POST /orders`, which answers as soon as the order is on its way to the store.
+/// `POST /orders`, which answers as soon as the order is accepted by the sink.
 pub fn orders(sender: EventSender<Order>) -> Router {
     Router::new().route("/orders", post(create_order)).with_state(sender)
 }
@@ -81,11 +81,11 @@ pub fn orders(sender: EventSender<Order>) -> Router {
 async fn create_order(State(orders): State<EventSender<Order>>, Json(order): Json<NewOrder>) -> Response {
     let order = Order::from(order);
     let answer = order.created();
-    // If it is refused the client hears 503 instead of a promise that is not kept.
+    // If it is rejected, the client gets 503 and can try again.
     orders.send(order).map_or_else(IntoResponse::into_response, |()| answer)
 }
 
-/// Takes orders that could not be stored in time, and appends them to a file, a JSON object a line.
+/// Appends orders that could not be stored in time to a file, one JSON object a line.
 ///
 /// # Panics
 ///
@@ -103,12 +103,12 @@ pub fn spill(orders: Undelivered<Order>) {
     append().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }
 
-/// The value of a variable, or what it is unless set.
-pub fn variable(name: &str, unless_set: &str) -> String {
-    env::var(name).unwrap_or_else(|_| unless_set.to_owned())
+/// Returns the value of an environment variable, or its default.
+pub fn variable(name: &str, default: &str) -> String {
+    env::var(name).unwrap_or_else(|_| default.to_owned())
 }
 
-/// Logs what goes wrong, and turns a failure to start into a message and an exit code of 2.
+/// Sets up logging, and turns a failure to start into a message and an exit code of 2.
 pub async fn run(service: impl Future<Output = Result<ExitCode, Box<dyn Error + Send + Sync>>>) -> ExitCode {
     tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
@@ -120,7 +120,7 @@ pub async fn run(service: impl Future<Output = Result<ExitCode, Box<dyn Error + 
     })
 }
 
-/// Serves until Ctrl-C or SIGTERM, then drains. The exit code is 0 when every event has completed.
+/// Serves until Ctrl-C or SIGTERM, then drains. The exit code is 0 if every event completed.
 pub async fn serve(handle: TrackEventsHandle, routes: Router) -> Result<ExitCode, Box<dyn Error + Send + Sync>> {
     let limit = variable("DRAIN_LIMIT_MS", "5000").parse().map_err(|error| format!("DRAIN_LIMIT_MS: {error}"))?;
     let limit = Duration::from_millis(limit);
@@ -142,17 +142,19 @@ pub async fn serve(handle: TrackEventsHandle, routes: Router) -> Result<ExitCode
     let signalled = Instant::now();
     handle.begin_drain();
     say(io::stdout(), "draining");
-    // Asked again after it has come true: by the drain, when the second signal came while the server was stopping.
-    let give_up = async { drop(timeout_at(signalled + limit, next_signal(&mut terminate, &mut interrupt)).await) }
-        .boxed()
-        .shared();
+    // Shared, since the drain polls it again if the second signal came while the server was stopping.
+    let interrupted = async move {
+        let _ = timeout_at(signalled + limit, next_signal(&mut terminate, &mut interrupt)).await;
+    }
+    .boxed()
+    .shared();
     drop(stop_server);
     select! {
         biased;
         _ = server => {}
-        _ = timeout_at(signalled + limit / 2, give_up.clone()) => {}
+        _ = timeout_at(signalled + limit / 2, interrupted.clone()) => {}
     }
-    match handle.drain_until(give_up).await {
+    match handle.drain_until(interrupted).await {
         Ok(report) => {
             say(io::stdout(), &report);
             Ok(if report.all_completed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -179,7 +181,7 @@ async fn stats(State(handle): State<TrackEventsHandle>) -> Json<Value> {
     Json(json!({ "now": handle.snapshot(), "sinks": handle.sinks() }))
 }
 
-/// Writes a line. Where `println!` panics, because nobody reads any more, the drain goes on.
+/// Writes a line. If that fails the drain continues, where `println!` would panic: nobody may read the pipe any more.
 fn say(mut to: impl Write, line: impl Display) {
     let _ = writeln!(to, "{line}").and_then(|()| to.flush());
 }

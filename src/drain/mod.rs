@@ -1,0 +1,252 @@
+//! [`Drain`]: the future that ends when nothing is left.
+
+mod report;
+mod wait_idle;
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep};
+
+use self::report::Progress;
+pub(crate) use self::wait_idle::pending;
+pub use self::{
+    report::{DrainError, DrainReport, OpenItem, OpenKind},
+    wait_idle::{WaitIdle, WaitIdleError},
+};
+use crate::{
+    context::{self, Shards},
+    metrics,
+    registry::{Flush, Look, MayClose, Waiter},
+    util::{
+        deadline::{Deadline, NoTimer, poll_sleep, sleep},
+        reentrancy,
+    },
+};
+
+/// The future of [`TrackEventsHandle::drain`](crate::TrackEventsHandle::drain) and
+/// [`drain_until`](crate::TrackEventsHandle::drain_until).
+///
+/// It does nothing until it is polled. The first poll raises the drain signal, if that has not been done, and starts the
+/// limit. Then it waits until no request, guard or permit has been open for the
+/// [quiet period](crate::TrackEventsHandleBuilder::quiet_period), accepts no more from outside, waits until no event is
+/// pending, and closes the handle. It is `'static` and `Send`, and can be spawned.
+///
+/// # Errors
+///
+/// [`DrainError::TimedOut`] when the limit passed first, and [`DrainError::Interrupted`] when another future was ready
+/// first, both with what was open; [`DrainError::InsideItself`] when polled inside an event, a handler or a body of the
+/// same handle; [`DrainError::NoTimer`] when there is no tokio timer to measure the limit or the quiet period with.
+///
+/// # Panics
+///
+/// When polled again after it has ended.
+///
+/// # Cancel safety
+///
+/// Dropping a drain loses no event and closes nothing; the signal stays raised. Several drains of one handle may be
+/// polled at the same time, and agree.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// use tower_track_events::{Drain, TrackEventsHandle};
+///
+/// let handle = TrackEventsHandle::new();
+/// let drain: Drain = handle.drain(Duration::from_secs(8));
+/// let report = tokio::spawn(drain).await??;
+/// assert!(report.all_completed());
+/// # Ok(()) }
+/// ```
+#[must_use = "a drain does nothing unless it is polled"]
+pub struct Drain {
+    shards: Arc<Shards>,
+    deadline: Deadline,
+    /// Interrupts the drain when it is ready.
+    stop: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    is_started: bool,
+    waiter: Option<Waiter<context::Context>>,
+    quiet: Option<Quiet>,
+    progress: Option<ProgressTimer>,
+    has_ended: bool,
+}
+
+/// When the next line about the progress is due.
+struct ProgressTimer {
+    began: Instant,
+    due: Pin<Box<Sleep>>,
+}
+
+/// A time in which no request, guard or permit was open, so far.
+struct Quiet {
+    /// How many there had ever been when it began.
+    ever_opened: u64,
+    over: Pin<Box<Sleep>>,
+}
+
+impl Drain {
+    pub(crate) fn within(shards: Arc<Shards>, limit: Duration) -> Self {
+        Self::new(shards, Deadline::after(limit), None)
+    }
+
+    pub(crate) fn until<S>(shards: Arc<Shards>, stop: S) -> Self
+    where
+        S: Future + Send + 'static,
+    {
+        Self::new(shards, Deadline::Never, Some(Box::pin(async { drop(stop.await) })))
+    }
+
+    fn new(shards: Arc<Shards>, deadline: Deadline, stop: Option<Pin<Box<dyn Future<Output = ()> + Send>>>) -> Self {
+        let (is_started, has_ended) = (false, false);
+        Self { shards, deadline, stop, is_started, waiter: None, quiet: None, progress: None, has_ended }
+    }
+
+    fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<Result<DrainReport, DrainError>> {
+        let shards = Arc::clone(&self.shards);
+        let registry = shards.registry();
+        if reentrancy::is_inside(registry.id()) {
+            return Poll::Ready(Err(DrainError::InsideItself));
+        }
+        let is_first_poll = !std::mem::replace(&mut self.is_started, true);
+        if is_first_poll {
+            shards.begin_drain();
+            // What is queued for a sink need not wait for more.
+            registry.flush(Flush::FromNowOn);
+        }
+        let Ok(is_late) = self.deadline.poll(cx) else { return Poll::Ready(Err(DrainError::NoTimer)) };
+        let is_stopped = self.stop.as_mut().is_some_and(|stop| stop.as_mut().poll(cx).is_ready());
+        let is_over = is_late || is_stopped;
+        self.poll_progress(cx);
+
+        let quiet_period = registry.context.settings.quiet_period;
+        let mut is_registered = false;
+        loop {
+            let Ok(quiet_since) = self.poll_quiet(cx) else { return Poll::Ready(Err(DrainError::NoTimer)) };
+            let look = registry.try_close(|ever_opened| match quiet_since {
+                // The last look needs no quiet period, and closes nothing if something is left.
+                _ if is_over => MayClose::IfIdle,
+                _ if quiet_period.is_zero() => MayClose::Yes,
+                QuietSince::Over(before) if before == ever_opened => MayClose::Yes,
+                _ => MayClose::No,
+            });
+            match look {
+                Look::Closed(account) => {
+                    return Poll::Ready(Ok(DrainReport::new(account, Vec::new(), shards.drain_began())));
+                }
+                Look::Open | Look::Quiet { .. } | Look::Closing if is_over => {
+                    let report = self.undelivered_and_open();
+                    // What was open at the look may have ended since. Then the next look closes.
+                    if !report.open.is_empty() {
+                        let error = if is_stopped { DrainError::Interrupted } else { DrainError::TimedOut };
+                        return Poll::Ready(Err(error(Box::new(report))));
+                    }
+                }
+                Look::Open | Look::Quiet { .. } | Look::Closing if !is_registered => {
+                    // Look again after it: whatever ends from now on wakes this drain.
+                    self.waiter.get_or_insert_with(|| Waiter::for_drain(registry)).register(cx.waker());
+                    is_registered = true;
+                }
+                Look::Open => {
+                    self.quiet = None;
+                    return Poll::Pending;
+                }
+                Look::Closing => return Poll::Pending,
+                Look::Quiet { ever_opened } => match quiet_since {
+                    QuietSince::Running(before) if before == ever_opened => return Poll::Pending,
+                    _ => {
+                        // Round again, to poll the new timer.
+                        let Ok(over) = sleep(quiet_period) else { return Poll::Ready(Err(DrainError::NoTimer)) };
+                        self.quiet = Some(Quiet { ever_opened, over });
+                    }
+                },
+            }
+        }
+    }
+
+    fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Result<QuietSince, NoTimer> {
+        let Some(Quiet { ever_opened, over }) = &mut self.quiet else { return Ok(QuietSince::Never) };
+        let is_over = poll_sleep(over, cx)?;
+        Ok(if is_over { QuietSince::Over(*ever_opened) } else { QuietSince::Running(*ever_opened) })
+    }
+
+    /// Hands over what sinks have not taken, where something takes it, and reports what is open then.
+    fn undelivered_and_open(&self) -> DrainReport {
+        let registry = self.shards.registry();
+        let mut undelivered = Vec::new();
+        for detached in registry.detach_undelivered() {
+            undelivered.push(OpenItem::undelivered(&detached));
+            (detached.end)();
+        }
+        DrainReport::new(registry.account(), undelivered, self.shards.drain_began())
+    }
+
+    /// Logs what is left, each time that a line about it is due.
+    fn poll_progress(&mut self, cx: &mut Context<'_>) {
+        let registry = self.shards.registry();
+        let every = registry.context.settings.progress;
+        if every.is_zero() {
+            return;
+        }
+        if self.progress.is_none() {
+            // Without a timer there is no progress to log.
+            self.progress = sleep(every).ok().map(|due| ProgressTimer { began: Instant::now(), due });
+        }
+        let Some(ProgressTimer { began, due }) = &mut self.progress else { return };
+        while poll_sleep(due, cx).unwrap_or(false) {
+            due.as_mut().reset(Instant::now() + every);
+            if tracing::enabled!(tracing::Level::INFO) {
+                let progress = Progress::new(registry.account(), began.elapsed(), self.deadline.limit());
+                tracing::info!("{progress}");
+            }
+        }
+    }
+}
+
+/// The quiet period of a drain, and how many requests, guards and permits there had ever been when it began.
+#[derive(Clone, Copy)]
+enum QuietSince {
+    Never,
+    Running(u64),
+    Over(u64),
+}
+
+impl Future for Drain {
+    type Output = Result<DrainReport, DrainError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        assert!(!self.has_ended, "a drain was polled after it had ended");
+        let drained = self.poll_drained(cx);
+        if let Poll::Ready(result) = &drained {
+            self.has_ended = true;
+            self.waiter = None;
+            match result {
+                Ok(report) => metrics::drained(report.elapsed, "drained"),
+                Err(DrainError::TimedOut(report)) => metrics::drained(report.elapsed, "timed_out"),
+                Err(DrainError::Interrupted(report)) => metrics::drained(report.elapsed, "interrupted"),
+                Err(DrainError::InsideItself | DrainError::NoTimer) => {}
+            }
+        }
+        drained
+    }
+}
+
+impl fmt::Debug for Drain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { shards: _, deadline, stop, is_started, waiter: _, quiet, progress: _, has_ended } = self;
+        f.debug_struct("Drain")
+            .field("started", is_started)
+            .field("limit_left", &deadline.left())
+            .field("can_be_interrupted", &stop.is_some())
+            .field("quiet", &quiet.is_some())
+            .field("ended", has_ended)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,392 @@
+//! [`DrainReport`] and [`DrainError`]: the result of a drain.
+
+use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, error::Error, fmt, panic::Location, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    context::DrainBegan,
+    registry::{Account, Detached, EventCounts, EventFailures, Group, Kind, Open, SinkSnapshot, Stage},
+    util::text::{Joined, OneLine, Plural, Seconds},
+};
+
+/// The report of a drain: what was accepted, how it ended, and what is open.
+///
+/// `Display` is one line.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use std::time::Duration;
+/// use tower_track_events::TrackEventsHandle;
+///
+/// let handle = TrackEventsHandle::new();
+/// handle.track("audit", async { Err::<(), _>("disk full") }).unwrap();
+///
+/// let report = handle.drain(Duration::from_secs(5)).await.unwrap();
+/// assert!(!report.all_completed());
+/// assert_eq!(report.by_name["audit"].counts.failed, 1);
+/// assert!(report.to_string().contains("(audit: 1 failed, last: disk full)"));
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct DrainReport {
+    /// The time since the drain began: since [`begin_drain`](crate::TrackEventsHandle::begin_drain), or else since the
+    /// first drain was first polled.
+    pub elapsed: Duration,
+    /// Events accepted since the handle was made.
+    pub accepted: u64,
+    /// Events, guards and permits rejected since the handle was made.
+    pub rejected: u64,
+    /// Those of `rejected` that were rejected because a drain was closing or had ended.
+    pub rejected_closed: u64,
+    /// How the accepted events ended.
+    pub ended: EventCounts,
+    /// How those ended that ended since the drain began; a part of `ended`.
+    pub since_drain: EventCounts,
+    /// The events that did not complete, by name.
+    pub by_name: BTreeMap<&'static str, EventFailures>,
+    /// The counts of each [sink](crate::TrackEventsHandle::sink), in alphabetical order; a part of the totals.
+    pub sinks: Vec<SinkSnapshot>,
+    /// What is open or was not delivered: requests, guards, permits, then events, the oldest first of each. Empty if the
+    /// drain was `Ok`.
+    pub open: Vec<OpenItem>,
+}
+
+impl DrainReport {
+    pub(super) fn new(account: Account, undelivered: Vec<OpenItem>, began: &DrainBegan) -> Self {
+        let Account { snapshot, by_name, sinks, open } = account;
+        let now = Instant::now();
+        Self {
+            elapsed: now.saturating_duration_since(began.at),
+            accepted: snapshot.accepted,
+            rejected: snapshot.rejected,
+            rejected_closed: snapshot.rejected_closed,
+            ended: snapshot.ended,
+            since_drain: snapshot.ended - began.ended,
+            by_name,
+            sinks,
+            open: OpenItem::all(&open, now).chain(undelivered).collect(),
+        }
+        .sorted()
+    }
+
+    fn sorted(mut self) -> Self {
+        self.open.sort_by_key(|item| (item.kind.rank(), Reverse(item.oldest)));
+        self
+    }
+
+    /// Whether every event that was accepted has completed.
+    ///
+    /// Rejected events do not count: each was an error that its caller got, or an event of a layer, and is in
+    /// [`rejected`](Self::rejected).
+    pub fn all_completed(&self) -> bool {
+        self.ended.completed == self.accepted
+    }
+
+    fn write_counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { accepted, rejected, rejected_closed, ended, since_drain, by_name, .. } = self;
+        write!(f, "{} accepted, {ended}", Plural(*accepted, "event"))?;
+        for (index, (name, failures)) in by_name.iter().enumerate() {
+            let words = failures.counts.not_completed_by_word().map(|(count, word)| format!("{count} {word}"));
+            let open = if index == 0 { " (" } else { "; " };
+            write!(f, "{open}{}: {}", OneLine(name), Joined(words))?;
+            if let Some(error) = &failures.last_error {
+                write!(f, ", last: {}", OneLine(error))?;
+            }
+        }
+        if !by_name.is_empty() {
+            f.write_str(")")?;
+        }
+        write!(f, "; {} ended since the drain began", since_drain.total())?;
+        if *rejected > 0 {
+            write!(f, "; {rejected} rejected")?;
+        }
+        if *rejected_closed > 0 {
+            write!(f, ", {rejected_closed} of them because a drain was closing or had ended")?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a line such as
+/// `drained 1.2 s after the signal: 40 events accepted, 38 completed, 2 failed (audit: 2 failed, last: disk full); 17 ended
+/// since the drain began`.
+impl fmt::Display for DrainReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "drained {} after the signal: ", Seconds(self.elapsed))?;
+        self.write_counts(f)
+    }
+}
+
+/// Requests, guards, permits or events that are open, grouped by where in the source they come from.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// use tower_track_events::{DrainError, OpenKind, TrackEventsHandle};
+///
+/// let handle = TrackEventsHandle::new();
+/// handle.track("endless", std::future::pending::<()>())?;
+/// let Err(DrainError::TimedOut(report)) = handle.drain(Duration::from_millis(1)).await else {
+///     panic!("nothing was pending");
+/// };
+/// let item = &report.open[0];
+/// assert_eq!((item.kind, item.name.as_deref(), item.count), (OpenKind::RunningEvent, Some("endless"), 1));
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct OpenItem {
+    /// What they are.
+    pub kind: OpenKind,
+    /// The name of the events; `None` for requests, guards and permits.
+    pub name: Option<Cow<'static, str>>,
+    /// How many there are.
+    pub count: u64,
+    /// The age of the oldest: how long ago it was opened or tracked. That of an event of an exchange counts from the begin of
+    /// the exchange, and from its end once the event runs.
+    pub oldest: Duration,
+    /// Where in the source they were taken or tracked; for an event of a layer, where its hook was added; for one of a
+    /// sink, where the sink was made. `None` for requests.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_location"))]
+    pub location: Option<&'static Location<'static>>,
+}
+
+/// What an [`OpenItem`] is.
+///
+/// # Examples
+///
+/// ```
+/// use tower_track_events::{OpenItem, OpenKind};
+///
+/// fn cannot_be_aborted(item: &OpenItem) -> bool {
+///     item.kind == OpenKind::BlockingEvent
+/// }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum OpenKind {
+    /// Requests whose response is not over, or whose body has not been dropped.
+    Request,
+    /// Guards that are held.
+    Guard,
+    /// Permits that are held and not used.
+    Permit,
+    /// Events of an exchange that have not started: nearly always because the response is not over.
+    WaitingEvent,
+    /// Events that have been started.
+    RunningEvent,
+    /// Events that run on a blocking thread. Nothing can end them but their own return:
+    /// [`abort`](crate::TrackEventsHandle::abort) cannot, and neither can an event timeout.
+    BlockingEvent,
+    /// Values that were sent to a [sink](crate::TrackEventsHandle::sink) that has not taken them.
+    QueuedEvent,
+    /// Values that their sink had not taken when the limit passed. They have ended as failed, and were passed to
+    /// [`on_undelivered`](crate::SinkBuilder::on_undelivered).
+    UndeliveredEvent,
+}
+
+impl OpenKind {
+    /// Its place in a report.
+    fn rank(self) -> u8 {
+        match self {
+            Self::Request => 0,
+            Self::Guard => 1,
+            Self::Permit => 2,
+            _ => 3,
+        }
+    }
+}
+
+impl OpenItem {
+    /// Each group of what is open, in no particular order.
+    pub(super) fn all(open: &Open, now: Instant) -> impl Iterator<Item = Self> {
+        open.iter().map(move |(&(kind, location), group)| Self::new(kind, location, *group, now))
+    }
+
+    fn new(kind: Kind, location: &'static Location<'static>, group: Group, now: Instant) -> Self {
+        let (kind, name, location) = match kind {
+            Kind::Request => (OpenKind::Request, None, None),
+            Kind::Guard => (OpenKind::Guard, None, Some(location)),
+            Kind::Permit => (OpenKind::Permit, None, Some(location)),
+            Kind::Event { name, stage } => {
+                let kind = match stage {
+                    Stage::Waiting => OpenKind::WaitingEvent,
+                    Stage::Running => OpenKind::RunningEvent,
+                    Stage::Blocking => OpenKind::BlockingEvent,
+                    Stage::Queued => OpenKind::QueuedEvent,
+                };
+                (kind, Some(name.into()), Some(location))
+            }
+        };
+        Self { kind, name, count: group.count, oldest: now.saturating_duration_since(group.oldest), location }
+    }
+
+    pub(super) fn undelivered(detached: &Detached) -> Self {
+        Self {
+            kind: OpenKind::UndeliveredEvent,
+            name: Some(detached.name.into()),
+            count: detached.group.count,
+            oldest: detached.group.oldest.elapsed(),
+            location: Some(detached.location),
+        }
+    }
+}
+
+/// Writes `order.created x15 running (oldest 3.2 s, src/main.rs:40:12)`.
+impl fmt::Display for OpenItem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, name, count, oldest, location } = self;
+        let name = name.as_deref().map(OneLine);
+        match (kind, name) {
+            (OpenKind::Request, _) => write!(f, "{} open", Plural(*count, "request"))?,
+            (OpenKind::Guard, _) => write!(f, "{} held", Plural(*count, "guard"))?,
+            (OpenKind::Permit, _) => write!(f, "{} held", Plural(*count, "permit"))?,
+            (_, name) => {
+                let state = match kind {
+                    OpenKind::WaitingEvent => "waiting for the response",
+                    OpenKind::BlockingEvent => "running on blocking threads",
+                    OpenKind::QueuedEvent => "queued for the sink",
+                    OpenKind::UndeliveredEvent => "undelivered and handed over",
+                    _ => "running",
+                };
+                write!(f, "{} x{count} {state}", name.unwrap_or(OneLine("")))?;
+            }
+        }
+        write!(f, " (oldest {}", Seconds(*oldest))?;
+        location.map_or(Ok(()), |location| write!(f, ", {location}"))?;
+        f.write_str(")")
+    }
+}
+
+/// Why a drain did not end well.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use std::time::Duration;
+/// use tower_track_events::{DrainError, TrackEventsHandle};
+///
+/// let handle = TrackEventsHandle::new();
+/// handle.track("audit", std::future::pending::<()>()).unwrap();
+///
+/// match handle.drain(Duration::ZERO).await {
+///     Err(DrainError::TimedOut(report)) => assert_eq!(report.open[0].name.as_deref(), Some("audit")),
+///     other => panic!("{other:?}"),
+/// }
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum DrainError {
+    /// The limit passed first. Nothing was cancelled: what is open goes on for as long as the process does, events are
+    /// accepted again, and another drain may follow. Only undelivered values have been handed over, if their sink has
+    /// [somewhere to hand them](crate::SinkBuilder::on_undelivered).
+    TimedOut(Box<DrainReport>),
+    /// The future of [`drain_until`](crate::TrackEventsHandle::drain_until) was ready first. Otherwise like `TimedOut`.
+    Interrupted(Box<DrainReport>),
+    /// The drain was polled inside an event, a handler or a body of its own handle, and would wait for itself.
+    InsideItself,
+    /// The drain needs a timer and was polled outside of a tokio runtime, or inside one whose timers are not enabled.
+    NoTimer,
+}
+
+impl DrainError {
+    /// Returns the report, if the drain was started.
+    pub fn report(&self) -> Option<&DrainReport> {
+        match self {
+            Self::TimedOut(report) | Self::Interrupted(report) => Some(report),
+            Self::InsideItself | Self::NoTimer => None,
+        }
+    }
+}
+
+/// Writes a line that says what was open, after how long, and what had been done by then.
+impl fmt::Display for DrainError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (report, how) = match self {
+            Self::TimedOut(report) => (report, "timed out"),
+            Self::Interrupted(report) => (report, "interrupted"),
+            Self::InsideItself => {
+                return f.write_str(
+                    "drain was polled inside an event, a handler or a body of its own handle and would wait for itself: \
+                     drain from the task that stops the server",
+                );
+            }
+            Self::NoTimer => {
+                return f.write_str(
+                    "drain needs a tokio runtime with timers for its limit and its quiet period: enable them with \
+                     `enable_time`",
+                );
+            }
+        };
+        write!(f, "drain {how} {} after the signal: {}; ", Seconds(report.elapsed), Joined(report.open.iter()))?;
+        report.write_counts(f)
+    }
+}
+
+impl Error for DrainError {}
+
+/// What a drain still waits for, as a line: `draining: 2 requests open, 17 events pending (order.created x15,
+/// audit x2), 3.2 s of 5.0 s`.
+pub(super) struct Progress {
+    account: Account,
+    elapsed: Duration,
+    limit: Option<Duration>,
+}
+
+impl Progress {
+    pub(super) fn new(account: Account, elapsed: Duration, limit: Option<Duration>) -> Self {
+        Self { account, elapsed, limit }
+    }
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { account: Account { snapshot: now, open, .. }, elapsed, limit } = self;
+        f.write_str("draining: ")?;
+        if now.holders() + now.pending == 0 {
+            f.write_str("nothing open, waiting for the quiet period to pass")?;
+        } else {
+            write!(f, "{} open, ", Plural(now.open_requests, "request"))?;
+            for (count, word) in [(now.open_guards, "guard"), (now.reserved, "permit")] {
+                if count > 0 {
+                    write!(f, "{} held, ", Plural(count, word))?;
+                }
+            }
+            write!(f, "{} pending", Plural(now.pending, "event"))?;
+        }
+        let mut by_name: BTreeMap<&str, u64> = BTreeMap::new();
+        for (&(kind, _), group) in open {
+            if let Kind::Event { name, .. } = kind {
+                *by_name.entry(name).or_default() += group.count;
+            }
+        }
+        let mut by_name: Vec<_> = by_name.into_iter().collect();
+        by_name.sort_by_key(|(_, count)| Reverse(*count));
+        if !by_name.is_empty() {
+            let names = by_name.iter().map(|(name, count)| format!("{} x{count}", OneLine(name)));
+            write!(f, " ({})", Joined(names))?;
+        }
+        write!(f, ", {}", Seconds(*elapsed))?;
+        limit.map_or(Ok(()), |limit| write!(f, " of {}", Seconds(limit)))
+    }
+}
+
+#[cfg(feature = "serde")]
+fn serialize_location<S: serde::Serializer>(
+    location: &Option<&'static Location<'static>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serde::Serialize::serialize(&location.map(ToString::to_string), serializer)
+}

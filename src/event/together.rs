@@ -1,0 +1,102 @@
+//! The task that runs the events of one response. (A single event is a task like one of the handle.)
+//!
+//! The events are polled for the first time in the order in which they were tracked, and then run concurrently, as in
+//! `join!`: each has its own ticket, span, time limit, panic boundary and ending, and one that is done is dropped at once.
+
+use std::{
+    mem,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::{runtime, time::Instant};
+
+use crate::{
+    context::Ticket,
+    event::{Alone, BoxedEvent},
+};
+
+/// An accepted event, and the runtime on which it is going to run.
+pub(crate) struct Kept {
+    event: BoxedEvent,
+    runtime: runtime::Handle,
+    /// Whether an abort wakes the task through the entry of this event.
+    is_registered: bool,
+}
+
+impl Kept {
+    pub(crate) fn new(event: BoxedEvent, runtime: runtime::Handle) -> Self {
+        Self { event, runtime, is_registered: false }
+    }
+
+    #[inline]
+    pub(crate) fn ticket(&self) -> Option<&Ticket> {
+        self.event.ticket()
+    }
+
+    /// Starts the event alone.
+    pub(crate) fn spawn(self, since: Instant) {
+        self.runtime.spawn(Alone::new(self.event, Some(since)));
+    }
+}
+
+/// Starts events: one task for all that run on the same runtime. If a runtime is shutting down, its events are dropped
+/// instead and count as aborted. To be called without a lock, since spawning on such a runtime runs their destructors.
+pub(crate) fn spawn(mut events: Vec<Kept>, since: Instant) {
+    if events.len() <= 1 {
+        events.pop().into_iter().for_each(|kept| kept.spawn(since));
+    }
+    while let Some(first) = events.first() {
+        let runtime = first.runtime.clone();
+        let is_same = |kept: &Kept| kept.runtime.id() == runtime.id();
+        // Nearly always all of them.
+        let same = if events.iter().all(is_same) {
+            mem::take(&mut events)
+        } else {
+            let (same, others) = events.into_iter().partition(is_same);
+            events = others;
+            same
+        };
+        runtime.spawn(Together { events: same, since, is_started: false });
+    }
+}
+
+struct Together {
+    events: Vec<Kept>,
+    /// When they were started.
+    since: Instant,
+    is_started: bool,
+}
+
+impl Future for Together {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { events, since, is_started } = &mut *self;
+        if *is_started {
+            // Another one comes first each time, so that none uses up the budget of the task before all others.
+            events.rotate_left(1);
+        }
+        loop {
+            events.retain_mut(|kept| kept.event.as_mut().poll(cx).is_pending());
+            if !mem::replace(is_started, true) && !events.is_empty() {
+                // The first is marked below, with the waker.
+                for ticket in events.iter().skip(1).filter_map(Kept::ticket) {
+                    let _ = ticket.start(Some(*since), None);
+                }
+            }
+            if events.iter().any(|kept| kept.is_registered) {
+                return Poll::Pending;
+            }
+            // One registration wakes the task for all of them.
+            let Some(first) = events.first_mut() else { return Poll::Ready(()) };
+            first.is_registered = true;
+            let Some(epoch) = first.ticket().map(|ticket| ticket.start(Some(*since), Some(cx.waker()))) else {
+                continue;
+            };
+            if !events.iter().filter_map(Kept::ticket).any(|ticket| ticket.is_before(epoch)) {
+                return Poll::Pending;
+            }
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What a layer does with the events of its hooks when the capacity is used up.
+
+use std::{
+    panic::Location,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::runtime;
+use tracing::Span;
+
+use crate::{
+    context::{self, Ticket},
+    event::{self, BoxedEvent},
+    exchange::State,
+    registry::{QueuedSlot, Stage},
+    util::{deadline::Deadline, panic::catch},
+};
+
+/// What a layer does with the events of its hooks when the capacity is used up, set by
+/// [`overflow`](crate::TrackEventsLayerBuilder::overflow).
+///
+/// It applies to the events of [`track`](crate::TrackEventsLayerBuilder::track) and
+/// [`track_when`](crate::TrackEventsLayerBuilder::track_when) of the layer. Where a handler or the application tracks
+/// an event, the answer is always [`TrackError::Full`](crate::TrackError::Full), at once.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_track_events::{Exchange, Overflow, TrackEventsHandle, TrackEventsLayer};
+///
+/// # async fn write_row(exchange: Exchange) {}
+/// let layer = TrackEventsLayer::builder(TrackEventsHandle::new())
+///     .track("audit", |_request| write_row)
+///     .overflow(Overflow::Wait(Duration::from_millis(50)))
+///     .build();
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Overflow {
+    /// The event is rejected, dropped and counted, and the request is served without it.
+    #[default]
+    Reject,
+    /// The request waits for capacity for its events, at most for this long; then they are rejected.
+    ///
+    /// It waits before the future of the inner service is polled for the first time, first come first served, and blocks
+    /// no thread. A slot that becomes free goes to the first request that waits, and not to an event that is tracked
+    /// later. A request without an event of the layer does not wait. If the client leaves meanwhile, its events are
+    /// rejected.
+    ///
+    /// Choose it shorter than the timeout of a health probe: idle streams can hold all of the capacity for as long as
+    /// they are open. On a runtime without timers the events are rejected at once.
+    Wait(Duration),
+}
+
+/// The events of one exchange that wait for capacity.
+pub(crate) struct WaitingEvents {
+    state: Arc<State>,
+    events: Vec<WaitingEvent>,
+    deadline: Deadline,
+}
+
+pub(crate) struct WaitingEvent {
+    pub(crate) name: &'static str,
+    pub(crate) location: &'static Location<'static>,
+    /// The event, or the panic of the hook that was to make it.
+    pub(crate) event: Result<BoxedEvent, String>,
+    pub(crate) span: Option<Span>,
+    pub(crate) runtime: runtime::Handle,
+    pub(crate) slot: QueuedSlot<context::Context>,
+}
+
+impl WaitingEvents {
+    pub(crate) fn new(state: &Arc<State>, events: Vec<WaitingEvent>, limit: Duration) -> Self {
+        Self { state: Arc::clone(state), events, deadline: Deadline::after(limit) }
+    }
+
+    /// Ready when each event has been accepted or rejected.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut index = 0;
+        while let Some(event) = self.events.get_mut(index) {
+            match event.slot.poll(cx.waker()) {
+                Poll::Ready(permit) => self.events.remove(index).accept(&self.state, permit),
+                Poll::Pending => index += 1,
+            }
+        }
+        if self.events.is_empty() {
+            return Poll::Ready(());
+        }
+        // A limit that cannot be measured has passed.
+        if self.deadline.poll(cx).unwrap_or(true) {
+            self.reject();
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    fn reject(&mut self) {
+        for WaitingEvent { name, event, slot, .. } in self.events.drain(..) {
+            drop(slot);
+            // Counted and logged before the event is dropped, whose destructor is user code.
+            self.state.shard.reject_full(name);
+            let _ = catch(|| drop(event));
+        }
+    }
+}
+
+impl WaitingEvent {
+    fn accept(self, state: &State, permit: Ticket) {
+        let Self { name, location, event, span, runtime, slot } = self;
+        drop(slot);
+        keep_or_end(state, permit.fill(name, Stage::Waiting, location), event, span, runtime);
+    }
+}
+
+/// Keeps an event of a hook that was accepted, or ends it if its hook has panicked.
+pub(crate) fn keep_or_end(
+    state: &State,
+    ticket: Ticket,
+    event: Result<BoxedEvent, String>,
+    span: Option<Span>,
+    runtime: runtime::Handle,
+) {
+    match event {
+        Ok(event) => state.keep(event, ticket, span, runtime),
+        Err(panic) => event::end_panicked(ticket, span, &panic),
+    }
+}
+
+/// The client has left, or a timeout around the layer has passed.
+impl Drop for WaitingEvents {
+    fn drop(&mut self) {
+        self.reject();
+    }
+}

@@ -1,0 +1,129 @@
+//! The hooks of a layer: the events that it tracks for every exchange, and its observers.
+
+use std::{
+    fmt,
+    panic::Location,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use http::request::Parts;
+
+use crate::{
+    event::{BoxedEvent, event_span},
+    exchange::{
+        HookListId, NO_HOOKS, Observe, Overflow, State,
+        overflow::{WaitingEvent, WaitingEvents, keep_or_end},
+    },
+    registry::{Slot, Stage},
+    util::panic::catch,
+};
+
+type Filter = Box<dyn Fn(&Parts) -> bool + Send + Sync>;
+pub(crate) type Make = Box<dyn Fn(&Arc<State>, &Parts) -> BoxedEvent + Send + Sync>;
+
+/// One event for every exchange that its filter lets pass.
+pub(crate) struct Hook {
+    pub(crate) name: &'static str,
+    pub(crate) location: &'static Location<'static>,
+    pub(crate) filter: Option<Filter>,
+    pub(crate) make: Make,
+}
+
+/// Makes the observer of one exchange.
+type MakeObserver = Box<dyn Fn(&Parts) -> Observe + Send + Sync>;
+
+pub(crate) struct Observer {
+    pub(crate) location: &'static Location<'static>,
+    pub(crate) make: MakeObserver,
+}
+
+/// The hooks of one layer and its clones.
+pub(crate) struct HookList {
+    pub(crate) id: HookListId,
+    hooks: Box<[Hook]>,
+    observers: Box<[Observer]>,
+    overflow: Overflow,
+}
+
+impl HookList {
+    pub(crate) fn new(hooks: Vec<Hook>, observers: Vec<Observer>, overflow: Overflow) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(NO_HOOKS + 1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { id, hooks: hooks.into(), observers: observers.into(), overflow })
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.hooks.is_empty() && self.observers.is_empty()
+    }
+
+    /// Tracks an event for each hook that applies, and returns those that wait for capacity. One that is rejected is only
+    /// counted: there is no caller to return an error to.
+    pub(crate) fn track(&self, state: &Arc<State>, request: &Parts) -> Option<WaitingEvents> {
+        for Observer { location, make } in &self.observers {
+            match catch(|| make(request)) {
+                Ok(observe) => state.observe(observe, location),
+                Err(panic) => state.observer_panicked(&panic, location),
+            }
+        }
+        let limit = match self.overflow {
+            Overflow::Wait(limit) if !limit.is_zero() => limit,
+            _ => {
+                self.hooks.iter().for_each(|hook| hook.track(state, request));
+                return None;
+            }
+        };
+        let waiting: Vec<_> = self.hooks.iter().filter_map(|hook| hook.track_or_wait(state, request)).collect();
+        (!waiting.is_empty()).then(|| WaitingEvents::new(state, waiting, limit))
+    }
+}
+
+impl Hook {
+    fn track(&self, state: &Arc<State>, request: &Parts) {
+        let Self { name, location, .. } = *self;
+        let Some(event) = self.event(state, request) else { return };
+        // A rejected event is dropped here, which is user code.
+        let _ = catch(|| {
+            if let Ok(runtime) = state.shard.runtime(name) {
+                let span = event_span(name);
+                if let Ok(ticket) = state.shard.track_event(name, Stage::Waiting, location, state.began) {
+                    keep_or_end(state, ticket, event, span, runtime);
+                }
+            }
+        });
+    }
+
+    fn track_or_wait(&self, state: &Arc<State>, request: &Parts) -> Option<WaitingEvent> {
+        let Self { name, location, .. } = *self;
+        let event = self.event(state, request)?;
+        let slot = state.shard.runtime(name).and_then(|runtime| Ok((state.shard.event_slot(name, location)?, runtime)));
+        let Ok((slot, runtime)) = slot else {
+            let _ = catch(|| drop(event));
+            return None;
+        };
+        let span = event_span(name);
+        match slot {
+            Slot::Queued(slot) => Some(WaitingEvent { name, location, event, span, runtime, slot }),
+            Slot::Granted(permit) => {
+                keep_or_end(state, permit.fill(name, Stage::Waiting, location), event, span, runtime);
+                None
+            }
+        }
+    }
+
+    /// The event of this request, if the hook applies to it, or the panic of the hook. The request is served, whatever the
+    /// hook does.
+    fn event(&self, state: &Arc<State>, request: &Parts) -> Option<Result<BoxedEvent, String>> {
+        let applies = || self.filter.as_ref().is_none_or(|filter| filter(request));
+        catch(|| applies().then(|| (self.make)(state, request))).transpose()
+    }
+}
+
+impl fmt::Debug for HookList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id: _, hooks, observers: _, overflow: _ } = self;
+        f.debug_list().entries(hooks.iter().map(|hook| hook.name)).finish()
+    }
+}

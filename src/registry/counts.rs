@@ -1,0 +1,341 @@
+//! The counts of a registry: how many events there are of each kind, and how they ended.
+
+use std::{collections::BTreeMap, fmt, ops, panic::Location};
+
+use tokio::time::Instant;
+
+use crate::registry::entry::Kind;
+
+/// How many events ended in each way.
+///
+/// # Examples
+///
+/// ```
+/// use tower_track_events::TrackEventsHandle;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let handle = TrackEventsHandle::new();
+/// handle.track("audit", async {})?;
+/// handle.track("audit", async { Err::<(), _>("the table is gone") })?;
+/// let report = handle.drain(std::time::Duration::from_secs(1)).await?;
+/// assert_eq!((report.ended.total(), report.ended.not_completed()), (2, 1));
+/// assert_eq!(report.ended.to_string(), "1 completed, 1 failed");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct EventCounts {
+    /// Events that returned `()` or `Ok`, or were acknowledged by their sink.
+    pub completed: u64,
+    /// Events that returned an `Err`, or that their sink did not take.
+    pub failed: u64,
+    /// Events that panicked.
+    pub panicked: u64,
+    /// Events that ran longer than the [`event_timeout`](crate::TrackEventsHandleBuilder::event_timeout).
+    pub timed_out: u64,
+    /// Events that were dropped before they returned.
+    pub aborted: u64,
+}
+
+impl EventCounts {
+    /// Returns the number of events that have ended.
+    pub fn total(&self) -> u64 {
+        self.completed + self.not_completed()
+    }
+
+    /// Returns the number of events that ended without having completed.
+    pub fn not_completed(&self) -> u64 {
+        self.failed + self.panicked + self.timed_out + self.aborted
+    }
+
+    pub(crate) fn add(&mut self, ending: Ending, count: u64) {
+        *match ending {
+            Ending::Completed => &mut self.completed,
+            Ending::Failed => &mut self.failed,
+            Ending::Panicked => &mut self.panicked,
+            Ending::TimedOut => &mut self.timed_out,
+            Ending::Aborted => &mut self.aborted,
+        } += count;
+    }
+
+    /// The endings other than completed that occurred, each with the word for it.
+    pub(crate) fn not_completed_by_word(&self) -> impl Iterator<Item = (u64, &'static str)> + Clone {
+        let Self { completed: _, failed, panicked, timed_out, aborted } = *self;
+        [(failed, "failed"), (panicked, "panicked"), (timed_out, "timed out"), (aborted, "aborted")]
+            .into_iter()
+            .filter(|(count, _)| *count > 0)
+    }
+}
+
+impl ops::AddAssign for EventCounts {
+    fn add_assign(&mut self, other: Self) {
+        let Self { completed, failed, panicked, timed_out, aborted } = other;
+        self.completed += completed;
+        self.failed += failed;
+        self.panicked += panicked;
+        self.timed_out += timed_out;
+        self.aborted += aborted;
+    }
+}
+
+impl ops::Sub for EventCounts {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            completed: self.completed - earlier.completed,
+            failed: self.failed - earlier.failed,
+            panicked: self.panicked - earlier.panicked,
+            timed_out: self.timed_out - earlier.timed_out,
+            aborted: self.aborted - earlier.aborted,
+        }
+    }
+}
+
+/// Writes `5 completed`, and each of the other endings that occurred: `5 completed, 1 failed`.
+impl fmt::Display for EventCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} completed", self.completed)?;
+        self.not_completed_by_word().try_for_each(|(count, word)| write!(f, ", {count} {word}"))
+    }
+}
+
+/// How an accepted event ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Completed,
+    Failed,
+    Panicked,
+    TimedOut,
+    Aborted,
+}
+
+/// The counts of a handle at one instant, from [`TrackEventsHandle::snapshot`](crate::TrackEventsHandle::snapshot).
+///
+/// At every snapshot `accepted = ended.total() + pending`.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use tower_track_events::TrackEventsHandle;
+///
+/// let handle = TrackEventsHandle::new();
+/// handle.track("audit", async {}).unwrap();
+/// let now = handle.snapshot();
+/// assert_eq!((now.accepted, now.pending, now.ended.completed), (1, 1, 0));
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// Exchanges whose response is not over, or whose body has not been dropped.
+    pub open_requests: u64,
+    /// [Guards](crate::DrainGuard) that are held.
+    pub open_guards: u64,
+    /// [Permits](crate::Permit) that are held and not used yet.
+    pub reserved: u64,
+    /// Accepted events that have not ended, started or not, including those that wait for a
+    /// [sink](crate::TrackEventsHandle::sink).
+    pub pending: u64,
+    /// Events that were accepted.
+    pub accepted: u64,
+    /// How the accepted events ended that are no longer pending.
+    pub ended: EventCounts,
+    /// Events, guards and permits that were [rejected](crate::TrackError).
+    pub rejected: u64,
+    /// Those of `rejected` that were rejected because a drain was closing or had ended.
+    pub rejected_closed: u64,
+}
+
+impl Snapshot {
+    /// What keeps a drain from closing: requests, guards and permits.
+    pub(crate) fn holders(&self) -> u64 {
+        self.open_requests + self.open_guards + self.reserved
+    }
+}
+
+impl ops::AddAssign<&Self> for Snapshot {
+    fn add_assign(&mut self, other: &Self) {
+        let Self { open_requests, open_guards, reserved, pending, accepted, ended, rejected, rejected_closed } = *other;
+        self.open_requests += open_requests;
+        self.open_guards += open_guards;
+        self.reserved += reserved;
+        self.pending += pending;
+        self.accepted += accepted;
+        self.ended += ended;
+        self.rejected += rejected;
+        self.rejected_closed += rejected_closed;
+    }
+}
+
+/// The events of one name that did not complete, from [`DrainReport::by_name`](crate::DrainReport::by_name).
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// let handle = tower_track_events::TrackEventsHandle::new();
+/// handle.track("audit", async { Err::<(), _>("the table is gone") })?;
+/// let report = handle.drain(Duration::from_secs(1)).await?;
+/// let audit = &report.by_name["audit"];
+/// assert_eq!((audit.counts.failed, audit.last_error.as_deref()), (1, Some("the table is gone")));
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct EventFailures {
+    /// How they ended; `completed` is zero.
+    pub counts: EventCounts,
+    /// The error or the panic message of one of the latest, with its causes, in one line.
+    pub last_error: Option<String>,
+    /// Where in the source one of the latest was tracked.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_location"))]
+    pub location: &'static Location<'static>,
+}
+
+impl EventFailures {
+    pub(crate) fn new(location: &'static Location<'static>) -> Self {
+        Self { counts: EventCounts::default(), last_error: None, location }
+    }
+
+    /// Adds the counts of `other`, and takes its error and location.
+    pub(crate) fn add(&mut self, other: &Self) {
+        let Self { counts, last_error, location } = other;
+        self.counts += *counts;
+        self.location = location;
+        if last_error.is_some() {
+            self.last_error.clone_from(last_error);
+        }
+    }
+}
+
+/// The counts of a [sink](crate::TrackEventsHandle::sink) at one instant. Sinks of one name are counted together.
+///
+/// At every snapshot `accepted = ended.total() + pending`.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use tower_track_events::{Batch, TrackEventsHandle};
+///
+/// let handle = TrackEventsHandle::new();
+/// let sink = |batch: Batch<&'static str>| async move {
+///     // store the batch ..
+///     std::io::Result::Ok(())
+/// };
+/// let visits = handle.sink("visit", sink).build()?;
+/// visits.send("/index.html")?;
+/// assert_eq!(visits.snapshot().pending, 1);
+///
+/// visits.flush(Duration::from_secs(1)).await?;
+/// let now = visits.snapshot();
+/// assert_eq!((now.pending, now.ended.completed, now.delivered_batches), (0, 1, 1));
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct SinkSnapshot {
+    /// The name of the sink, which is that of its events.
+    pub name: &'static str,
+    /// [Permits](crate::SendPermit) that are held and not used yet.
+    pub reserved: u64,
+    /// Events that have not been delivered, and have not ended otherwise.
+    pub pending: u64,
+    /// Events that were accepted.
+    pub accepted: u64,
+    /// How the accepted events ended: a delivered event has completed.
+    pub ended: EventCounts,
+    /// Events and permits that were [rejected](crate::TrackError).
+    pub rejected: u64,
+    /// Those of `rejected` that were rejected because a drain was closing or had ended.
+    pub rejected_closed: u64,
+    /// Batches that the sink has taken.
+    pub delivered_batches: u64,
+    /// Attempts to deliver a batch that failed, panicked or ran out of time. Each was followed by another, or by the end
+    /// of the batch.
+    pub failed_attempts: u64,
+    /// Why the last attempt did not succeed, in one line; none if it did.
+    pub last_error: Option<String>,
+}
+
+impl SinkSnapshot {
+    pub(crate) fn add(&mut self, other: &Self) {
+        let Self {
+            name: _,
+            reserved,
+            pending,
+            accepted,
+            ended,
+            rejected,
+            rejected_closed,
+            delivered_batches,
+            failed_attempts,
+            last_error,
+        } = other;
+        self.reserved += reserved;
+        self.pending += pending;
+        self.accepted += accepted;
+        self.ended += *ended;
+        self.rejected += rejected;
+        self.rejected_closed += rejected_closed;
+        self.delivered_batches += delivered_batches;
+        self.failed_attempts += failed_attempts;
+        if last_error.is_some() {
+            self.last_error.clone_from(last_error);
+        }
+    }
+
+    pub(crate) fn counts(&self) -> Snapshot {
+        Snapshot {
+            reserved: self.reserved,
+            pending: self.pending,
+            accepted: self.accepted,
+            ended: self.ended,
+            rejected: self.rejected,
+            rejected_closed: self.rejected_closed,
+            ..Snapshot::default()
+        }
+    }
+}
+
+/// Everything that is counted, at one instant.
+pub(crate) struct Account {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) by_name: BTreeMap<&'static str, EventFailures>,
+    pub(crate) sinks: Vec<SinkSnapshot>,
+    pub(crate) open: Open,
+}
+
+/// What is open, grouped by what it is and where in the source it comes from.
+pub(crate) type Open = BTreeMap<(Kind, &'static Location<'static>), Group>;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Group {
+    pub(crate) count: u64,
+    pub(crate) oldest: Instant,
+}
+
+impl Group {
+    /// Merges two groups.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.count += other.count;
+        self.oldest = self.oldest.min(other.oldest);
+    }
+}
+
+#[cfg(feature = "serde")]
+fn serialize_location<S: serde::Serializer>(
+    location: &&'static Location<'static>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(location)
+}

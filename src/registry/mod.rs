@@ -1,0 +1,464 @@
+//! The registry: everything that one handle counts, and the instant at which it closes.
+//!
+//! Whatever a drain waits for (a request, a guard, a permit, an event) is an *entry* in a *shard*, or is in a *source* such
+//! as the queue of a sink. A *ticket* is responsible for one entry: dropping the ticket removes it. A shard is one mutex on cache lines of its own. Each thread
+//! has its own shard, in practice, and a ticket remembers which one it is in, so two threads rarely write the same line.
+//!
+//! # Invariants, and why they hold
+//!
+//! 1. *An entry and its counts change together*, under the lock of their shard. A look at all shards under all locks is
+//!    therefore a look at one instant (guarantee 1).
+//! 2. *An accepted event ends once.* A ticket is made only for an entry that was just made, has no `Clone`, and removes its
+//!    entry in [`Ticket::end`] or in its `Drop`. So an event that its runtime drops is counted as well (guarantee 4).
+//! 3. *Closing is one instant.* [`Registry::try_close`] sets the phase of all shards under all locks. Every admission looks
+//!    at the phase under the lock of its shard; only a permit that becomes an event, and a slot that passes from one entry to the next, need not, because an
+//!    entry is there already.
+//!    So before that instant everything is accepted, after it nothing is, and nothing was open at it (guarantees 2 and 3).
+//! 4. *While the phase is `Closing`, no request, guard or permit is open.* One that is about to enter sets the phase back to
+//!    `Open` under all locks first, and so does a slot that passes to a waiting request.
+//! 5. *Capacity is conserved*: the number of taken slots is that of permits and pending events. See `capacity`
+//!    (guarantee 5).
+//! 6. *No lost wake-up.* A drain registers its waker first and looks under all locks afterwards. A thread that ends the last
+//!    entry of a shard after that look has taken the lock after it, and so sees the registration.
+//! 7. *An abort reaches every event that was accepted before it*, except one that runs on a blocking thread. It advances the epoch and collects, under all locks, the
+//!    wakers of tasks and the open requests. An event whose task has not registered a waker yet registers it under the lock
+//!    of its shard later, and sees the epoch there. An event that is on its way to its exchange is kept under the lock of
+//!    that exchange, which the abort takes afterwards: either it finds the event there, or the thread that keeps the event sees the epoch.
+//! 8. *No user code runs under a lock* (guarantee 6). Names and locations are `&'static`; wakers and requests are moved or
+//!    cloned under a lock, and woken, called and dropped without it.
+//! 9. *A source is a shard of another kind*: see `source`. Looks, closings and aborts include it.
+//!
+//! # Lock order
+//!
+//! Shards by index, then the list of sources, then sources, then one of the waiters and the queue for capacity. The lock of
+//! an exchange is never taken under one of these.
+//!
+//! # Models
+//!
+//! `scripts/loom` runs the models in `models`. Where the source asks `seeded!` or `seeded_gap!`, a model is to find that
+//! mistake; in every other build the answer is `false`, and the mistake is compiled to nothing.
+
+mod capacity;
+mod counts;
+mod entry;
+mod epoch;
+#[cfg(all(test, track_events_loom))]
+pub(crate) mod models;
+mod shard;
+mod source;
+mod ticket;
+mod waiters;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem,
+    sync::Arc,
+    task::Waker,
+};
+
+pub use self::counts::{EventCounts, EventFailures, SinkSnapshot, Snapshot};
+pub(crate) use self::{
+    counts::{Account, Ending, Group, Open},
+    entry::{Kind, OpenRequest, Stage},
+    epoch::Epoch,
+    shard::{NewEvent, Origin, QueuedSlot, Shard, Shards, Slot},
+    source::{Detach, Detached, Flush, LockedSource, Source},
+    ticket::Ticket,
+};
+
+use self::{
+    capacity::Capacity,
+    entry::OnAbort,
+    epoch::CurrentEpoch,
+    shard::{Locked, State},
+    source::{Retired, Sources},
+    waiters::Waiters,
+};
+use crate::util::sync::{
+    Mutex,
+    atomic::{AtomicU64, Ordering},
+    lock, seeded,
+};
+
+/// `C` is what the users of the registry keep in it. The registry does not look at it.
+pub(crate) struct Registry<C> {
+    states: Box<[State]>,
+    capacity: Capacity<Ticket<C>>,
+    epoch: CurrentEpoch,
+    sources: Mutex<Sources>,
+    /// How many drains have been polled, and have neither ended nor been dropped.
+    live_drains: AtomicU64,
+    waiters: Waiters,
+    pub(crate) context: C,
+}
+
+/// What is accepted. The same in all shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Open,
+    /// What runs inside an event, a delivery or an observer. A request is accepted as well, and sets the phase back.
+    Closing,
+    /// Nothing, for good.
+    Closed,
+}
+
+/// What [`Registry::try_close`] found.
+pub(crate) enum Look {
+    /// Requests, guards or permits are open.
+    Open,
+    /// None is, and this is how many were ever opened.
+    Quiet { ever_opened: u64 },
+    /// None is, and the drain waits for the events that are pending.
+    Closing,
+    /// With the counts of the same instant.
+    Closed(Account),
+}
+
+/// What a drain allows when no request, guard or permit is open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MayClose {
+    /// The quiet period is not over.
+    No,
+    /// Close if nothing is pending, and change nothing otherwise.
+    IfIdle,
+    /// Close if nothing is pending, and otherwise accept no more from outside until then.
+    Yes,
+}
+
+/// The registry under all locks.
+struct AllLocked<'a, 'b> {
+    shards: &'a mut [Locked<'b>],
+    sources: Vec<Box<dyn LockedSource + 'a>>,
+    list: &'a Sources,
+}
+
+impl<C> Registry<C> {
+    /// Makes a registry. The capacity is at least 1, and the number of shards a power of two.
+    pub(crate) fn build(capacity: u32, shards: usize, context: C) -> Arc<Shards<C>> {
+        let registry = Arc::new(Self {
+            states: (0..shards).map(|_| State::new()).collect(),
+            capacity: Capacity::new(capacity),
+            epoch: CurrentEpoch::new(),
+            sources: Mutex::new(Sources::default()),
+            live_drains: AtomicU64::new(0),
+            waiters: Waiters::new(),
+            context,
+        });
+        registry.shards()
+    }
+
+    /// Makes references to the shards. They hold nothing but reference counts.
+    pub(crate) fn shards(self: &Arc<Self>) -> Arc<Shards<C>> {
+        Shards::new(self, self.states.len())
+    }
+
+    /// Tells registries apart while they live.
+    #[inline]
+    pub(crate) fn id(&self) -> usize {
+        (&raw const *self).addr()
+    }
+
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity.limit()
+    }
+
+    /// Whether the caller should log that the capacity is used up: once an episode.
+    pub(crate) fn logs_full(&self) -> bool {
+        self.capacity.logs_full()
+    }
+
+    /// Looks at one instant, and closes if the drain allows it and nothing is left. `may_close` is given the number of
+    /// requests, guards and permits that there ever were, when none is open.
+    pub(crate) fn try_close(&self, may_close: impl FnOnce(u64) -> MayClose) -> Look {
+        let early = seeded!("a look counts under earlier locks").then(|| self.snapshot());
+        let look = self.at_one_instant(|all| {
+            let phase = all.shards[0].phase;
+            if phase == Phase::Closed {
+                return Look::Closed(all.account());
+            }
+            let now = early.unwrap_or_else(|| all.snapshot());
+            if now.holders() > 0 {
+                return Look::Open;
+            }
+            let ever_opened = all.ever_opened();
+            let may_close = if phase == Phase::Closing { MayClose::Yes } else { may_close(ever_opened) };
+            match (may_close, now.pending) {
+                (MayClose::Yes | MayClose::IfIdle, 0) => {
+                    all.set_phase(Phase::Closed);
+                    Look::Closed(all.account())
+                }
+                (MayClose::Yes, _) => {
+                    all.set_phase(Phase::Closing);
+                    Look::Closing
+                }
+                (MayClose::No | MayClose::IfIdle, _) => Look::Quiet { ever_opened },
+            }
+        });
+        if matches!(look, Look::Closed(_)) && !seeded!("a drain that closes wakes nobody") {
+            // Other drains end with this one.
+            self.waiters.wake_all();
+        }
+        look
+    }
+
+    /// Accepts everything again for something that is about to enter, unless the registry is closed, or that needs a slot and none is free.
+    /// Keeps the lock of one shard.
+    fn reopen(&self, index: usize, needs_slot: bool) -> Locked<'_> {
+        let mut shards = self.lock_shards();
+        let list = lock(&self.sources);
+        let has_slot = !needs_slot || self.capacity.has_free();
+        if shards[index].phase == Phase::Closing && has_slot || seeded!("what is closed is opened again") {
+            AllLocked::new(&mut shards, &list).set_phase(Phase::Open);
+        }
+        shards.swap_remove(index)
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        if seeded!("shards are counted one after the other") {
+            let mut now = Snapshot::default();
+            self.states.iter().for_each(|state| now += &state.lock().counts);
+            return now;
+        }
+        self.at_one_instant(|all| all.snapshot())
+    }
+
+    pub(crate) fn account(&self) -> Account {
+        self.at_one_instant(|all| all.account())
+    }
+
+    pub(crate) fn sinks(&self) -> Vec<SinkSnapshot> {
+        self.at_one_instant(|all| all.sinks())
+    }
+
+    /// Ends the events that are pending now, or lets the tasks that run them do so.
+    pub(crate) fn abort(&self) {
+        let is_late = seeded!("an abort advances the epoch without locks");
+        let (epoch, reached, detached) = self.at_one_instant(|all| {
+            let epoch = (!is_late).then(|| self.epoch.advance());
+            let reached: Vec<_> = all.on_abort().collect();
+            (epoch, reached, all.detach(Detach::Abort))
+        });
+        let epoch = epoch.unwrap_or_else(|| self.epoch.advance());
+        for on_abort in reached {
+            match on_abort {
+                OnAbort::Wake(waker) => waker.wake(),
+                OnAbort::Request(request) => request.abort(epoch),
+                OnAbort::Nothing => {}
+            }
+        }
+        detached.into_iter().for_each(|detached| (detached.end)());
+    }
+
+    /// Takes what is pending in sources away from them, where something else takes it.
+    pub(crate) fn detach_undelivered(&self) -> Vec<Detached> {
+        self.at_one_instant(|all| all.detach(Detach::TimedOut))
+    }
+
+    /// Lets what is in sources be delivered without waiting for more.
+    pub(crate) fn flush(&self, flush: Flush) {
+        let mut list = lock(&self.sources);
+        list.is_flushing |= flush == Flush::FromNowOn;
+        list.open.iter().for_each(|source| source.lock().flush(flush));
+    }
+
+    pub(crate) fn add_source(&self, source: Arc<dyn Source>) {
+        let state = self.states[0].lock();
+        let phase = state.phase;
+        if seeded!("a source is added without the lock of a shard") {
+            drop(state);
+        }
+        let mut list = lock(&self.sources);
+        let mut locked = source.lock();
+        locked.set_phase(phase);
+        if list.is_flushing {
+            locked.flush(Flush::FromNowOn);
+        }
+        drop(locked);
+        list.open.push(source);
+    }
+
+    /// Takes over the counts of a source in which nothing will happen any more.
+    pub(crate) fn retire_source(&self, source: &Arc<dyn Source>) {
+        // The lock of a shard keeps looks at one instant away.
+        let state = self.states[0].lock();
+        let mut list = lock(&self.sources);
+        let Some(index) = list.position(source) else { return };
+        let mut locked = source.lock();
+        locked.retire();
+        let retired = Retired {
+            snapshot: locked.snapshot(),
+            failures: locked.failures().cloned(),
+            ever_opened: locked.ever_opened(),
+        };
+        drop(locked);
+        list.open.swap_remove(index);
+        if seeded!("the counts of a source are taken over under a later lock") {
+            drop((list, state));
+            list = lock(&self.sources);
+        }
+        list.retire(retired);
+    }
+
+    /// Wakes those who wait, because a source has run out of permits or of pending values.
+    pub(crate) fn wake_waiters(&self) {
+        self.waiters.wake_all();
+    }
+
+    /// Lets `enter` open a permit of a source, in one step with accepting everything again.
+    pub(crate) fn reopen_and<T>(&self, enter: impl FnOnce() -> T) -> T {
+        let state = self.reopen(0, false);
+        if seeded!("a permit of a source is taken after the registry was opened again") {
+            drop(state);
+        }
+        enter()
+    }
+
+    fn at_one_instant<T>(&self, look: impl FnOnce(&mut AllLocked<'_, '_>) -> T) -> T {
+        let mut shards = self.lock_shards();
+        let list = lock(&self.sources);
+        look(&mut AllLocked::new(&mut shards, &list))
+    }
+
+    /// All shards, in the order of their index: the one order in which two of them are locked.
+    fn lock_shards(&self) -> Vec<Locked<'_>> {
+        self.states.iter().map(State::lock).collect()
+    }
+}
+
+impl<'a, 'b> AllLocked<'a, 'b> {
+    fn new(shards: &'a mut [Locked<'b>], list: &'a Sources) -> Self {
+        Self { shards, sources: list.lock_all(), list }
+    }
+
+    fn set_phase(&mut self, phase: Phase) {
+        let skipped = usize::from(seeded!("a change of the phase leaves a shard out"));
+        self.shards.iter_mut().skip(skipped).for_each(|state| state.phase = phase);
+        if seeded!("sources change their phase under later locks") {
+            self.sources.clear();
+            self.sources = self.list.lock_all();
+        }
+        self.sources.iter_mut().for_each(|source| source.set_phase(phase));
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let mut now = Snapshot::default();
+        self.shards.iter().for_each(|state| now += &state.counts);
+        self.sources.iter().for_each(|source| now += &source.counts());
+        self.list.retired.values().for_each(|retired| now += &retired.snapshot.counts());
+        now
+    }
+
+    fn ever_opened(&self) -> u64 {
+        let in_shards: u64 = self.shards.iter().map(|state| state.ever_opened).sum();
+        let in_sources: u64 = self.sources.iter().map(|source| source.ever_opened()).sum();
+        in_shards + in_sources + self.list.retired.values().map(|retired| retired.ever_opened).sum::<u64>()
+    }
+
+    fn account(&self) -> Account {
+        Account { snapshot: self.snapshot(), by_name: self.by_name(), sinks: self.sinks(), open: self.open() }
+    }
+
+    fn by_name(&self) -> BTreeMap<&'static str, EventFailures> {
+        let in_shards = self.shards.iter().flat_map(|state| &state.failures).map(|(name, failures)| (*name, failures));
+        let in_sources = self.sources.iter().filter_map(|source| Some((source.snapshot().name, source.failures()?)));
+        let retired = self.list.retired.iter().filter_map(|(name, retired)| Some((*name, retired.failures.as_ref()?)));
+        let mut by_name: BTreeMap<_, EventFailures> = BTreeMap::new();
+        for (name, failures) in retired.chain(in_shards).chain(in_sources) {
+            by_name.entry(name).and_modify(|sum| sum.add(failures)).or_insert_with(|| failures.clone());
+        }
+        by_name
+    }
+
+    fn sinks(&self) -> Vec<SinkSnapshot> {
+        let retired = self.list.retired.iter().map(|(name, retired)| (*name, retired.snapshot.clone()));
+        let mut by_name: BTreeMap<_, SinkSnapshot> = retired.collect();
+        for snapshot in self.sources.iter().map(|source| source.snapshot()) {
+            by_name.entry(snapshot.name).and_modify(|sum| sum.add(&snapshot)).or_insert(snapshot);
+        }
+        by_name.into_values().collect()
+    }
+
+    fn open(&self) -> Open {
+        // Hashed first: there may be very many.
+        let mut open: HashMap<_, Group> = HashMap::new();
+        for (_, entry) in self.shards.iter().flat_map(|state| &state.entries) {
+            let group = Group { count: 1, oldest: entry.since };
+            open.entry((entry.kind, entry.location)).and_modify(|sum| sum.add(group)).or_insert(group);
+        }
+        let mut open = open.into_iter().collect();
+        self.sources.iter().for_each(|source| source.add_open(&mut open));
+        open
+    }
+
+    /// How the events are reached that are pending now.
+    fn on_abort(&mut self) -> impl Iterator<Item = OnAbort> {
+        self.shards.iter_mut().flat_map(|state| &mut state.entries).map(|(_, entry)| match &entry.on_abort {
+            OnAbort::Request(request) => OnAbort::Request(Arc::clone(request)),
+            _ => mem::take(&mut entry.on_abort),
+        })
+    }
+
+    fn detach(&mut self, reason: Detach) -> Vec<Detached> {
+        self.sources.iter_mut().filter_map(|source| source.detach(reason)).collect()
+    }
+}
+
+/// One place in the list of those who wait, left when dropped.
+pub(crate) struct Waiter<C> {
+    registry: Arc<Registry<C>>,
+    id: u64,
+    is_drain: bool,
+}
+
+impl<C> Waiter<C> {
+    /// For a wait for idleness.
+    pub(crate) fn new(registry: &Arc<Registry<C>>) -> Self {
+        Self::with(registry, false)
+    }
+
+    /// For a drain that is being polled. When the last of them is dropped, everything is accepted again, unless the registry
+    /// is closed.
+    pub(crate) fn for_drain(registry: &Arc<Registry<C>>) -> Self {
+        registry.live_drains.fetch_add(1, Ordering::Relaxed);
+        Self::with(registry, true)
+    }
+
+    fn with(registry: &Arc<Registry<C>>, is_drain: bool) -> Self {
+        Self { registry: Arc::clone(registry), id: registry.waiters.next_id(), is_drain }
+    }
+
+    /// Lets `waker` be woken, once, when a shard or a source has run out of holders or of pending events, or when the
+    /// registry has closed. To be called before the look after which one waits.
+    pub(crate) fn register(&self, waker: &Waker) {
+        self.registry.waiters.register(self.id, waker);
+    }
+
+    /// Returns how many drains were being polled before.
+    fn count_dropped(&self) -> u64 {
+        let polled = &self.registry.live_drains;
+        if seeded!("drains are counted in two steps") {
+            let before = polled.load(Ordering::Relaxed);
+            polled.store(before - 1, Ordering::Relaxed);
+            return before;
+        }
+        polled.fetch_sub(1, Ordering::Relaxed)
+    }
+}
+
+impl<C> Drop for Waiter<C> {
+    fn drop(&mut self) {
+        self.registry.waiters.leave(self.id);
+        // Mostly it has closed the registry, which one lock shows.
+        let was_last = self.is_drain && self.count_dropped() == 1;
+        if was_last && self.registry.states[0].lock().phase == Phase::Closing {
+            self.registry.at_one_instant(|all| {
+                // Relaxed: a drain that is polled from now on closes by itself.
+                let is_last = self.registry.live_drains.load(Ordering::Relaxed) == 0;
+                let is_last = is_last || seeded!("a drain that is dropped does not look for others again");
+                if is_last && all.shards[0].phase == Phase::Closing {
+                    all.set_phase(Phase::Open);
+                }
+            });
+        }
+    }
+}

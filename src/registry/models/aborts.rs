@@ -1,0 +1,328 @@
+//! Aborts, against events on their way from admission to their end.
+
+use std::{mem, sync::Arc};
+
+use loom::thread;
+
+use crate::{
+    registry::{
+        Ending, OpenRequest,
+        epoch::Epoch,
+        models::{Depth, Drain, Quiet, Task, Ticket, World, finds, models},
+    },
+    util::sync::{Mutex, lock, seeded},
+};
+
+/// The task that runs an event, which is always pending. It does what `event::together` does.
+struct Running {
+    task: Task,
+    ticket: Option<Ticket>,
+    is_registered: bool,
+}
+
+impl Running {
+    fn new(ticket: Option<Ticket>) -> Self {
+        Self { task: Task::default(), ticket, is_registered: false }
+    }
+
+    fn poll(&mut self) {
+        let waker = self.task.waker();
+        if self.ticket.as_ref().is_some_and(Ticket::is_aborted) {
+            self.ticket = None;
+        }
+        if self.is_registered {
+            return;
+        }
+        let Some(ticket) = &self.ticket else { return };
+        self.is_registered = true;
+        let epoch = ticket.start(None, Some(&waker));
+        if ticket.is_before(epoch) && !seeded!("a task does not look at the epoch after it has registered") {
+            self.ticket = None;
+        }
+    }
+
+    /// The abort is over. Returns the event if that is not to be aborted.
+    fn finish(mut self) -> Option<Ticket> {
+        while self.ticket.is_some() && self.task.is_woken() {
+            self.poll();
+        }
+        self.ticket
+    }
+}
+
+/// The state of an exchange, which keeps events until it is over. It does what `exchange::state` does.
+#[derive(Default)]
+struct Exchange(Mutex<Phase>);
+
+enum Phase {
+    Open(Vec<Ticket>),
+    Over,
+}
+
+impl Default for Phase {
+    fn default() -> Self {
+        Self::Open(Vec::new())
+    }
+}
+
+impl Exchange {
+    /// Keeps an event, or runs it if the exchange is over.
+    fn keep(&self, ticket: Ticket) -> Option<Running> {
+        let was_aborted = ticket.is_aborted();
+        let mut phase = lock(&self.0);
+        let is_early = seeded!("an exchange looks at the epoch before it is locked");
+        let is_aborted = if is_early { was_aborted } else { ticket.is_aborted() };
+        match &mut *phase {
+            Phase::Open(kept) if !is_aborted || seeded!("an exchange does not look at the epoch") => kept.push(ticket),
+            _ => {
+                drop(phase);
+                return Some(Running::new(Some(ticket)));
+            }
+        }
+        None
+    }
+
+    /// Ends the exchange, and runs the events that were kept.
+    fn end(&self) -> Vec<Running> {
+        match mem::replace(&mut *lock(&self.0), Phase::Over) {
+            Phase::Open(kept) => kept.into_iter().map(|ticket| Running::new(Some(ticket))).collect(),
+            Phase::Over => Vec::new(),
+        }
+    }
+}
+
+impl OpenRequest for Exchange {
+    fn abort(&self, epoch: Epoch) {
+        let mut aborted = Vec::new();
+        if let Phase::Open(kept) = &mut *lock(&self.0) {
+            (aborted, *kept) = mem::take(kept).into_iter().partition(|ticket| ticket.is_before(epoch));
+        }
+        drop(aborted);
+    }
+}
+
+models! {
+    /// An event is aborted while its task registers: the task sees it, or is woken.
+    abort_against_registration: Depth::Any, {
+        let world = World::new(2);
+        let ticket = world.must_track(1);
+        let polling = thread::spawn(move || {
+            let mut running = Running::new(ticket);
+            running.poll();
+            running
+        });
+        world.registry.abort();
+        let running = polling.join().unwrap();
+        assert!(running.finish().is_none(), "an abort did not reach an event");
+        assert_eq!(world.look().ended.aborted, 1, "an event has ended twice");
+        world.check_empty();
+    }
+
+    /// The task registers with another waker while an abort wakes it.
+    abort_against_the_second_registration: Depth::Any, {
+        let world = World::new(2);
+        let mut running = Running::new(world.must_track(1));
+        running.poll();
+        running.is_registered = false;
+        let polling = thread::spawn(move || {
+            running.poll();
+            running
+        });
+        world.registry.abort();
+        assert!(polling.join().unwrap().finish().is_none(), "an abort did not reach an event");
+        world.check_empty();
+    }
+
+    /// An event that can be seen is reached by an abort, also while it is still being tracked.
+    abort_against_admission: Depth::Any, {
+        let world = World::new(2);
+        let tracking = thread::spawn({
+            let world = world.clone();
+            move || Running::new(world.must_track(1))
+        });
+        let is_pending = world.look().pending == 1;
+        world.registry.abort();
+        let ticket = tracking.join().unwrap().finish();
+        assert!(ticket.is_none() || !is_pending, "an abort did not reach an event");
+        drop(ticket);
+        world.check_empty();
+    }
+
+    /// A permit becomes an event while an abort comes. An event that can be seen is reached.
+    abort_against_permit: Depth::Any, {
+        let world = World::new(2);
+        let permit = world.reserve(1).unwrap();
+        let filling = thread::spawn({
+            let world = world.clone();
+            move || Running::new(Some(world.fill(permit)))
+        });
+        let is_pending = world.look().pending == 1;
+        world.registry.abort();
+        let ticket = filling.join().unwrap().finish();
+        assert!(ticket.is_none() || !is_pending, "an abort did not reach an event");
+        drop(ticket);
+        world.check_empty();
+    }
+
+    /// An event is on its way to its exchange while an abort comes.
+    abort_against_keep: Depth::Any, {
+        let world = World::new(2);
+        let exchange = Arc::new(Exchange::default());
+        let request = world.open(1, Arc::clone(&exchange) as Arc<dyn OpenRequest>);
+        let ticket = world.must_track_inside(0);
+        let keeping = thread::spawn({
+            let exchange = Arc::clone(&exchange);
+            move || ticket.and_then(|ticket| exchange.keep(ticket))
+        });
+        world.registry.abort();
+        let running = keeping.join().unwrap();
+        assert!(running.and_then(Running::finish).is_none(), "an abort did not reach an event");
+        let now = world.look();
+        assert_eq!((now.pending, now.ended.aborted), (0, 1), "an abort did not reach an event");
+        assert!(exchange.end().is_empty(), "an event has ended twice");
+        drop(request);
+        world.check_empty();
+    }
+
+    /// An event is tracked in an exchange while an abort comes: one that came later is kept and runs.
+    abort_against_track_and_keep: Depth::Any, {
+        let world = World::new(2);
+        let exchange = Arc::new(Exchange::default());
+        let request = world.open(1, Arc::clone(&exchange) as Arc<dyn OpenRequest>);
+        let keeping = thread::spawn({
+            let (world, exchange) = (world.clone(), Arc::clone(&exchange));
+            move || world.must_track_inside(1).and_then(|ticket| exchange.keep(ticket))
+        });
+        let is_pending = world.look().pending == 1;
+        world.registry.abort();
+        let running = keeping.join().unwrap();
+        let mut survivors: Vec<_> = running.into_iter().chain(exchange.end()).filter_map(Running::finish).collect();
+        let now = world.look();
+        assert_eq!(now.pending, survivors.len() as u64, "an event is pending and nobody has it");
+        assert!(!is_pending || survivors.is_empty(), "an abort did not reach an event");
+        assert_eq!(now.ended.aborted + now.pending, 1, "an event has ended twice");
+        survivors.clear();
+        drop(request);
+        world.check_empty();
+    }
+
+    /// An exchange ends, and its event is run, while an abort comes.
+    abort_against_the_end_of_an_exchange: Depth::Any, {
+        let world = World::new(2);
+        let exchange = Arc::new(Exchange::default());
+        let request = world.open(1, Arc::clone(&exchange) as Arc<dyn OpenRequest>);
+        let kept = world.must_track_inside(0).and_then(|ticket| exchange.keep(ticket));
+        assert!(kept.is_none());
+        let ending = thread::spawn(move || {
+            let mut running = exchange.end();
+            drop(request);
+            running.iter_mut().for_each(Running::poll);
+            running
+        });
+        world.registry.abort();
+        let survivors: Vec<_> = ending.join().unwrap().into_iter().filter_map(Running::finish).collect();
+        assert!(survivors.is_empty(), "an abort did not reach an event");
+        assert_eq!(world.look().ended.aborted, 1, "an event has ended twice");
+        world.check_empty();
+    }
+
+    /// An event ends once, however close an abort is, and its waker is let go.
+    abort_against_end: Depth::Any, {
+        let world = World::new(2);
+        let mut running = Running::new(world.must_track(1));
+        running.poll();
+        let Running { task, ticket, .. } = running;
+        let ending = thread::spawn({
+            let world = world.clone();
+            move || world.end(ticket)
+        });
+        world.registry.abort();
+        ending.join().unwrap();
+        let now = world.look();
+        assert_eq!((now.ended.completed, now.ended.aborted), (1, 0), "an event has ended twice");
+        assert!(task.is_forgotten(), "the waker of an event is kept");
+        world.check_empty();
+    }
+
+    /// Two aborts end an event once.
+    two_aborts: Depth::AtMost(5), {
+        let world = World::new(2);
+        let ticket = world.must_track(1);
+        let aborting = thread::spawn({
+            let world = world.clone();
+            move || world.registry.abort()
+        });
+        let polling = thread::spawn(move || {
+            let mut running = Running::new(ticket);
+            running.poll();
+            running
+        });
+        world.registry.abort();
+        aborting.join().unwrap();
+        assert!(polling.join().unwrap().finish().is_none(), "an abort did not reach an event");
+        assert_eq!(world.look().ended.aborted, 1, "an event has ended twice");
+        world.check_empty();
+    }
+
+    /// A drain ends after an abort, which it wakes.
+    abort_against_drain: Depth::AtMost(4), {
+        let world = World::new(2);
+        let ticket = world.must_track(1);
+        let polling = thread::spawn({
+            let world = world.clone();
+            move || {
+                let mut running = Running::new(ticket);
+                running.poll();
+                world.expect(running.ticket.is_none() || !world.is_drained(), "the drain was over while something was open");
+                running
+            }
+        });
+        let aborting = thread::spawn({
+            let world = world.clone();
+            move || world.registry.abort()
+        });
+        let mut drain = Drain::new(&world, Quiet::None);
+        drain.poll();
+        aborting.join().unwrap();
+        assert!(polling.join().unwrap().finish().is_none(), "an abort did not reach an event");
+        drain.finish();
+        assert_eq!(world.look().ended.aborted, 1, "an event has ended twice");
+        world.check_drained();
+    }
+
+    /// An event that ends by itself and one that is dropped are counted once, at every instant.
+    ends_against_abort: Depth::AtMost(4), {
+        let world = World::new(2);
+        let tickets = [0, 1].map(|shard| world.must_track(shard));
+        let [failing, dropped] = tickets;
+        let ending = thread::spawn(move || failing.into_iter().for_each(|ticket| ticket.end(Ending::Failed, None)));
+        let dropping = thread::spawn(move || drop(dropped));
+        world.registry.abort();
+        world.look();
+        ending.join().unwrap();
+        dropping.join().unwrap();
+        let now = world.look();
+        assert_eq!((now.ended.failed, now.ended.aborted), (1, 1), "an event was not counted");
+        world.check_empty();
+    }
+}
+
+finds! {
+    task_does_not_look:
+        "a task does not look at the epoch after it has registered",
+        abort_against_registration, "an abort did not reach an event";
+    epoch_before_the_registration:
+        "the epoch is read before a task registers", abort_against_registration, "an abort did not reach an event";
+    epoch_after_the_admission:
+        "the epoch of an event is read without the lock of its entry",
+        abort_against_admission, "an abort did not reach an event";
+    epoch_after_the_permit:
+        "a permit that becomes an event reads the epoch under a later lock",
+        abort_against_permit, "an abort did not reach an event";
+    epoch_after_the_locks:
+        "an abort advances the epoch without locks", abort_against_registration, "an abort did not reach an event";
+    exchange_does_not_look:
+        "an exchange does not look at the epoch", abort_against_keep, "an abort did not reach an event";
+    exchange_looks_too_early:
+        "an exchange looks at the epoch before it is locked", abort_against_keep, "an abort did not reach an event";
+}

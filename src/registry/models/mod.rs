@@ -1,0 +1,431 @@
+//! Models of the registry: loom runs each of them in every order that the memory model allows, or in every order with a
+//! few preemptions where those would be too many.
+//!
+//! `scripts/loom` builds and runs them. In such a build the locks and atomics of the registry are loom's (`util::sync`),
+//! and its source is otherwise the one that is released. Reference counts are std's, as is what the models themselves
+//! observe: that is true at the instant at which it is observed.
+//!
+//! A waiter does not block in a model. It remembers whether it was woken. When all others have finished, it must have come
+//! to its end or have been woken: otherwise it would sleep for ever.
+//!
+//! # Seeded mistakes
+//!
+//! A model that cannot fail proves nothing. So the registry contains mistakes, each in a place that asks
+//! [`seeded!`](crate::util::sync) for it by name, which is `false` in every other build. [`finds!`] lists, beside the
+//! models, each mistake, the model that must find it, and the words of the assertion that must fail.
+
+mod aborts;
+mod capacity;
+mod closing;
+mod drains;
+mod queue;
+mod sources;
+
+use std::{
+    cell::Cell,
+    panic::Location,
+    sync::{self, Arc},
+    task::{Wake, Waker},
+};
+
+use loom::sync::atomic::{AtomicUsize, Ordering};
+use tokio::time::Instant;
+
+use crate::{
+    error::TrackError,
+    registry::{self, Ending, Look, MayClose, NewEvent, OpenRequest, Origin, Registry, Snapshot, Stage, epoch::Epoch},
+    util::{reentrancy, sync::seeded},
+};
+
+type Shard = Arc<registry::Shard<()>>;
+type Ticket = registry::Ticket<()>;
+type Waiter = registry::Waiter<()>;
+
+/// For what the models observe, which is not a part of them.
+const OBSERVED: sync::atomic::Ordering = sync::atomic::Ordering::SeqCst;
+
+std::thread_local! {
+    /// Loom runs all threads of a model on one thread.
+    static SEEDED: Cell<Option<&'static str>> = const { Cell::new(None) };
+}
+
+pub(crate) fn is_seeded(mistake: &str) -> bool {
+    SEEDED.get() == Some(mistake)
+}
+
+/// How many times threads are preempted in one execution.
+#[derive(Clone, Copy)]
+enum Depth {
+    Any,
+    AtMost(usize),
+}
+
+struct Model {
+    name: &'static str,
+    depth: Depth,
+    run: fn(),
+}
+
+impl Model {
+    /// Runs all executions, and prints how many these were.
+    fn holds(self) {
+        SEEDED.set(None);
+        self.explore();
+    }
+
+    /// Runs executions until one fails.
+    fn with(self, mistake: &'static str) {
+        SEEDED.set(Some(mistake));
+        self.explore();
+    }
+
+    #[expect(
+        clippy::disallowed_types,
+        clippy::print_stdout,
+        reason = "a model has no clock, and says how long it took"
+    )]
+    fn explore(self) {
+        let Self { name, depth, run } = self;
+        let mut builder = loom::model::Builder::new();
+        builder.max_branches = 10_000;
+        // What is printed is true whatever the environment says.
+        (builder.max_duration, builder.max_permutations) = (None, None);
+        builder.preemption_bound = match depth {
+            Depth::Any => None,
+            Depth::AtMost(bound) => Some(bound),
+        };
+        let executions = Arc::new(sync::atomic::AtomicUsize::new(0));
+        let began = std::time::Instant::now();
+        builder.check({
+            let executions = Arc::clone(&executions);
+            move || {
+                executions.fetch_add(1, OBSERVED);
+                run();
+            }
+        });
+        let extent = match depth {
+            Depth::Any => "all".to_owned(),
+            Depth::AtMost(bound) => format!("at most {bound} preemptions"),
+        };
+        println!("{name}: {} executions ({extent}), {:.1?}", executions.load(OBSERVED), began.elapsed());
+    }
+}
+
+/// Models, each with its name, its depth, and the test that it holds.
+macro_rules! models {
+    ($($(#[$doc:meta])* $name:ident: $depth:expr, $run:block)*) => {
+        $(
+            $(#[$doc])*
+            fn $name() -> crate::registry::models::Model {
+                fn run() $run
+                crate::registry::models::Model { name: stringify!($name), depth: $depth, run }
+            }
+        )*
+
+        mod hold {
+            $(#[test] fn $name() { super::$name().holds(); })*
+        }
+    };
+}
+
+/// Tests that models find mistakes: the mistake, the model, and what the model says.
+macro_rules! finds {
+    ($($name:ident: $mistake:literal, $model:ident, $words:literal;)*) => {
+        mod find {
+            $(
+                #[test]
+                #[should_panic(expected = $words)]
+                fn $name() {
+                    super::$model().with($mistake);
+                }
+            )*
+        }
+    };
+}
+
+use {finds, models};
+
+/// A registry with two shards, and what was observed of it.
+#[derive(Clone)]
+struct World {
+    registry: Arc<Registry<()>>,
+    shards: [Shard; 2],
+    /// Whether a drain has ended.
+    is_drained: Arc<sync::atomic::AtomicBool>,
+    accepted: Arc<sync::atomic::AtomicU64>,
+    /// Asserted when all threads have finished: a panic elsewhere would be one of the model, and would not say what was wrong.
+    wrong: Arc<sync::Mutex<Vec<&'static str>>>,
+}
+
+impl World {
+    fn new(capacity: u32) -> Self {
+        let shards = Registry::build(capacity, 2, ());
+        Self {
+            registry: Arc::clone(shards.registry()),
+            shards: [0, 1].map(|index| Arc::clone(shards.get(index))),
+            is_drained: Arc::default(),
+            accepted: Arc::default(),
+            wrong: Arc::default(),
+        }
+    }
+
+    fn expect(&self, is_right: bool, wrong: &'static str) {
+        if !is_right {
+            self.wrong.lock().unwrap().push(wrong);
+        }
+    }
+
+    #[track_caller]
+    fn check(&self) {
+        let wrong = self.wrong.lock().unwrap();
+        assert!(wrong.is_empty(), "{wrong:?}");
+    }
+
+    fn is_drained(&self) -> bool {
+        self.is_drained.load(OBSERVED)
+    }
+
+    /// Accepts something, if the registry does.
+    fn accept(&self, accept: impl FnOnce() -> Result<Ticket, TrackError>) -> Result<Ticket, TrackError> {
+        let was_drained = self.is_drained();
+        let accepted = accept();
+        if accepted.is_ok() {
+            self.expect(!was_drained, "something was accepted after the drain");
+            self.expect(!self.is_drained(), "the drain was over while something was open");
+        }
+        accepted
+    }
+
+    /// Tracks an event from outside of all events and requests.
+    fn track(&self, shard: usize) -> Result<Ticket, TrackError> {
+        let ticket = self.accept(|| self.shards[shard].track(event()))?;
+        self.accepted.fetch_add(1, OBSERVED);
+        Ok(ticket)
+    }
+
+    /// Tracks an event from outside while it must be accepted, or may be rejected because a drain is closing.
+    fn must_track(&self, shard: usize) -> Option<Ticket> {
+        let tracked = self.track(shard);
+        self.expect(tracked.is_ok(), "an event was rejected that had to be accepted");
+        tracked.ok()
+    }
+
+    /// Tracks an event while the registry is neither closed nor full.
+    fn must_track_inside(&self, shard: usize) -> Option<Ticket> {
+        self.inside(|| self.must_track(shard))
+    }
+
+    /// Runs code as a part of an event or a request.
+    fn inside<T>(&self, run: impl FnOnce() -> T) -> T {
+        reentrancy::enter(self.registry.id(), run)
+    }
+
+    /// Opens a request, unless the registry is closed.
+    fn open_request(&self, shard: usize) -> Option<Ticket> {
+        self.open(shard, Arc::new(NothingKept))
+    }
+
+    fn open(&self, shard: usize, request: Arc<dyn OpenRequest>) -> Option<Ticket> {
+        let open = || self.shards[shard].open_request(Instant::now(), request).ok_or(TrackError::Closed);
+        self.accept(open).ok()
+    }
+
+    fn guard(&self, shard: usize) -> Result<Ticket, TrackError> {
+        self.accept(|| self.shards[shard].guard(Location::caller(), Instant::now(), Origin::Anywhere))
+    }
+
+    fn reserve(&self, shard: usize) -> Result<Ticket, TrackError> {
+        self.accept(|| self.shards[shard].reserve(Location::caller(), Instant::now()))
+    }
+
+    fn fill(&self, permit: Ticket) -> Ticket {
+        self.accepted.fetch_add(1, OBSERVED);
+        let ticket = permit.into_event(event());
+        self.expect(!self.is_drained(), "the drain was over while something was open");
+        ticket
+    }
+
+    fn end(&self, ticket: impl IntoIterator<Item = Ticket>) {
+        for ticket in ticket {
+            self.expect(!self.is_drained(), "the drain was over while something was open");
+            ticket.end(Ending::Completed, None);
+        }
+    }
+
+    /// The counts at one instant.
+    fn look(&self) -> Snapshot {
+        let now = self.registry.snapshot();
+        self.expect(now.accepted == now.ended.total() + now.pending, "an event is neither pending nor ended");
+        self.expect(now.pending + now.reserved <= self.registry.capacity(), "more was accepted than there is capacity");
+        now
+    }
+
+    /// Everything has ended, and all capacity is free.
+    fn check_empty(&self) {
+        self.check();
+        let now = self.look();
+        assert_eq!((now.holders(), now.pending), (0, 0), "something is still open");
+        let capacity = self.registry.capacity();
+        let all: Vec<_> = (0..capacity).map_while(|_| self.track(0).ok()).collect();
+        assert_eq!(all.len() as u64, capacity, "a slot was lost");
+        assert_eq!(self.shards[1].track(event()).err(), Some(TrackError::Full), "there is a slot too many");
+        drop(all);
+        self.check();
+    }
+
+    /// Everything has ended, and a drain has.
+    fn check_drained(&self) {
+        self.check();
+        let now = self.look();
+        assert_eq!((now.holders(), now.pending), (0, 0), "something is still open");
+        assert_eq!(now.accepted, self.accepted.load(OBSERVED), "an event was not counted");
+        for shard in [0, 1] {
+            assert_eq!(self.track(shard).err(), Some(TrackError::Closed), "something was accepted after the drain");
+            assert!(self.open_request(shard).is_none(), "something was accepted after the drain");
+        }
+    }
+}
+
+fn event() -> NewEvent {
+    NewEvent { name: "event", stage: Stage::Running, location: Location::caller(), since: Instant::now() }
+}
+
+/// A request that keeps no events.
+struct NothingKept;
+
+impl OpenRequest for NothingKept {
+    fn abort(&self, _: Epoch) {}
+}
+
+/// How often a task was woken. A wake happens before the poll that sees it, as with any executor.
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// A task that is polled when it is woken.
+#[derive(Default)]
+struct Task {
+    wakes: Arc<Wakes>,
+    seen: Option<usize>,
+}
+
+impl Task {
+    /// To be called before each poll.
+    fn waker(&mut self) -> Waker {
+        self.seen = Some(self.wakes.0.load(Ordering::Acquire));
+        Waker::from(Arc::clone(&self.wakes))
+    }
+
+    fn is_woken(&self) -> bool {
+        self.seen.is_none_or(|seen| self.wakes.0.load(Ordering::Acquire) > seen)
+    }
+
+    /// Whether nothing keeps its waker.
+    fn is_forgotten(&self) -> bool {
+        Arc::strong_count(&self.wakes) == 1
+    }
+}
+
+/// The quiet period of a drain.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Quiet {
+    /// There is none.
+    None,
+    /// It is over at once.
+    Short,
+    /// It is never over.
+    Endless,
+}
+
+/// The poll of a drain (`drain`), without a limit and a timer.
+struct Drain {
+    world: World,
+    task: Task,
+    waiter: Waiter,
+    quiet: Quiet,
+    quiet_since: Option<u64>,
+    is_closing: bool,
+    is_over: bool,
+}
+
+impl Drain {
+    fn new(world: &World, quiet: Quiet) -> Self {
+        Self {
+            world: world.clone(),
+            task: Task::default(),
+            waiter: Waiter::for_drain(&world.registry),
+            quiet,
+            quiet_since: None,
+            is_closing: false,
+            is_over: false,
+        }
+    }
+
+    fn poll(&mut self) {
+        let waker = self.task.waker();
+        let is_late = seeded!("a drain registers after its last look");
+        if !is_late {
+            self.waiter.register(&waker);
+        }
+        self.is_over = self.look();
+        if is_late {
+            self.waiter.register(&waker);
+        }
+        if self.is_over {
+            self.world.is_drained.store(true, OBSERVED);
+        }
+    }
+
+    fn look(&mut self) -> bool {
+        loop {
+            let Self { quiet, quiet_since, .. } = *self;
+            let look = self.world.registry.try_close(|ever_opened| match quiet {
+                Quiet::None => MayClose::Yes,
+                Quiet::Short if quiet_since == Some(ever_opened) => MayClose::Yes,
+                _ => MayClose::No,
+            });
+            self.is_closing = matches!(look, Look::Closing);
+            match look {
+                Look::Closed(account) => {
+                    let is_empty = account.snapshot.holders() == 0 && account.snapshot.pending == 0;
+                    self.world.expect(is_empty, "the drain was over while something was open");
+                    return true;
+                }
+                Look::Closing => return false,
+                Look::Open => {
+                    self.quiet_since = None;
+                    return false;
+                }
+                Look::Quiet { ever_opened } if quiet_since == Some(ever_opened) => return false,
+                Look::Quiet { ever_opened } => self.quiet_since = Some(ever_opened),
+            }
+        }
+    }
+
+    /// Polls once, and again if it was woken meanwhile.
+    fn poll_twice(&mut self) {
+        self.poll();
+        if !self.is_over && self.task.is_woken() {
+            self.poll();
+        }
+    }
+
+    /// Polls while it is woken.
+    fn poll_on(&mut self) {
+        while !self.is_over && self.task.is_woken() {
+            self.poll();
+        }
+    }
+
+    /// Everything has ended, and so must the drain.
+    fn finish(&mut self) {
+        self.world.check();
+        self.poll_on();
+        assert!(self.is_over, "nobody woke the drain");
+    }
+}

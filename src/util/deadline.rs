@@ -1,0 +1,77 @@
+//! A time limit that starts with its first poll.
+
+use std::{
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    runtime, task,
+    time::{self, Instant, Sleep},
+};
+
+use crate::util::panic::catch;
+
+pub(crate) enum Deadline {
+    Never,
+    NotStarted(Duration),
+    Running { limit: Duration, sleep: Pin<Box<Sleep>> },
+    Passed,
+}
+
+/// There is no tokio runtime with a timer.
+pub(crate) struct NoTimer;
+
+impl Deadline {
+    /// Zero has passed at once; the longest duration never does.
+    pub(crate) fn after(limit: Duration) -> Self {
+        match limit {
+            Duration::ZERO => Self::Passed,
+            Duration::MAX => Self::Never,
+            limit => Self::NotStarted(limit),
+        }
+    }
+
+    /// Starts the time limit if that has not been done, and returns whether it has passed.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Result<bool, NoTimer> {
+        if let Self::NotStarted(limit) = *self {
+            *self = Self::Running { limit, sleep: sleep(limit)? };
+        }
+        match self {
+            Self::Running { sleep, .. } => poll_sleep(sleep, cx),
+            Self::Passed => Ok(true),
+            Self::Never | Self::NotStarted(_) => Ok(false),
+        }
+    }
+
+    /// The limit as it was set, if there is one.
+    pub(crate) fn limit(&self) -> Option<Duration> {
+        match self {
+            Self::Never => None,
+            Self::NotStarted(limit) | Self::Running { limit, .. } => Some(*limit),
+            Self::Passed => Some(Duration::ZERO),
+        }
+    }
+
+    /// What is left of it.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        match self {
+            Self::Running { sleep, .. } => Some(sleep.deadline().saturating_duration_since(Instant::now())),
+            other => other.limit(),
+        }
+    }
+}
+
+/// Makes a timer. Without a runtime this is an error that needs no panic. Whether a runtime has a timer cannot be asked:
+/// tokio says so by a panic, which is caught here.
+pub(crate) fn sleep(duration: Duration) -> Result<Pin<Box<Sleep>>, NoTimer> {
+    runtime::Handle::try_current().map_err(|_| NoTimer)?;
+    catch(|| Box::pin(time::sleep(duration))).map_err(|_| NoTimer)
+}
+
+/// Whether the time is over. A timer that is polled on a runtime that is gone panics, which is caught.
+pub(crate) fn poll_sleep(sleep: &mut Pin<Box<Sleep>>, cx: &mut Context<'_>) -> Result<bool, NoTimer> {
+    // Not subject to the task's budget, or a limit that shares its task with busy code would be late.
+    catch(|| pin!(task::unconstrained(sleep.as_mut())).poll(cx) == Poll::Ready(())).map_err(|_| NoTimer)
+}
