@@ -97,7 +97,7 @@ impl Shards {
         }
     }
 
-    /// When the drain began; now, if it has not begun yet. Raises no signal.
+    /// When the drain began; now, if that is the first question. Raises no signal.
     pub(crate) fn drain_began(&self) -> &DrainBegan {
         let registry = self.registry();
         registry.context.drain_began.get_or_init(|| DrainBegan { at: Instant::now(), ended: registry.snapshot().ended })

@@ -681,7 +681,7 @@ enum Part {
     Body(Pin<Box<ResponseBody<ScriptedBody>>>),
 }
 
-/// A future that is polled by hand.
+/// A future that is polled manually.
 struct Polled<F> {
     future: Pin<Box<F>>,
     limit: Duration,

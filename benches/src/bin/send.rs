@@ -94,7 +94,7 @@ impl Setting {
                 Ok::<_, &str>(())
             };
             let sender = handle.sink("bench", sink).capacity(VALUES).build().expect("valid settings");
-            self.send_all(move || sender.send(black_box([7; 64])).expect("there is room")).await;
+            self.send_all(move || sender.send(black_box([7; 64])).expect("within the capacity")).await;
             let report = handle.drain(Duration::MAX).await.expect("all is delivered");
             assert_eq!(report.ended.completed, VALUES as u64);
         })

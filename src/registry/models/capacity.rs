@@ -46,7 +46,7 @@ impl Queued {
         self.permit.is_some()
     }
 
-    /// Whoever had the slot has released it.
+    /// The producer that had the slot has released it.
     fn finish(&mut self) {
         while self.permit.is_none() && self.task.is_woken() {
             self.poll();
@@ -56,7 +56,7 @@ impl Queued {
 }
 
 models! {
-    /// Two of four get a slot, whoever they are, and keep it.
+    /// Two of four, no matter which, get a slot and keep it.
     four_producers_who_keep: Depth::AtMost(3), {
         let world = World::new(2);
         let producers = [0, 1, 0].map(|shard| {
@@ -90,7 +90,7 @@ models! {
         world.check_empty();
     }
 
-    /// Whoever has seen under all locks that a slot is free gets it, if nobody else asks.
+    /// A producer that has seen under all locks that a slot is free gets it, if no other one asks.
     full_is_exact: Depth::Any, {
         let world = World::new(1);
         let last = world.must_track(0);

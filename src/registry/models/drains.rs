@@ -143,7 +143,7 @@ models! {
     }
 
     /// The last events of two shards end, one after the other, while a drain registers and looks. The first of them wakes
-    /// whoever waits then.
+    /// those that wait then.
     two_ends_against_drain: Depth::Any, {
         let world = World::new(4);
         let last = [0, 1].map(|shard| world.must_track(shard));
@@ -219,7 +219,7 @@ models! {
         two_drains_with(Quiet::None);
     }
 
-    /// Two drains, of which one would wait for ever by itself.
+    /// Two drains, of which one would wait forever by itself.
     two_drains_one_of_which_is_quiet: Depth::AtMost(3), {
         two_drains_with(Quiet::Endless);
     }

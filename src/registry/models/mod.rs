@@ -6,7 +6,7 @@
 //! observe: that is true at the instant at which it is observed.
 //!
 //! A waiter does not block in a model. It remembers whether it was woken. When all others have finished, it must have come
-//! to its end or have been woken: otherwise it would sleep for ever.
+//! to its end or have been woken: otherwise it would sleep forever.
 //!
 //! # Seeded mistakes
 //!
