@@ -75,3 +75,28 @@ pub(crate) fn poll_sleep(sleep: &mut Pin<Box<Sleep>>, cx: &mut Context<'_>) -> R
     // Not subject to the task's budget, or a limit that shares its task with busy code would be late.
     catch(|| pin!(task::unconstrained(sleep.as_mut())).poll(cx) == Poll::Ready(())).map_err(|_| NoTimer)
 }
+
+#[cfg(all(test, not(track_events_loom)))]
+mod tests {
+    use std::{
+        panic,
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+        time::Duration,
+    };
+
+    use super::sleep;
+
+    /// A hook may end the process, so a missing runtime is found without a panic.
+    #[test]
+    fn without_a_runtime_there_is_no_timer_and_no_panic() {
+        static PANICKED: AtomicBool = AtomicBool::new(false);
+        let (this, before) = (thread::current().id(), panic::take_hook());
+        panic::set_hook(Box::new(move |info| {
+            PANICKED.fetch_or(thread::current().id() == this, Ordering::Relaxed);
+            before(info);
+        }));
+        assert!(sleep(Duration::from_secs(1)).is_err());
+        assert!(!PANICKED.load(Ordering::Relaxed));
+    }
+}

@@ -353,6 +353,48 @@ async fn the_span_of_an_event_has_its_name_no_parent_and_follows_from_the_reques
     assert_eq!(seen, [(&name("audit")[..], false, &["request"][..]), (&name("at once")[..], false, &["caller"][..])]);
 }
 
+#[tokio::test]
+async fn an_event_follows_from_the_span_in_which_it_is_tracked() {
+    write_each_line_once();
+    let spans = Spans::default();
+    let _guard = tracing::subscriber::set_default(Registry::default().with(spans.clone()));
+    let handle = TrackEventsHandle::new();
+    // As with `#[instrument]` on a handler, or with a `TraceLayer` outside of this layer.
+    let handler = |events: Events| {
+        async move {
+            tokio::task::yield_now().await;
+            events.track("of the handler", async {}).unwrap();
+        }
+        .instrument(tracing::info_span!("handler"))
+    };
+    let request = TestExchange::new(&handle);
+    handler(request.events().clone()).await;
+    request.complete(http::StatusCode::OK);
+    drain(&handle).await;
+    let spans = spans.0.lock().unwrap().clone();
+    assert_eq!(spans.iter().map(|span| &span.follows[..]).collect::<Vec<_>>(), [["handler"]]);
+}
+
+#[tokio::test]
+async fn an_error_of_many_lines_is_one_line_in_logs_and_reports() {
+    let (lines, _guard) = Lines::capture();
+    let handle = TrackEventsHandle::builder().quiet_period(Duration::ZERO).progress(Duration::ZERO).build().unwrap();
+    let page = format!("<html>\r\nERROR event failed event=\"forged\"\u{2028}{}", "x".repeat(1_000_000));
+    handle.track("fails", async move { Err::<(), _>(page) }).unwrap();
+    handle.track("panics", async { assert_eq!(1, 2, "numbers") }).unwrap();
+    let sink = handle.sink("row", |_: Batch<u8>| async { Err::<(), _>("one\ntwo") }).max_attempts(1).build().unwrap();
+    sink.send(1).unwrap();
+    let report = drain(&handle).await;
+    assert_eq!((report.ended.failed, report.ended.panicked), (2, 1));
+    let text = report.to_string();
+    assert!(text.lines().count() == 1 && text.len() < 2_000, "{} bytes", text.len());
+    assert!(text.contains(r#"<html>\r\nERROR event failed event="forged"\u{2028}xxx"#), "{text}");
+    assert!(text.contains(r"row: 1 failed, last: one\ntwo"), "{text}");
+    let lines = lines.take();
+    assert!(lines.iter().all(|line| line.starts_with("ERROR event") && line.len() < 1_000), "{lines:#?}");
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+}
+
 /// A metric by its name and labels, summed over several snapshots: each has the counts since the one before.
 fn value(snapshots: &[(CompositeKey, DebugValue)], name: &str, labels: &[&str]) -> Option<f64> {
     let of_key = snapshots.iter().filter(|(key, _)| {
