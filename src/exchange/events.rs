@@ -18,7 +18,7 @@ use crate::{
 /// For an event that should run only after some outcomes, use [`track_with`](Self::track_with).
 ///
 /// All events of an exchange run in one task. They are polled for the first time in the order in which they were
-/// tracked, and then run concurrently, as in [`tokio::join!`]: none waits for another to end. Each has a panic boundary,
+/// tracked, and then run concurrently, as in `tokio::join!`: none waits for another to end. Each has a panic boundary,
 /// a time limit and an ending of its own. When one is woken all of them are polled, which is fine for a handful: send
 /// hundreds to a [sink](TrackEventsHandle::sink). An event that blocks its thread delays the others, as in any task: use
 /// [`track_blocking`](Self::track_blocking).
