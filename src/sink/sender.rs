@@ -10,8 +10,8 @@ use crate::{
 
 /// Sends typed events to a sink, which gets them in batches.
 ///
-/// From [`SinkBuilder::build`]. A clone is cheap and sends to the same sink. When the last one is dropped, what is
-/// pending is delivered, and then the sink is dropped.
+/// From [`SinkBuilder::build`](crate::SinkBuilder::build). A clone is cheap and sends to the same sink. When the last one is
+/// dropped, what is pending is delivered, and then the sink is dropped.
 ///
 /// An event is pending from [`send`](Self::send) on, and has completed when the sink has acknowledged it: a drain waits
 /// for it. It is sent at once, not when the response is over; to send when it is, call `send` in
