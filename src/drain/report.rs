@@ -181,7 +181,7 @@ pub enum OpenKind {
     Guard,
     /// Permits that are held and not used.
     Permit,
-    /// Events of an exchange that have not started: nearly always because the response is not over.
+    /// Events that wait for the end of their exchange.
     WaitingEvent,
     /// Events that have been started.
     RunningEvent,

@@ -94,7 +94,7 @@ impl<F: Send + 'static> Queued<F> {
     fn new(work: F, run: Run) -> Self {
         let slot = Arc::new(Slot(Mutex::new(None)));
         let waker = Waker::from(Arc::clone(&slot));
-        run.ticket.start(None, Some(&waker));
+        run.ticket.wake_on_abort(&waker);
         *slot.lock() = Some((work, run));
         // An abort may have come before the slot was filled. One that comes now finds it filled.
         if slot.is_aborted() {

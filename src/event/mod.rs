@@ -49,7 +49,7 @@ where
     let span = event_span(name);
     // A rejection is counted and logged before the future is dropped, whose destructor is user code.
     let ticket = shard.track_event(name, Stage::Running, location, Instant::now())?;
-    runtime.spawn(Alone::new(accepted(ticket, span, future), None));
+    runtime.spawn(Alone::new(accepted(ticket, span, future)));
     Ok(())
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn run<F>(runtime: &tokio::runtime::Handle, ticket: Ticket, span: Opt
 where
     F: Future<Output: EventOutput> + Send + 'static,
 {
-    runtime.spawn(Alone::new(accepted(ticket, span, future), None));
+    runtime.spawn(Alone::new(accepted(ticket, span, future)));
 }
 
 /// Makes the span of an event, which follows from the span in which the event is tracked.
@@ -348,8 +348,6 @@ pin_project! {
     pub(crate) struct Alone<E> {
         #[pin]
         event: E,
-        // When it was started, if it had to wait for that.
-        since: Option<Instant>,
         // Whether an abort wakes the task.
         is_registered: bool,
     }
@@ -357,8 +355,8 @@ pin_project! {
 
 impl<E> Alone<E> {
     #[inline]
-    pub(crate) fn new(event: E, since: Option<Instant>) -> Self {
-        Self { event, since, is_registered: false }
+    pub(crate) fn new(event: E) -> Self {
+        Self { event, is_registered: false }
     }
 }
 
@@ -377,7 +375,7 @@ impl<E: Event> Future for Alone<E> {
             // Not before it is pending for the first time: many events never are.
             *this.is_registered = true;
             let Some(ticket) = this.event.ticket() else { return Poll::Ready(()) };
-            if !ticket.is_before(ticket.start(*this.since, Some(cx.waker()))) {
+            if !ticket.is_before(ticket.wake_on_abort(cx.waker())) {
                 return Poll::Pending;
             }
         }

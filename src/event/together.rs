@@ -36,7 +36,12 @@ impl Kept {
 
     /// Starts the event alone.
     pub(crate) fn spawn(self, since: Instant) {
-        self.runtime.spawn(Alone::new(self.event, Some(since)));
+        self.set_running(since);
+        self.runtime.spawn(Alone::new(self.event));
+    }
+
+    fn set_running(&self, since: Instant) {
+        self.ticket().into_iter().for_each(|ticket| ticket.set_running(since));
     }
 }
 
@@ -46,6 +51,7 @@ pub(crate) fn spawn(mut events: Vec<Kept>, since: Instant) {
     if events.len() <= 1 {
         events.pop().into_iter().for_each(|kept| kept.spawn(since));
     }
+    events.iter().for_each(|kept| kept.set_running(since));
     while let Some(first) = events.first() {
         let runtime = first.runtime.clone();
         let is_same = |kept: &Kept| kept.runtime.id() == runtime.id();
@@ -57,14 +63,12 @@ pub(crate) fn spawn(mut events: Vec<Kept>, since: Instant) {
             events = others;
             same
         };
-        runtime.spawn(Together { events: same, since, is_started: false });
+        runtime.spawn(Together { events: same, is_started: false });
     }
 }
 
 struct Together {
     events: Vec<Kept>,
-    /// When they were started.
-    since: Instant,
     is_started: bool,
 }
 
@@ -72,28 +76,20 @@ impl Future for Together {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { events, since, is_started } = &mut *self;
-        if *is_started {
+        let Self { events, is_started } = &mut *self;
+        if mem::replace(is_started, true) && !events.is_empty() {
             // Another one comes first each time, so that none uses up the budget of the task before all others.
             events.rotate_left(1);
         }
         loop {
             events.retain_mut(|kept| kept.event.as_mut().poll(cx).is_pending());
-            if !mem::replace(is_started, true) && !events.is_empty() {
-                // The first is marked below, with the waker.
-                for ticket in events.iter().skip(1).filter_map(Kept::ticket) {
-                    let _ = ticket.start(Some(*since), None);
-                }
-            }
             if events.iter().any(|kept| kept.is_registered) {
                 return Poll::Pending;
             }
             // One registration wakes the task for all of them.
             let Some(first) = events.first_mut() else { return Poll::Ready(()) };
             first.is_registered = true;
-            let Some(epoch) = first.ticket().map(|ticket| ticket.start(Some(*since), Some(cx.waker()))) else {
-                continue;
-            };
+            let Some(epoch) = first.ticket().map(|ticket| ticket.wake_on_abort(cx.waker())) else { continue };
             if !events.iter().filter_map(Kept::ticket).any(|ticket| ticket.is_before(epoch)) {
                 return Poll::Pending;
             }

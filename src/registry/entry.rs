@@ -43,7 +43,7 @@ pub(crate) enum Kind {
 /// How far an event is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Stage {
-    /// Its exchange is not over, or its task has not polled it for the first time.
+    /// Its exchange is not over.
     Waiting,
     Running,
     /// It runs on a blocking thread and cannot be aborted.

@@ -76,24 +76,30 @@ impl<C> Ticket<C> {
         self.epoch < epoch
     }
 
-    /// Marks the event as running since then, if it was waiting, and lets an abort wake the task that runs it with this waker,
-    /// until the entry is removed. Returns the current epoch: an abort that came before it does not wake this waker.
-    pub(crate) fn start(&self, since: Option<Instant>, waker: Option<&Waker>) -> Epoch {
-        let mut on_abort = waker.map_or(OnAbort::Nothing, |waker| OnAbort::Wake(waker.clone()));
+    /// Lets an abort wake the task that runs the event, until the entry is removed. Returns the current epoch: an abort that
+    /// came before it does not wake this waker.
+    pub(crate) fn wake_on_abort(&self, waker: &Waker) -> Epoch {
+        let mut on_abort = OnAbort::Wake(waker.clone());
         let mut state = self.shard.lock();
         let epoch = self.shard.registry.epoch.load();
         seeded_gap!("the epoch is read before a task registers", state = self.shard.lock());
         if let Some(entry) = state.entries.get_mut(self.key) {
-            if let (Some(since), Kind::Event { stage, .. }) = (since, &mut entry.kind) {
-                *stage = Stage::Running;
-                entry.since = since;
-            }
             mem::swap(&mut entry.on_abort, &mut on_abort);
         }
         drop(state);
         // The waker from before is dropped without the lock.
         drop(on_abort);
         epoch
+    }
+
+    /// The event has been waiting for the end of its exchange, and runs from now on.
+    pub(crate) fn set_running(&self, since: Instant) {
+        if let Some(entry) = self.shard.lock().entries.get_mut(self.key) {
+            if let Kind::Event { stage, .. } = &mut entry.kind {
+                *stage = Stage::Running;
+            }
+            entry.since = since;
+        }
     }
 
     /// The event runs on a blocking thread: an abort cannot reach it any more.

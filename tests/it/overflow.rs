@@ -285,7 +285,7 @@ async fn a_slot_released_by_another_thread_is_counted_with_its_request() {
         let Err(DrainError::TimedOut(report)) = setup.handle.drain(Duration::ZERO).await else {
             panic!("an event is pending");
         };
-        assert_eq!((report.open[0].kind, report.open[0].count), (OpenKind::WaitingEvent, 1));
+        assert_eq!((report.open[0].kind, report.open[0].count), (OpenKind::RunningEvent, 1));
         run_tasks().await;
         assert_eq!((setup.fired.get(), setup.handle.snapshot().ended.completed), (ended, ended as u64));
     }

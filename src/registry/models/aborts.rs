@@ -35,7 +35,7 @@ impl Running {
         }
         let Some(ticket) = &self.ticket else { return };
         self.is_registered = true;
-        let epoch = ticket.start(None, Some(&waker));
+        let epoch = ticket.wake_on_abort(&waker);
         if ticket.is_before(epoch) && !seeded!("a task does not look at the epoch after it has registered") {
             self.ticket = None;
         }
