@@ -359,3 +359,26 @@ async fn an_event_may_be_polled_by_hand_in_any_order_after_its_first_poll() {
     assert_eq!(polls[..3], [0, 1, 2]);
     assert_eq!(polls.len(), 9);
 }
+
+#[tokio::test]
+async fn an_abort_during_the_first_poll_ends_the_event_that_is_being_polled() {
+    fn aborts(handle: &TrackEventsHandle) -> impl Future<Output = ()> + Send + use<> {
+        let handle = handle.clone();
+        poll_fn(move |_| {
+            handle.abort();
+            Poll::Pending
+        })
+    }
+    let handle = without_quiet_period();
+    handle.track("alone", aborts(&handle)).unwrap();
+    assert_eq!(drain(&handle).await.ended.aborted, 1);
+
+    let handle = without_quiet_period();
+    exchange(&handle, |events| {
+        events.track("before", pending::<()>()).unwrap();
+        events.track("aborts", aborts(&handle)).unwrap();
+        events.track("after", pending::<()>()).unwrap();
+    })
+    .await;
+    assert_eq!(drain(&handle).await.ended.aborted, 3);
+}
