@@ -49,11 +49,12 @@ where
     let span = event_span(name);
     // A rejection is counted and logged before the future is dropped, whose destructor is user code.
     let ticket = shard.track_event(name, Stage::Running, location, Instant::now())?;
-    runtime.spawn(Alone::new(accepted(ticket, span, future)));
+    run(&runtime, ticket, span, future);
     Ok(())
 }
 
-/// Runs an event that was accepted as a permit.
+/// Spawns an event that was accepted.
+#[inline]
 pub(crate) fn run<F>(runtime: &tokio::runtime::Handle, ticket: Ticket, span: Option<Span>, future: F)
 where
     F: Future<Output: EventOutput> + Send + 'static,
