@@ -35,6 +35,7 @@ pub struct TrackEventsHandleBuilder {
     capacity: usize,
     quiet_period: Duration,
     event_timeout: Option<Duration>,
+    last_call: Option<Duration>,
     progress: Duration,
     runtime: Option<runtime::Handle>,
 }
@@ -45,6 +46,7 @@ impl TrackEventsHandleBuilder {
             capacity: DEFAULT_CAPACITY as usize,
             quiet_period: DEFAULT_QUIET_PERIOD,
             event_timeout: None,
+            last_call: None,
             progress: DEFAULT_PROGRESS,
             runtime: None,
         }
@@ -90,6 +92,16 @@ impl TrackEventsHandleBuilder {
     /// [`track_blocking`]: TrackEventsHandle::track_blocking
     pub fn event_timeout(mut self, limit: Duration) -> Self {
         self.event_timeout = Some(limit);
+        self
+    }
+
+    /// Sets how long before its deadline a drain makes the [last call](TrackEventsHandle::make_last_call). Default: a
+    /// quarter of its limit, at most 5 seconds. [`Duration::ZERO`] switches it off.
+    ///
+    /// It must be long enough for the events of the responses that are open then. A drain with a shorter limit makes the last
+    /// call at once.
+    pub fn last_call(mut self, before_deadline: Duration) -> Self {
+        self.last_call = Some(before_deadline);
         self
     }
 
@@ -147,7 +159,7 @@ impl TrackEventsHandleBuilder {
     }
 
     fn settings(self, capacity: u32) -> Settings {
-        let Self { capacity: _, quiet_period, event_timeout, progress, runtime } = self;
-        Settings { capacity, quiet_period, event_timeout, progress, runtime }
+        let Self { capacity: _, quiet_period, event_timeout, last_call, progress, runtime } = self;
+        Settings { capacity, quiet_period, event_timeout, last_call, progress, runtime }
     }
 }
