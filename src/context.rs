@@ -24,6 +24,9 @@ pub(crate) const PERMIT: &str = "(permit)";
 /// Stands for the name of an event when a guard is rejected.
 pub(crate) const GUARD: &str = "(guard)";
 
+/// The most that a drain keeps for the last call by default.
+const LONGEST_LAST_CALL: Duration = Duration::from_secs(5);
+
 pub(crate) struct Context {
     pub(crate) settings: Settings,
     /// The first runtime in which the handle was used: for what is tracked outside of any.
@@ -38,9 +41,18 @@ pub(crate) struct Settings {
     pub(crate) capacity: u32,
     pub(crate) quiet_period: Duration,
     pub(crate) event_timeout: Option<Duration>,
+    /// How long before its deadline a drain makes the last call, if that was set.
+    pub(crate) last_call: Option<Duration>,
     pub(crate) progress: Duration,
     /// The runtime for all events, instead of that in which each is tracked.
     pub(crate) runtime: Option<runtime::Handle>,
+}
+
+impl Settings {
+    /// How long before its deadline a drain with this limit makes the last call; zero if it makes none.
+    pub(crate) fn last_call_before_deadline(&self, limit: Duration) -> Duration {
+        self.last_call.unwrap_or((limit / 4).min(LONGEST_LAST_CALL))
+    }
 }
 
 /// When the drain began, and what had ended by then.
@@ -94,6 +106,14 @@ impl Shards {
         let context = &self.registry().context;
         if !context.is_draining() {
             context.draining.send_replace(true);
+        }
+    }
+
+    /// Starts the events that wait for the end of their exchange.
+    pub(crate) fn make_last_call(&self) {
+        let events = self.registry().last_call();
+        if events > 0 {
+            tracing::info!(events, "last call: events start although their responses are not over");
         }
     }
 

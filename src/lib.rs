@@ -150,7 +150,7 @@ mod axum;
 mod hyper;
 
 pub use self::{
-    drain::{Drain, DrainError, DrainReport, OpenItem, OpenKind, WaitIdle, WaitIdleError},
+    drain::{Drain, DrainError, DrainReport, Draining, OpenItem, OpenKind, WaitIdle, WaitIdleError},
     error::{BuildError, TrackError},
     event::EventOutput,
     exchange::{Events, Exchange, Outcome, Overflow},

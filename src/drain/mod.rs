@@ -1,10 +1,11 @@
 //! [`Drain`]: the future that ends when nothing is left.
 
+mod draining;
 mod report;
 mod wait_idle;
 
 use std::{
-    fmt,
+    fmt, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -16,6 +17,7 @@ use tokio::time::{Instant, Sleep};
 use self::report::Progress;
 pub(crate) use self::wait_idle::pending;
 pub use self::{
+    draining::Draining,
     report::{DrainError, DrainReport, OpenItem, OpenKind},
     wait_idle::{WaitIdle, WaitIdleError},
 };
@@ -72,8 +74,11 @@ pub struct Drain {
     deadline: Deadline,
     /// Interrupts the drain when it is ready.
     stop: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    is_started: bool,
+    /// Once its deadline is known: from the first poll on, or earlier.
     waiter: Option<Waiter<context::Context>>,
+    is_polled: bool,
+    /// When the last call is due. `None` when it was made, or if this drain makes none.
+    last_call: Option<Pin<Box<Sleep>>>,
     quiet: Option<Quiet>,
     progress: Option<ProgressTimer>,
     has_ended: bool,
@@ -105,8 +110,26 @@ impl Drain {
     }
 
     fn new(shards: Arc<Shards>, deadline: Deadline, stop: Option<Pin<Box<dyn Future<Output = ()> + Send>>>) -> Self {
-        let (is_started, has_ended) = (false, false);
-        Self { shards, deadline, stop, is_started, waiter: None, quiet: None, progress: None, has_ended }
+        let (is_polled, has_ended) = (false, false);
+        let (waiter, quiet, progress) = (None, None, None);
+        Self { shards, deadline, stop, waiter, is_polled, last_call: None, quiet, progress, has_ended }
+    }
+
+    /// Raises the drain signal and starts the limit, if that has not been done. Until the drain ends or is dropped, its
+    /// deadline is known to events, and to other drains.
+    pub(crate) fn begin(&mut self) -> Result<(), NoTimer> {
+        if self.waiter.is_some() {
+            return Ok(());
+        }
+        self.shards.begin_drain();
+        let registry = self.shards.registry();
+        self.deadline.start()?;
+        if let Some(limit) = self.deadline.limit() {
+            let last_call = registry.context.settings.last_call_before_deadline(limit);
+            self.last_call = (!last_call.is_zero()).then(|| sleep(limit.saturating_sub(last_call))).transpose()?;
+        }
+        self.waiter = Some(Waiter::for_drain(registry, self.deadline.at()));
+        Ok(())
     }
 
     fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<Result<DrainReport, DrainError>> {
@@ -115,13 +138,14 @@ impl Drain {
         if reentrancy::is_inside(registry.id()) {
             return Poll::Ready(Err(DrainError::InsideItself));
         }
-        let is_first_poll = !std::mem::replace(&mut self.is_started, true);
-        if is_first_poll {
-            shards.begin_drain();
+        let has_begun = self.begin();
+        if !mem::replace(&mut self.is_polled, true) {
             // What is queued for a sink need not wait for more.
             registry.flush(Flush::FromNowOn);
         }
-        let Ok(is_late) = self.deadline.poll(cx) else { return Poll::Ready(Err(DrainError::NoTimer)) };
+        let (Ok(()), Ok(is_late), Ok(())) = (has_begun, self.deadline.poll(cx), self.poll_last_call(cx)) else {
+            return Poll::Ready(Err(DrainError::NoTimer));
+        };
         let is_stopped = self.stop.as_mut().is_some_and(|stop| stop.as_mut().poll(cx).is_ready());
         let is_over = is_late || is_stopped;
         self.poll_progress(cx);
@@ -138,10 +162,10 @@ impl Drain {
                 _ => MayClose::No,
             });
             match look {
-                Look::Closed(account) => {
+                Look::Closed(account) if account.running_sinks.is_empty() => {
                     return Poll::Ready(Ok(DrainReport::new(account, Vec::new(), shards.drain_began())));
                 }
-                Look::Open | Look::Quiet { .. } | Look::Closing if is_over => {
+                _ if is_over => {
                     let report = self.undelivered_and_open();
                     // What was open at the look may have ended since. Then the next look closes.
                     if !report.open.is_empty() {
@@ -149,16 +173,16 @@ impl Drain {
                         return Poll::Ready(Err(error(Box::new(report))));
                     }
                 }
-                Look::Open | Look::Quiet { .. } | Look::Closing if !is_registered => {
+                _ if !is_registered => {
                     // Look again after it: whatever ends from now on wakes this drain.
-                    self.waiter.get_or_insert_with(|| Waiter::for_drain(registry)).register(cx.waker());
+                    self.waiter.iter().for_each(|waiter| waiter.register(cx.waker()));
                     is_registered = true;
                 }
                 Look::Open => {
                     self.quiet = None;
                     return Poll::Pending;
                 }
-                Look::Closing => return Poll::Pending,
+                Look::Closing | Look::Closed(_) => return Poll::Pending,
                 Look::Quiet { ever_opened } => match quiet_since {
                     QuietSince::Running(before) if before == ever_opened => return Poll::Pending,
                     _ => {
@@ -171,6 +195,16 @@ impl Drain {
         }
     }
 
+    /// Makes the last call, if it is due and no drain with a later deadline will make it.
+    fn poll_last_call(&mut self, cx: &mut Context<'_>) -> Result<(), NoTimer> {
+        let (Some(due), Some(waiter)) = (&mut self.last_call, &self.waiter) else { return Ok(()) };
+        if poll_sleep(due, cx)? && waiter.is_latest_drain() {
+            self.last_call = None;
+            self.shards.make_last_call();
+        }
+        Ok(())
+    }
+
     fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Result<QuietSince, NoTimer> {
         let Some(Quiet { ever_opened, over }) = &mut self.quiet else { return Ok(QuietSince::Never) };
         let is_over = poll_sleep(over, cx)?;
@@ -181,7 +215,10 @@ impl Drain {
     fn undelivered_and_open(&self) -> DrainReport {
         let registry = self.shards.registry();
         let mut undelivered = Vec::new();
-        for detached in registry.detach_undelivered() {
+        // A drain with a later deadline may still deliver it.
+        let is_latest = self.waiter.as_ref().is_some_and(Waiter::is_latest_drain);
+        let detached = is_latest.then(|| registry.detach_undelivered());
+        for detached in detached.into_iter().flatten() {
             undelivered.push(OpenItem::undelivered(&detached));
             (detached.end)();
         }
@@ -240,9 +277,10 @@ impl Future for Drain {
 
 impl fmt::Debug for Drain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { shards: _, deadline, stop, is_started, waiter: _, quiet, progress: _, has_ended } = self;
+        let Self { shards: _, deadline, stop, waiter, is_polled: _, last_call, quiet, progress: _, has_ended } = self;
         f.debug_struct("Drain")
-            .field("started", is_started)
+            .field("started", &waiter.is_some())
+            .field("last_call_is_due", &last_call.is_some())
             .field("limit_left", &deadline.left())
             .field("can_be_interrupted", &stop.is_some())
             .field("quiet", &quiet.is_some())

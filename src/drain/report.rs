@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{
     context::DrainBegan,
-    registry::{Account, Detached, EventCounts, EventFailures, Group, Kind, Open, SinkSnapshot, Stage},
+    registry::{Account, Detached, EventCounts, EventFailures, Group, Kind, Open, RunningSink, SinkSnapshot, Stage},
     util::text::{Joined, OneLine, Plural, Seconds},
 };
 
@@ -58,7 +58,7 @@ pub struct DrainReport {
 
 impl DrainReport {
     pub(super) fn new(account: Account, undelivered: Vec<OpenItem>, began: &DrainBegan) -> Self {
-        let Account { snapshot, by_name, sinks, open } = account;
+        let Account { snapshot, by_name, sinks, open, running_sinks } = account;
         let now = Instant::now();
         Self {
             elapsed: now.saturating_duration_since(began.at),
@@ -69,7 +69,7 @@ impl DrainReport {
             since_drain: snapshot.ended - began.ended,
             by_name,
             sinks,
-            open: OpenItem::all(&open, now).chain(undelivered).collect(),
+            open: OpenItem::all(&open, now).chain(undelivered).chain(OpenItem::sinks(&running_sinks, now)).collect(),
         }
         .sorted()
     }
@@ -147,7 +147,7 @@ impl fmt::Display for DrainReport {
 pub struct OpenItem {
     /// What they are.
     pub kind: OpenKind,
-    /// The name of the events; `None` for requests, guards and permits.
+    /// The name of the events or the sink; `None` for requests, guards and permits.
     pub name: Option<Cow<'static, str>>,
     /// How many there are.
     pub count: u64,
@@ -155,7 +155,7 @@ pub struct OpenItem {
     /// the exchange, and from its end once the event runs.
     pub oldest: Duration,
     /// Where in the source they were taken or tracked; for an event of a layer, where its hook was added; for one of a
-    /// sink, where the sink was made. `None` for requests.
+    /// sink, and for a sink, where the sink was made. `None` for requests.
     #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_location"))]
     pub location: Option<&'static Location<'static>>,
 }
@@ -193,6 +193,10 @@ pub enum OpenKind {
     /// Values that their sink had not taken when the limit passed. They have ended as failed, and were passed to
     /// [`on_undelivered`](crate::SinkBuilder::on_undelivered).
     UndeliveredEvent,
+    /// A [sink](crate::TrackEventsHandle::sink) whose code still runs although none of its events is pending: an
+    /// [`abort`](crate::TrackEventsHandle::abort) or a drain that timed out took its batch away, or it has not been dropped
+    /// since the drain closed the handle.
+    Sink,
 }
 
 impl OpenKind {
@@ -231,6 +235,16 @@ impl OpenItem {
         Self { kind, name, count: group.count, oldest: now.saturating_duration_since(group.oldest), location }
     }
 
+    pub(super) fn sinks(sinks: &[RunningSink], now: Instant) -> impl Iterator<Item = Self> {
+        sinks.iter().map(move |&RunningSink { name, location, since }| Self {
+            kind: OpenKind::Sink,
+            name: Some(name.into()),
+            count: 1,
+            oldest: now.saturating_duration_since(since),
+            location: Some(location),
+        })
+    }
+
     pub(super) fn undelivered(detached: &Detached) -> Self {
         Self {
             kind: OpenKind::UndeliveredEvent,
@@ -251,6 +265,7 @@ impl fmt::Display for OpenItem {
             (OpenKind::Request, _) => write!(f, "{} open", Plural(*count, "request"))?,
             (OpenKind::Guard, _) => write!(f, "{} held", Plural(*count, "guard"))?,
             (OpenKind::Permit, _) => write!(f, "{} held", Plural(*count, "permit"))?,
+            (OpenKind::Sink, name) => write!(f, "sink {} still running", name.unwrap_or(OneLine("")))?,
             (_, name) => {
                 let state = match kind {
                     OpenKind::WaitingEvent => "waiting for the response",
@@ -353,9 +368,12 @@ impl Progress {
 
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { account: Account { snapshot: now, open, .. }, elapsed, limit } = self;
+        let Self { account: Account { snapshot: now, open, running_sinks, .. }, elapsed, limit } = self;
         f.write_str("draining: ")?;
-        if now.holders() + now.pending == 0 {
+        if !running_sinks.is_empty() && now.holders() + now.pending == 0 {
+            let names = running_sinks.iter().map(|sink| OneLine(sink.name));
+            write!(f, "{} still running: {}", Plural(running_sinks.len() as u64, "sink"), Joined(names))?;
+        } else if now.holders() + now.pending == 0 {
             f.write_str("nothing open, waiting for the quiet period to pass")?;
         } else {
             write!(f, "{} open, ", Plural(now.open_requests, "request"))?;

@@ -7,7 +7,7 @@ use http::Extensions;
 use crate::{
     error::TrackError,
     event::{self, EventOutput, blocking},
-    exchange::{Exchange, Outcome, State},
+    exchange::{Exchange, State},
     handle::{Permit, TrackEventsHandle},
 };
 
@@ -180,8 +180,7 @@ where
     F::Output: EventOutput,
 {
     let state = Arc::clone(state);
-    // No event of an exchange is polled before that is over, except to be aborted.
-    event::boxed_with(move || make(state.exchange().unwrap_or_else(|| Exchange::new(Outcome::NoResponse))))
+    event::boxed_with(move || make(state.exchange()))
 }
 
 impl fmt::Debug for Events {

@@ -92,6 +92,10 @@ impl ExchangeGuard {
             return;
         }
         self.state.note(|progress| progress.head(status, headers, exact_size, is_end, Instant::now()));
+        if self.state.shard.registry.is_last_call() {
+            // The request was opened after it, or the call has reached it already.
+            self.state.last_call();
+        }
     }
 
     /// Whether nothing can ask any more how the exchange ends: no event and no observer waits for it, and its `Events` are

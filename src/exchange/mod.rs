@@ -23,7 +23,8 @@ pub(crate) use self::{
 ///
 /// The first rule that matches wins, in the order of the variants of this page: a panic of the service, a future
 /// dropped before it was ready, an error of the service, an upgrade, an error of the body, a response that cannot
-/// have a body, a declared length that was reached or missed, an end that was seen, and else `Aborted`.
+/// have a body, a declared length that was reached or missed, an end that was seen, and else `Aborted`. An exchange whose
+/// events start before any of these, at the [last call](crate::TrackEventsHandle::make_last_call), is `Unfinished`.
 ///
 /// *Complete* means that this layer handed the response on in full. It does not mean that the client received it:
 /// what the server has taken may still be lost on the way.
@@ -59,6 +60,9 @@ pub enum Outcome {
     /// The body was dropped before its end. For an endless stream, such as server-sent events, this is the ordinary
     /// end; for any other it means that the client left.
     Aborted,
+    /// The response was not over at the [last call](crate::TrackEventsHandle::make_last_call) of a drain, or began after
+    /// it. The other facts are those that were known when the event started; the request goes on.
+    Unfinished,
 }
 
 impl Outcome {
@@ -93,6 +97,7 @@ impl Outcome {
             Self::Complete => "complete",
             Self::LengthMismatch => "length_mismatch",
             Self::Aborted => "aborted",
+            Self::Unfinished => "unfinished",
         }
     }
 }
@@ -103,7 +108,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What is known of one request and its response once the response is over.
+/// What is known of one request and its response once the response is over, or at the last call of a drain.
 ///
 /// # Examples
 ///
@@ -129,7 +134,8 @@ pub struct Exchange {
     pub body_bytes: u64,
     /// The time from the call of the service to the head of its response; `None` when there was no response.
     pub time_to_head: Option<Duration>,
-    /// The time from the call of the service until the response was over.
+    /// The time from the call of the service until the response was over, or so far if it is
+    /// [unfinished](Outcome::Unfinished).
     pub elapsed: Duration,
     /// The `grpc-status`, from the trailers or else from the headers of the response; `None` when there was none.
     pub grpc_status: Option<i32>,

@@ -52,6 +52,9 @@ pub enum Overflow {
     ///
     /// Choose it shorter than the timeout of a health probe: idle streams can hold all of the capacity for as long as
     /// they are open. On a runtime without timers the events are rejected at once.
+    ///
+    /// The [last call](crate::TrackEventsHandle::make_last_call) ends the wait: the request goes on, and its events are
+    /// rejected. From then on, no request waits.
     Wait(Duration),
 }
 
@@ -82,7 +85,8 @@ impl WaitingEvents {
         let mut index = 0;
         while let Some(event) = self.events.get_mut(index) {
             match event.slot.poll(cx.waker()) {
-                Poll::Ready(permit) => self.events.remove(index).accept(&self.state, permit),
+                Poll::Ready(Some(permit)) => self.events.remove(index).accept(&self.state, permit),
+                Poll::Ready(None) => self.events.remove(index).reject(&self.state),
                 Poll::Pending => index += 1,
             }
         }
@@ -98,12 +102,7 @@ impl WaitingEvents {
     }
 
     fn reject(&mut self) {
-        for WaitingEvent { name, event, slot, .. } in self.events.drain(..) {
-            drop(slot);
-            // Counted and logged before the event is dropped, whose destructor is user code.
-            self.state.shard.reject_full(name);
-            let _ = catch(|| drop(event));
-        }
+        self.events.drain(..).for_each(|event| event.reject(&self.state));
     }
 }
 
@@ -112,6 +111,14 @@ impl WaitingEvent {
         let Self { name, location, event, span, runtime, slot } = self;
         drop(slot);
         keep_or_end(state, permit.fill(name, Stage::Waiting, location), event, span, runtime);
+    }
+
+    fn reject(self, state: &State) {
+        let Self { name, event, slot, .. } = self;
+        drop(slot);
+        // Counted and logged before the event is dropped, whose destructor is user code.
+        state.shard.reject_full(name);
+        let _ = catch(|| drop(event));
     }
 }
 

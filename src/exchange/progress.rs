@@ -123,6 +123,15 @@ impl Progress {
         }
     }
 
+    /// The facts so far of an exchange that goes on.
+    pub(crate) fn facts_so_far(&self, now: Instant) -> Facts {
+        let mut facts = self.facts(false, now);
+        if matches!(facts.outcome, Outcome::NoResponse | Outcome::Aborted) {
+            facts.outcome = Outcome::Unfinished;
+        }
+        facts
+    }
+
     /// The facts, if the exchange is over now.
     pub(crate) fn facts(&self, has_panicked: bool, now: Instant) -> Facts {
         let Self { began, head_at, status, body_bytes, grpc_status, .. } = *self;
@@ -130,7 +139,7 @@ impl Progress {
     }
 }
 
-/// The facts of an exchange that is over. Its durations are computed when they are asked for, which is rare.
+/// The facts of an exchange that is over, or the facts so far. Its durations are computed when they are asked for, which is rare.
 #[derive(Debug)]
 pub(crate) struct Facts {
     outcome: Outcome,
@@ -220,6 +229,23 @@ mod tests {
             progress.data(1);
             assert_eq!(progress.outcome(false), Outcome::LengthMismatch);
         }
+    }
+
+    #[test]
+    fn an_exchange_that_goes_on_is_unfinished_unless_its_outcome_is_known() {
+        let now = Instant::now();
+        let so_far = |progress: &Progress| progress.facts_so_far(now).outcome;
+        let mut progress = progress(&Method::GET, Version::HTTP_2);
+        assert_eq!(so_far(&progress), Outcome::Unfinished);
+        progress.head(StatusCode::OK, &headers(&["3"]), None, false, now);
+        progress.data(2);
+        assert_eq!(so_far(&progress), Outcome::Unfinished);
+        progress.data(1);
+        assert_eq!(so_far(&progress), Outcome::Complete, "only trailers may follow");
+        progress.data(1);
+        assert_eq!(so_far(&progress), Outcome::LengthMismatch);
+        progress.head(StatusCode::SWITCHING_PROTOCOLS, &HeaderMap::new(), None, false, now);
+        assert_eq!(so_far(&progress), Outcome::Upgraded);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The shared state of one exchange: its events and observers until it is over, and its facts from then on.
+//! The shared state of one exchange: its events and observers until it is over, and its facts from then on. At the last call
+//! events and observers get the facts so far.
 //!
 //! The lock of an exchange is never held together with another one, and no user code runs under it.
 
@@ -64,7 +65,7 @@ enum Over {
     Given(Box<Exchange>),
 }
 
-/// What was seen of the exchange so far, and what waits for its end.
+/// What was seen of the exchange so far, and what waits for its end or for the last call.
 struct Open {
     progress: Progress,
     events: Vec<Kept>,
@@ -72,6 +73,8 @@ struct Open {
     observers: Vec<(Observe, &'static Location<'static>)>,
     /// The hook lists of inner layers that have added theirs, so that none fires twice.
     joined: Vec<HookListId>,
+    /// After the last call nothing waits for the end of the exchange.
+    is_last_call: bool,
 }
 
 /// What an inner layer finds in the exchange of an outer one.
@@ -93,7 +96,8 @@ impl State {
         opened_by: HookListId,
         outer: Option<Arc<State>>,
     ) -> Arc<Self> {
-        let open = Open { progress, events: Vec::new(), observers: Vec::new(), joined: Vec::new() };
+        let open =
+            Open { progress, events: Vec::new(), observers: Vec::new(), joined: Vec::new(), is_last_call: false };
         let phase = Mutex::new(Phase::Open(open));
         Arc::new(Self { shard: Arc::clone(shard), began, opened_by, outer, phase })
     }
@@ -113,15 +117,17 @@ impl State {
         Ok(())
     }
 
-    /// Keeps an event that was accepted until the exchange is over. Starts it now if that is over, or if an abort was faster:
-    /// its first poll ends it then.
+    /// Keeps an event that was accepted until the exchange is over. Starts it now if that is over, after the last call, or if
+    /// an abort was faster: its first poll ends it then.
     pub(crate) fn keep(&self, mut event: BoxedEvent, ticket: Ticket, span: Option<Span>, runtime: runtime::Handle) {
         event.as_mut().accept(ticket, span);
         let kept = Kept::new(event, runtime);
         let mut phase = self.lock();
         match &mut *phase {
             // An abort takes this lock after it has advanced the epoch: it finds the event here, or is seen here.
-            Phase::Open(open) if !kept.ticket().is_some_and(Ticket::is_aborted) => open.events.push(kept),
+            Phase::Open(open) if !open.is_last_call && !kept.ticket().is_some_and(Ticket::is_aborted) => {
+                open.events.push(kept);
+            }
             _ => {
                 drop(phase);
                 kept.spawn(Instant::now());
@@ -129,13 +135,13 @@ impl State {
         }
     }
 
-    /// Keeps an observer until the exchange is over, or calls it now if it is already.
+    /// Keeps an observer until the exchange is over, or calls it now if it is already, and after the last call.
     pub(crate) fn observe(&self, observe: Observe, location: &'static Location<'static>) {
         let mut phase = self.lock();
         match &mut *phase {
-            Phase::Open(open) => open.observers.push((observe, location)),
-            Phase::Over(over) => {
-                let exchange = over.exchange();
+            Phase::Open(open) if !open.is_last_call => open.observers.push((observe, location)),
+            known => {
+                let exchange = known.exchange();
                 drop(phase);
                 self.call(observe, location, &exchange);
             }
@@ -196,21 +202,31 @@ impl State {
     fn end(&self, mut phase: MutexGuard<'_, Phase>, over: Over, now: Instant) {
         let Phase::Open(Open { events, observers, .. }) = &mut *phase else { return };
         let (events, observers) = (mem::take(events), mem::take(observers));
-        let for_observers = (!observers.is_empty()).then(|| over.exchange());
         *phase = Phase::Over(over);
+        self.release(phase, events, observers, now);
+    }
+
+    /// Calls the observers and starts the events with what is known of the exchange. Returns how many events these were.
+    fn release(
+        &self,
+        phase: MutexGuard<'_, Phase>,
+        events: Vec<Kept>,
+        observers: Vec<(Observe, &'static Location<'static>)>,
+        now: Instant,
+    ) -> usize {
+        let for_observers = (!observers.is_empty()).then(|| phase.exchange());
         drop(phase);
         if let Some(exchange) = for_observers {
             observers.into_iter().for_each(|(observe, location)| self.call(observe, location, &exchange));
         }
+        let count = events.len();
         together::spawn(events, now);
+        count
     }
 
-    /// The facts, once the exchange is over.
-    pub(crate) fn exchange(&self) -> Option<Exchange> {
-        match &*self.lock() {
-            Phase::Open(_) => None,
-            Phase::Over(over) => Some(over.exchange()),
-        }
+    /// The facts, for an event that runs: of an exchange that is over, or so far.
+    pub(crate) fn exchange(&self) -> Exchange {
+        self.lock().exchange()
     }
 
     /// Whether neither an event nor an observer waits for the end of the exchange.
@@ -245,11 +261,12 @@ impl State {
     }
 }
 
-impl Over {
+impl Phase {
     fn exchange(&self) -> Exchange {
         match self {
-            Self::Seen(facts) => facts.into(),
-            Self::Given(exchange) => (**exchange).clone(),
+            Self::Open(open) => (&open.progress.facts_so_far(Instant::now())).into(),
+            Self::Over(Over::Seen(facts)) => facts.into(),
+            Self::Over(Over::Given(exchange)) => (**exchange).clone(),
         }
     }
 }
@@ -265,10 +282,18 @@ impl OpenRequest for State {
         // Without the lock: each counts as aborted as it is dropped, which is user code.
         drop(aborted);
     }
+
+    fn last_call(&self) -> usize {
+        let mut phase = self.lock();
+        let Phase::Open(Open { events, observers, is_last_call, .. }) = &mut *phase else { return 0 };
+        *is_last_call = true;
+        let (events, observers) = (mem::take(events), mem::take(observers));
+        self.release(phase, events, observers, Instant::now())
+    }
 }
 
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("State").field("over", &self.exchange()).finish_non_exhaustive()
+        f.debug_struct("State").field("over", &self.is_over()).finish_non_exhaustive()
     }
 }

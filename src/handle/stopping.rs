@@ -1,9 +1,11 @@
-//! The methods of a handle that stop: drains, waits for idleness, abort.
+//! The methods of a handle that stop: drains, waits for idleness, the last call, abort.
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use crate::{
-    drain::{Drain, WaitIdle},
+    drain::{Drain, Draining, WaitIdle},
     handle::TrackEventsHandle,
 };
 
@@ -58,14 +60,69 @@ impl TrackEventsHandle {
     /// assert_eq!(ticks.count().await, 0);
     /// # }
     /// ```
-    pub fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
-        let registry = Arc::clone(self.shards.registry());
-        let mut signal = registry.context.subscribe();
-        async move {
-            // The sender lives in the registry, which this future keeps: there is no other way out than the signal.
-            let _ = signal.wait_for(|raised| *raised).await;
-            drop(registry);
-        }
+    pub fn draining(&self) -> Draining {
+        Draining::new(Arc::clone(self.shards.registry()))
+    }
+
+    /// Returns the deadline of the drain, for events that divide their time: the latest one of the drains and
+    /// [shutdowns](Self::shutdown) that are running. `None` when there is none, or when it is not known, as that of
+    /// [`drain_until`](Self::drain_until).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # async fn call_partner(limit: std::time::Duration) {}
+    /// use std::time::Duration;
+    /// use tokio::time::Instant;
+    /// use tower_track_events::TrackEventsHandle;
+    ///
+    /// async fn webhook(handle: TrackEventsHandle) {
+    ///     let left = handle.drain_deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    ///     call_partner(left.unwrap_or(Duration::from_secs(30))).await;
+    /// }
+    /// ```
+    pub fn drain_deadline(&self) -> Option<Instant> {
+        self.shards.registry().drain_deadline()
+    }
+
+    /// Makes the last call: starts the events that wait for the end of their exchange, with
+    /// [`Outcome::Unfinished`](crate::Outcome::Unfinished) and the facts so far.
+    ///
+    /// The requests go on untouched, and stay open until they end. What is tracked on them from now on starts at once, with
+    /// the facts of that moment. The events of a request that is opened later start at the latest when the head of its response
+    /// is there. A request that waits for capacity goes on, and its events are
+    /// [rejected](crate::Overflow::Wait). Observers are called like the events.
+    ///
+    /// A [drain](Self::drain) makes the last call itself, [a while](TrackEventsHandleBuilder::last_call) before its deadline,
+    /// so that a client that does not read its response cannot keep an event from running. Calling it again reaches the
+    /// requests that have opened since.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// use tower_track_events::{Outcome, TrackEventsHandle, test::TestExchange};
+    ///
+    /// let handle = TrackEventsHandle::new();
+    /// let exchange = TestExchange::new(&handle);
+    /// exchange.events().track_with("audit", |exchange| async move {
+    ///     assert_eq!(exchange.outcome, Outcome::Unfinished);
+    /// })?;
+    /// handle.make_last_call();
+    /// handle.wait_idle(Duration::from_secs(1)).await?;
+    /// assert_eq!(handle.snapshot().ended.completed, 1);
+    /// # Ok(()) }
+    /// ```
+    pub fn make_last_call(&self) {
+        self.shards.make_last_call();
+    }
+
+    /// Whether a drain has closed the handle: nothing was open or pending then, and everything is rejected for good.
+    ///
+    /// The drain may not be `Ok` yet: it waits until the sinks have been dropped.
+    pub fn is_drained(&self) -> bool {
+        self.shards.registry().is_closed()
     }
 
     /// Waits, at most for `limit`, until no request, guard or permit is open and no event is pending; then closes.

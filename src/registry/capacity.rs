@@ -156,6 +156,14 @@ impl<P> Capacity<P> {
         Some((number, place))
     }
 
+    /// Empties the queue. Under all locks of shards; each place is to be [dismissed](Place::dismiss) without them.
+    pub(super) fn dismiss(&self) -> Vec<Arc<Place<P>>> {
+        let mut queue = lock(&self.queue);
+        let waiting = mem::take(&mut queue.waiting);
+        self.clear_if_empty(queue);
+        waiting.into_values().map(|waiting| waiting.place).collect()
+    }
+
     fn pop(&self) -> Option<Waiting<P>> {
         let mut queue = lock(&self.queue);
         let (_, first) = if seeded!("the last in the queue is the first") {
@@ -192,6 +200,8 @@ pub(super) struct Place<P>(Mutex<State<P>>);
 enum State<P> {
     Waiting(Option<Waker>),
     Granted(P),
+    /// There will be no permit.
+    Dismissed,
     Left,
 }
 
@@ -208,20 +218,34 @@ impl<P> Place<P> {
                 waker.into_iter().for_each(Waker::wake);
                 None
             }
-            State::Granted(_) | State::Left if seeded!("a grant to a waiter that has left is forgotten") => {
+            State::Granted(_) | State::Dismissed | State::Left
+                if seeded!("a grant to a waiter that has left is forgotten") =>
+            {
                 mem::forget(permit);
                 None
             }
-            State::Granted(_) | State::Left => Some(permit),
+            State::Granted(_) | State::Dismissed | State::Left => Some(permit),
         }
     }
 
-    /// Returns the permit, once.
-    pub(super) fn poll(&self, waker: &Waker) -> Poll<P> {
+    /// Lets the waiter go on without a permit, unless it has one.
+    pub(super) fn dismiss(&self) {
+        let mut state = lock(&self.0);
+        if let State::Waiting(waker) = &mut *state {
+            let waker = waker.take();
+            *state = State::Dismissed;
+            drop(state);
+            waker.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Returns the permit, once; `None` if there will be none.
+    pub(super) fn poll(&self, waker: &Waker) -> Poll<Option<P>> {
         let mut new = Some(waker.clone());
         let mut state = lock(&self.0);
         let polled = match mem::replace(&mut *state, State::Left) {
-            State::Granted(permit) => Poll::Ready(permit),
+            State::Granted(permit) => Poll::Ready(Some(permit)),
+            State::Dismissed => Poll::Ready(None),
             State::Waiting(mut waker) => {
                 mem::swap(&mut waker, &mut new);
                 seeded_gap!("a waiter registers under a later lock", state = lock(&self.0));
@@ -241,14 +265,17 @@ impl<P> Place<P> {
         let state = mem::replace(&mut *lock(&self.0), State::Left);
         match state {
             State::Granted(permit) => Some(permit),
-            State::Waiting(_) | State::Left => None,
+            State::Waiting(_) | State::Dismissed | State::Left => None,
         }
     }
 }
 
 #[cfg(all(test, not(track_events_loom)))]
 mod tests {
-    use std::{panic::Location, task::Waker};
+    use std::{
+        panic::Location,
+        task::{Poll, Waker},
+    };
 
     use tokio::time::Instant;
 
@@ -314,6 +341,30 @@ mod tests {
         let (_, place) = capacity.take_or_queue(Location::caller(), Instant::now()).expect("all slots are taken");
         assert!(place.grant(()).is_none());
         assert_eq!(place.leave(), Some(()));
+    }
+
+    #[test]
+    fn who_is_dismissed_waits_no_longer_and_the_slots_stay_taken() {
+        let capacity = Capacity::new(1);
+        assert!(capacity.take());
+        let (_, place) = capacity.take_or_queue(Location::caller(), Instant::now()).expect("all slots are taken");
+        assert!(place.poll(Waker::noop()).is_pending());
+        capacity.dismiss().iter().for_each(|place| place.dismiss());
+        assert_eq!(place.poll(Waker::noop()), Poll::Ready(None));
+        assert!(!capacity.take());
+        assert!(is_free(capacity.release()), "nobody waits");
+    }
+
+    #[test]
+    fn who_was_granted_a_permit_keeps_it_when_the_queue_is_dismissed() {
+        let capacity = Capacity::new(1);
+        assert!(capacity.take());
+        let (_, place) = capacity.take_or_queue(Location::caller(), Instant::now()).expect("all slots are taken");
+        let Released::To(waiting) = capacity.release() else { panic!("one is waiting") };
+        assert!(capacity.dismiss().is_empty());
+        assert!(waiting.place.grant(()).is_none());
+        place.dismiss();
+        assert_eq!(place.poll(Waker::noop()), Poll::Ready(Some(())));
     }
 
     #[test]

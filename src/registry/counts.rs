@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, ops, panic::Location};
 
 use tokio::time::Instant;
 
-use crate::registry::entry::Kind;
+use crate::registry::{entry::Kind, source::RunningSink};
 
 /// How many events ended in each way.
 ///
@@ -313,6 +313,7 @@ pub(crate) struct Account {
     pub(crate) by_name: BTreeMap<&'static str, EventFailures>,
     pub(crate) sinks: Vec<SinkSnapshot>,
     pub(crate) open: Open,
+    pub(crate) running_sinks: Vec<RunningSink>,
 }
 
 /// What is open, grouped by what it is and where in the source it comes from.

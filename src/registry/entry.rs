@@ -30,6 +30,9 @@ pub(super) enum OnAbort {
 pub(crate) trait OpenRequest: Send + Sync {
     /// Ends the events that are kept for the end of the exchange and were tracked before `epoch`. Called without a lock.
     fn abort(&self, epoch: Epoch);
+
+    /// Starts the events that are kept for the end of the exchange, and returns how many these were. Called without a lock.
+    fn last_call(&self) -> usize;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

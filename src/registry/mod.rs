@@ -40,6 +40,7 @@
 
 mod capacity;
 mod counts;
+mod drains;
 mod entry;
 mod epoch;
 #[cfg(all(test, track_events_loom))]
@@ -56,18 +57,21 @@ use std::{
     task::Waker,
 };
 
+use tokio::time::Instant;
+
 pub use self::counts::{EventCounts, EventFailures, SinkSnapshot, Snapshot};
 pub(crate) use self::{
     counts::{Account, Ending, Group, Open},
     entry::{Kind, OpenRequest, Stage},
     epoch::Epoch,
     shard::{NewEvent, Origin, QueuedSlot, Shard, Shards, Slot},
-    source::{Detach, Detached, Flush, LockedSource, Source},
+    source::{Detach, Detached, Flush, LockedSource, RunningSink, Source},
     ticket::Ticket,
 };
 
 use self::{
     capacity::Capacity,
+    drains::{Drains, Left},
     entry::OnAbort,
     epoch::CurrentEpoch,
     shard::{Locked, State},
@@ -76,7 +80,7 @@ use self::{
 };
 use crate::util::sync::{
     Mutex,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, Ordering},
     lock, seeded,
 };
 
@@ -86,8 +90,9 @@ pub(crate) struct Registry<C> {
     capacity: Capacity<Ticket<C>>,
     epoch: CurrentEpoch,
     sources: Mutex<Sources>,
-    /// How many drains have been polled, and have neither ended nor been dropped.
-    live_drains: AtomicU64,
+    /// Whether the last call was made. Written under all locks.
+    is_last_call: AtomicBool,
+    drains: Drains,
     waiters: Waiters,
     pub(crate) context: C,
 }
@@ -110,7 +115,7 @@ pub(crate) enum Look {
     Quiet { ever_opened: u64 },
     /// None is, and the drain waits for the events that are pending.
     Closing,
-    /// With the counts of the same instant.
+    /// With the counts of the same instant, and the sinks that have not been dropped.
     Closed(Account),
 }
 
@@ -140,7 +145,8 @@ impl<C> Registry<C> {
             capacity: Capacity::new(capacity),
             epoch: CurrentEpoch::new(),
             sources: Mutex::new(Sources::default()),
-            live_drains: AtomicU64::new(0),
+            is_last_call: AtomicBool::new(false),
+            drains: Drains::new(),
             waiters: Waiters::new(),
             context,
         });
@@ -182,8 +188,9 @@ impl<C> Registry<C> {
             }
             let ever_opened = all.ever_opened();
             let may_close = if phase == Phase::Closing { MayClose::Yes } else { may_close(ever_opened) };
-            match (may_close, now.pending) {
-                (MayClose::Yes | MayClose::IfIdle, 0) => {
+            let is_idle = now.pending == 0 && all.running_sinks().is_empty();
+            match (may_close, is_idle) {
+                (MayClose::Yes | MayClose::IfIdle, true) => {
                     all.set_phase(Phase::Closed);
                     Look::Closed(all.account())
                 }
@@ -247,6 +254,34 @@ impl<C> Registry<C> {
             }
         }
         detached.into_iter().for_each(|detached| (detached.end)());
+    }
+
+    /// Lets the events start that wait for the end of a request, and the requests go on that wait for a slot. Returns how many
+    /// events have started.
+    ///
+    /// A request that is opened later looks at [`is_last_call`](Self::is_last_call) when its head is there.
+    pub(crate) fn last_call(&self) -> usize {
+        let (requests, places) = self.at_one_instant(|all| {
+            self.is_last_call.store(true, Ordering::Relaxed);
+            (all.requests(), self.capacity.dismiss())
+        });
+        places.into_iter().for_each(|place| place.dismiss());
+        requests.into_iter().map(|request| request.last_call()).sum()
+    }
+
+    /// Relaxed: who must see the mark has taken the lock of a shard after it was set.
+    #[inline]
+    pub(crate) fn is_last_call(&self) -> bool {
+        self.is_last_call.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.states[0].lock().phase == Phase::Closed
+    }
+
+    /// The latest deadline of the drains that are being polled, if it is known.
+    pub(crate) fn drain_deadline(&self) -> Option<Instant> {
+        self.drains.latest_deadline()
     }
 
     /// Takes what is pending in sources away from them, where something else takes it.
@@ -348,6 +383,10 @@ impl<'a, 'b> AllLocked<'a, 'b> {
         now
     }
 
+    fn running_sinks(&self) -> Vec<RunningSink> {
+        self.sources.iter().filter_map(|source| source.running_sink()).collect()
+    }
+
     fn ever_opened(&self) -> u64 {
         let in_shards: u64 = self.shards.iter().map(|state| state.ever_opened).sum();
         let in_sources: u64 = self.sources.iter().map(|source| source.ever_opened()).sum();
@@ -355,7 +394,13 @@ impl<'a, 'b> AllLocked<'a, 'b> {
     }
 
     fn account(&self) -> Account {
-        Account { snapshot: self.snapshot(), by_name: self.by_name(), sinks: self.sinks(), open: self.open() }
+        Account {
+            snapshot: self.snapshot(),
+            by_name: self.by_name(),
+            sinks: self.sinks(),
+            open: self.open(),
+            running_sinks: self.running_sinks(),
+        }
     }
 
     fn by_name(&self) -> BTreeMap<&'static str, EventFailures> {
@@ -398,6 +443,15 @@ impl<'a, 'b> AllLocked<'a, 'b> {
         })
     }
 
+    fn requests(&self) -> Vec<Arc<dyn OpenRequest>> {
+        let entries = self.shards.iter().flat_map(|state| &state.entries);
+        let requests = entries.filter_map(|(_, entry)| match &entry.on_abort {
+            OnAbort::Request(request) => Some(Arc::clone(request)),
+            OnAbort::Wake(_) | OnAbort::Nothing => None,
+        });
+        requests.collect()
+    }
+
     fn detach(&mut self, reason: Detach) -> Vec<Detached> {
         self.sources.iter_mut().filter_map(|source| source.detach(reason)).collect()
     }
@@ -416,11 +470,12 @@ impl<C> Waiter<C> {
         Self::with(registry, false)
     }
 
-    /// For a drain that is being polled. When the last of them is dropped, everything is accepted again, unless the registry
-    /// is closed.
-    pub(crate) fn for_drain(registry: &Arc<Registry<C>>) -> Self {
-        registry.live_drains.fetch_add(1, Ordering::Relaxed);
-        Self::with(registry, true)
+    /// For a drain with this deadline, if it has one and that is known. When the last of them is dropped, everything is
+    /// accepted again, unless the registry is closed.
+    pub(crate) fn for_drain(registry: &Arc<Registry<C>>, deadline: Option<Instant>) -> Self {
+        let waiter = Self::with(registry, true);
+        registry.drains.enter(waiter.id, deadline);
+        waiter
     }
 
     fn with(registry: &Arc<Registry<C>>, is_drain: bool) -> Self {
@@ -433,27 +488,34 @@ impl<C> Waiter<C> {
         self.registry.waiters.register(self.id, waker);
     }
 
-    /// Returns how many drains were being polled before.
-    fn count_dropped(&self) -> u64 {
-        let polled = &self.registry.live_drains;
-        if seeded!("drains are counted in two steps") {
-            let before = polled.load(Ordering::Relaxed);
-            polled.store(before - 1, Ordering::Relaxed);
-            return before;
-        }
-        polled.fetch_sub(1, Ordering::Relaxed)
+    /// Whether no other drain has a later deadline.
+    pub(crate) fn is_latest_drain(&self) -> bool {
+        self.registry.drains.is_latest(self.id)
     }
 }
 
 impl<C> Drop for Waiter<C> {
     fn drop(&mut self) {
         self.registry.waiters.leave(self.id);
-        // Mostly it has closed the registry, which one lock shows.
-        let was_last = self.is_drain && self.count_dropped() == 1;
-        if was_last && self.registry.states[0].lock().phase == Phase::Closing {
+        if !self.is_drain {
+            return;
+        }
+        match self.registry.drains.leave(self.id) {
+            Left::Earlier => {}
+            // The last call may be due for another one now.
+            Left::Later => self.registry.wake_waiters(),
+            Left::Last => self.reopen(),
+        }
+    }
+}
+
+impl<C> Waiter<C> {
+    /// The last drain has gone.
+    fn reopen(&self) {
+        if self.registry.states[0].lock().phase == Phase::Closing {
             self.registry.at_one_instant(|all| {
-                // Relaxed: a drain that is polled from now on closes by itself.
-                let is_last = self.registry.live_drains.load(Ordering::Relaxed) == 0;
+                // A drain that is polled from now on closes by itself.
+                let is_last = self.registry.drains.is_empty();
                 let is_last = is_last || seeded!("a drain that is dropped does not look for others again");
                 if is_last && all.shards[0].phase == Phase::Closing {
                     all.set_phase(Phase::Open);

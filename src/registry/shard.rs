@@ -217,13 +217,17 @@ impl<C> Shard<C> {
         self.admit(Kind::Permit, location, since, OnAbort::Nothing, Origin::Anywhere)
     }
 
-    /// Takes a slot for one event, or a place in the queue for it.
+    /// Takes a slot for one event, or a place in the queue for it. After the last call nobody queues.
     pub(crate) fn reserve_or_queue(
         self: &Arc<Self>,
         location: &'static Location<'static>,
         since: Instant,
     ) -> Result<Slot<C>, TrackError> {
         let mut state = self.lock_open(Kind::Permit, Origin::Anywhere)?;
+        if self.registry.is_last_call() {
+            drop(state);
+            return self.reserve(location, since).map(Slot::Granted);
+        }
         seeded_gap!("a slot is waited for without the lock of the shard", state = self.lock());
         if let Some((number, place)) = self.registry.capacity.take_or_queue(location, since) {
             drop(state);
@@ -376,8 +380,8 @@ pub(crate) struct QueuedSlot<C> {
 }
 
 impl<C> QueuedSlot<C> {
-    /// Returns the permit, once.
-    pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Ticket<C>> {
+    /// Returns the permit, once; `None` if there will be none, because of the last call.
+    pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Option<Ticket<C>>> {
         self.place.poll(waker)
     }
 }

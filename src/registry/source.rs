@@ -5,6 +5,8 @@
 
 use std::{collections::BTreeMap, panic::Location, sync::Arc};
 
+use tokio::time::Instant;
+
 use crate::registry::{
     Phase,
     counts::{EventFailures, Group, Open, SinkSnapshot, Snapshot},
@@ -24,6 +26,10 @@ pub(crate) trait LockedSource {
 
     /// How many permits were ever taken.
     fn ever_opened(&self) -> u64;
+
+    /// The sink, if a drain waits for it although nothing is pending: its code still runs for values that were detached, or
+    /// it has not been dropped since the registry was closed.
+    fn running_sink(&self) -> Option<RunningSink>;
 
     /// Adds what is pending or reserved.
     fn add_open(&self, open: &mut Open);
@@ -54,6 +60,14 @@ pub(crate) enum Detach {
     Abort,
     /// A drain has timed out: what is pending ends only if something takes what was not delivered.
     TimedOut,
+}
+
+/// A sink that a drain waits for although nothing is pending.
+pub(crate) struct RunningSink {
+    pub(crate) name: &'static str,
+    pub(crate) location: &'static Location<'static>,
+    /// When its last delivery began, or when the registry was closed.
+    pub(crate) since: Instant,
 }
 
 /// Events that were taken away from their source.

@@ -265,6 +265,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         // What is left in the queue is as old at most.
         state.in_flight_since = state.queue_since;
         state.in_flight = Some(batch.clone());
+        state.is_delivering = true;
         let due = Due { batch, generation: state.generation };
         let not_metered = state.not_metered();
         drop(state);
@@ -295,8 +296,12 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
             drop(state);
             // It may be the last clone of a batch that has ended: its values are dropped here.
             let _ = catch(|| drop(batch));
+            // A drain waits for a delivery that was abandoned.
+            self.lock().is_delivering = false;
+            self.shard.registry.wake_waiters();
             return;
         }
+        state.is_delivering = false;
         match answer {
             Answer::Detached => {}
             Answer::NotDelivered => {
@@ -333,6 +338,8 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         self.lock().is_dead = true;
         self.end_detached(|state| state.detach(Ending::Aborted));
         self.retire_if_done();
+        // A drain waits until the sink has been dropped.
+        self.shard.registry.wake_waiters();
     }
 
     fn end(self: &Arc<Self>, count: u64, ending: Ending, error: Option<&str>) {

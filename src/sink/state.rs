@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{
     registry::{
         Detach, Detached, Ending, EventCounts, EventFailures, Flush, Group, Kind, LockedSource, Open, Phase,
-        SinkSnapshot, Snapshot, Source, Stage,
+        RunningSink, SinkSnapshot, Snapshot, Source, Stage,
     },
     sink::{batch::Batch, queue::EventQueue},
 };
@@ -24,6 +24,10 @@ pub(super) struct State<E> {
     /// The batch that is being delivered: the oldest values.
     pub(super) in_flight: Option<Batch<E>>,
     pub(super) in_flight_since: Instant,
+    /// Code of the sink runs for a batch, which may have been detached meanwhile.
+    pub(super) is_delivering: bool,
+    /// When the registry was closed.
+    pub(super) closed_at: Option<Instant>,
     pub(super) queue: VecDeque<E>,
     /// When the first in the queue was sent, or earlier.
     pub(super) queue_since: Instant,
@@ -74,6 +78,8 @@ impl<E> State<E> {
             is_abandoned: false,
             in_flight: None,
             in_flight_since: now,
+            is_delivering: false,
+            closed_at: None,
             queue: VecDeque::new(),
             queue_since: now,
             wake_at: 1,
@@ -185,6 +191,14 @@ impl<E: Send + Sync + 'static> LockedSource for Locked<'_, E> {
         }
     }
 
+    fn running_sink(&self) -> Option<RunningSink> {
+        let State { is_dead, is_delivering, in_flight, in_flight_since, closed_at, .. } = &*self.state;
+        let is_abandoned = *is_delivering && in_flight.is_none();
+        let since = if is_abandoned { Some(*in_flight_since) } else { *closed_at };
+        let since = since.filter(|_| !is_dead)?;
+        Some(RunningSink { name: self.queue.name, location: self.queue.location, since })
+    }
+
     fn failures(&self) -> Option<&EventFailures> {
         self.state.failures.as_ref()
     }
@@ -208,6 +222,9 @@ impl<E: Send + Sync + 'static> LockedSource for Locked<'_, E> {
 
     fn set_phase(&mut self, phase: Phase) {
         self.state.phase = phase;
+        if phase == Phase::Closed {
+            self.state.closed_at = Some(Instant::now());
+        }
         // The worker ends when the queue is closed.
         self.queue.changed.notify_one();
     }

@@ -33,11 +33,17 @@ impl Deadline {
         }
     }
 
-    /// Starts the time limit if that has not been done, and returns whether it has passed.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Result<bool, NoTimer> {
+    /// Starts the time limit, if that has not been done.
+    pub(crate) fn start(&mut self) -> Result<(), NoTimer> {
         if let Self::NotStarted(limit) = *self {
             *self = Self::Running { limit, sleep: sleep(limit)? };
         }
+        Ok(())
+    }
+
+    /// Starts the time limit if that has not been done, and returns whether it has passed.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Result<bool, NoTimer> {
+        self.start()?;
         match self {
             Self::Running { sleep, .. } => poll_sleep(sleep, cx),
             Self::Passed => Ok(true),
@@ -51,6 +57,15 @@ impl Deadline {
             Self::Never => None,
             Self::NotStarted(limit) | Self::Running { limit, .. } => Some(*limit),
             Self::Passed => Some(Duration::ZERO),
+        }
+    }
+
+    /// When it will have passed, once it was started; never, if there is none.
+    pub(crate) fn at(&self) -> Option<Instant> {
+        match self {
+            Self::Running { sleep, .. } => Some(sleep.deadline()),
+            Self::Passed => Some(Instant::now()),
+            Self::Never | Self::NotStarted(_) => None,
         }
     }
 

@@ -285,6 +285,9 @@ async fn nothing_is_rejected_while_a_request_a_guard_or_a_permit_is_open() {
     assert_pending!(drain.poll());
     advance(QUIET_PERIOD).await;
     run_tasks().await;
+    assert_pending!(drain.poll());
+    assert!(handle.is_drained(), "it waits until the sink has been dropped");
+    run_tasks().await;
     let report = assert_ready!(drain.poll()).unwrap();
     assert_eq!((report.ended.completed, report.rejected), (2 * sent, 0));
 }

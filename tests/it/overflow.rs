@@ -180,7 +180,7 @@ async fn a_drain_waits_for_waiting_requests_up_to_its_limit() {
     let (setup, mut permits) = Setup::at_capacity(1, Overflow::Wait(Duration::from_secs(60)));
     let mut future = setup.call("/");
     assert_pending!(future.poll());
-    assert!(setup.handle.drain(LIMIT).await.is_err());
+    assert!(setup.handle.drain_until(tokio::time::sleep(LIMIT)).await.is_err());
 
     permits.pop();
     drop(answered(&mut future));

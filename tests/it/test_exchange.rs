@@ -54,7 +54,7 @@ async fn a_dropped_exchange_ends_as_no_response() {
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_waits_for_it_and_reports_where_its_events_were_tracked() {
-    let handle = TrackEventsHandle::new();
+    let handle = TrackEventsHandle::builder().last_call(Duration::ZERO).build().unwrap();
     let request = TestExchange::new(&handle);
     request.events().track("audit", async {}).unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;

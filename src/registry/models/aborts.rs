@@ -99,6 +99,10 @@ impl OpenRequest for Exchange {
         }
         drop(aborted);
     }
+
+    fn last_call(&self) -> usize {
+        0
+    }
 }
 
 models! {

@@ -37,7 +37,7 @@ impl Queued {
 
     fn poll(&mut self) {
         if let Poll::Ready(permit) = self.slot.poll(&self.task.waker()) {
-            self.permit = Some(permit);
+            self.permit = permit;
         }
     }
 

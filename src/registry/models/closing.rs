@@ -173,8 +173,8 @@ finds! {
     shard_stays_closed:
         "a change of the phase leaves a shard out",
         late_request_against_closing, "an event was rejected that had to be accepted";
-    drains_are_counted_in_two_steps:
-        "drains are counted in two steps",
+    drain_leaves_in_two_steps:
+        "a drain leaves in two steps",
         two_drains_are_dropped, "an event was rejected that had to be accepted";
     dropped_drain_opens_under_another:
         "a drain that is dropped does not look for others again",

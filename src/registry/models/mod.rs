@@ -295,6 +295,10 @@ struct NothingKept;
 
 impl OpenRequest for NothingKept {
     fn abort(&self, _: Epoch) {}
+
+    fn last_call(&self) -> usize {
+        0
+    }
 }
 
 /// How often a task was woken. A wake happens before the poll that sees it, as with any executor.
@@ -358,7 +362,7 @@ impl Drain {
         Self {
             world: world.clone(),
             task: Task::default(),
-            waiter: Waiter::for_drain(&world.registry),
+            waiter: Waiter::for_drain(&world.registry, None),
             quiet,
             quiet_since: None,
             is_closing: false,

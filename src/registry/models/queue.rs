@@ -12,7 +12,7 @@ use crate::{
     error::TrackError,
     registry::{
         Detach, Detached, Ending, EventCounts, EventFailures, Flush, Group, LockedSource, Open, Phase, Registry,
-        SinkSnapshot, Snapshot, Source,
+        RunningSink, SinkSnapshot, Snapshot, Source,
         models::{OBSERVED, World},
     },
     util::{
@@ -213,6 +213,10 @@ impl LockedSource for Locked<'_> {
 
     fn ever_opened(&self) -> u64 {
         self.state.ever_opened
+    }
+
+    fn running_sink(&self) -> Option<RunningSink> {
+        None
     }
 
     fn add_open(&self, _: &mut Open) {}
