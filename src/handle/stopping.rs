@@ -64,8 +64,8 @@ impl TrackEventsHandle {
         Draining::new(Arc::clone(self.shards.registry()))
     }
 
-    /// Returns the deadline of the drain, for events that divide their time: the latest one of the drains and
-    /// [shutdowns](Self::shutdown) that are running. `None` when there is none, or when it is not known, as that of
+    /// Returns the deadline of the drain, for events that divide their time: the latest one of the drains
+    /// that are running. `None` when there is none, or when it is not known, as that of
     /// [`drain_until`](Self::drain_until).
     ///
     /// # Examples
@@ -93,7 +93,7 @@ impl TrackEventsHandle {
     /// is there. A request that waits for capacity goes on, and its events are
     /// [rejected](crate::Overflow::Wait). Observers are called like the events.
     ///
-    /// A [drain](Self::drain) makes the last call itself, [a while](TrackEventsHandleBuilder::last_call) before its deadline,
+    /// A [drain](Self::drain) makes the last call itself, [a while](crate::TrackEventsHandleBuilder::last_call) before its deadline,
     /// so that a client that does not read its response cannot keep an event from running. Calling it again reaches the
     /// requests that have opened since.
     ///
@@ -131,8 +131,8 @@ impl TrackEventsHandle {
     /// nothing is left, not that all went well: that is [`DrainReport::all_completed`](crate::DrainReport::all_completed).
     ///
     /// While a request, a guard or a permit is open, everything is accepted. Once none has been open for the
-    /// [quiet period](TrackEventsHandleBuilder::quiet_period), the drain is *closing*: only what runs inside an event, a
-    /// delivery of a sink, a later request or a [guard's scope](DrainGuard::scope) may still track. So a background task
+    /// [quiet period](crate::TrackEventsHandleBuilder::quiet_period), the drain is *closing*: only what runs inside an event, a
+    /// delivery of a sink, a later request or a [guard's scope](crate::DrainGuard::scope) may still track. So a background task
     /// that tracks an event now and then does not keep the drain from ending. If the drain times out or is dropped,
     /// everything is accepted again.
     ///
