@@ -113,6 +113,7 @@
 //!
 //! None is on by default, and none changes behaviour.
 //!
+//! - `signal`: SIGTERM and Ctrl-C begin a [`shutdown`](TrackEventsHandle::shutdown).
 //! - `axum`: [`Events`] as an extractor, [`TrackError`] and [`SendError`] as 503 responses.
 //! - `metrics`: counters, gauges and histograms for the [`metrics`](https://docs.rs/metrics) facade, see
 //!   [`guide::observing`].
@@ -142,6 +143,7 @@ mod handle;
 mod layer;
 mod metrics;
 mod registry;
+mod shutdown;
 mod util;
 
 #[cfg(feature = "axum")]
@@ -157,6 +159,7 @@ pub use self::{
     handle::{DrainGuard, Permit, Scope, TrackEventsHandle, TrackEventsHandleBuilder},
     layer::{ResponseBody, ResponseFuture, TrackEvents, TrackEventsLayer, TrackEventsLayerBuilder},
     registry::{EventCounts, EventFailures, SinkSnapshot, Snapshot},
+    shutdown::{Shutdown, ShutdownReport, StepOutcome, Stop},
     sink::{Batch, EventSender, EventSink, SendError, SendPermit, SinkBuilder, Undelivered},
 };
 

@@ -5,7 +5,9 @@ mod report;
 mod wait_idle;
 
 use std::{
-    fmt, mem,
+    fmt,
+    future::ready,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -109,6 +111,16 @@ impl Drain {
         Self::new(shards, Deadline::Never, Some(Box::pin(async { drop(stop.await) })))
     }
 
+    /// A drain whose limit counts from `began`, and which can be [interrupted](Self::interrupt).
+    pub(crate) fn since(shards: Arc<Shards>, began: Instant, limit: Duration) -> Self {
+        Self::new(shards, Deadline::since(began, limit), None)
+    }
+
+    /// Ends the drain when it is polled next.
+    pub(crate) fn interrupt(&mut self) {
+        self.stop = Some(Box::pin(ready(())));
+    }
+
     fn new(shards: Arc<Shards>, deadline: Deadline, stop: Option<Pin<Box<dyn Future<Output = ()> + Send>>>) -> Self {
         let (is_polled, has_ended) = (false, false);
         let (waiter, quiet, progress) = (None, None, None);
@@ -124,9 +136,10 @@ impl Drain {
         self.shards.begin_drain();
         let registry = self.shards.registry();
         self.deadline.start()?;
-        if let Some(limit) = self.deadline.limit() {
-            let last_call = registry.context.settings.last_call_before_deadline(limit);
-            self.last_call = (!last_call.is_zero()).then(|| sleep(limit.saturating_sub(last_call))).transpose()?;
+        if let Deadline::Running { limit, sleep: deadline } = &self.deadline {
+            let last_call = registry.context.settings.last_call_before_deadline(*limit);
+            let left = deadline.deadline().saturating_duration_since(Instant::now());
+            self.last_call = (!last_call.is_zero()).then(|| sleep(left.saturating_sub(last_call))).transpose()?;
         }
         self.waiter = Some(Waiter::for_drain(registry, self.deadline.at()));
         Ok(())
@@ -226,7 +239,7 @@ impl Drain {
     }
 
     /// Logs what is left, each time that a line about it is due.
-    fn poll_progress(&mut self, cx: &mut Context<'_>) {
+    pub(crate) fn poll_progress(&mut self, cx: &mut Context<'_>) {
         let registry = self.shards.registry();
         let every = registry.context.settings.progress;
         if every.is_zero() {

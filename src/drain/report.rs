@@ -87,6 +87,15 @@ impl DrainReport {
         self.ended.completed == self.accepted
     }
 
+    /// Returns the exit code for the process: 0 if nothing is open and every event that ended since the drain began has
+    /// completed, and 1 if not.
+    ///
+    /// What failed before the drain, weeks ago perhaps, is in the counts and not in the exit code. Rejected events do not count.
+    pub fn exit_code(&self) -> i32 {
+        let is_good = self.open.is_empty() && self.since_drain.completed == self.since_drain.total();
+        i32::from(!is_good)
+    }
+
     fn write_counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { accepted, rejected, rejected_closed, ended, since_drain, by_name, .. } = self;
         write!(f, "{} accepted, {ended}", Plural(*accepted, "event"))?;

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tracing::{Span, level_filters::LevelFilter};
 
 pub use self::output::EventOutput;
-use self::output::sealed::IntoResult;
+pub(crate) use self::output::sealed::IntoResult;
 use crate::{
     context::{Shard, Ticket},
     error::TrackError,

@@ -7,9 +7,20 @@ use tokio::time::Instant;
 use crate::{
     drain::{Drain, Draining, WaitIdle},
     handle::TrackEventsHandle,
+    shutdown::Shutdown,
 };
 
 impl TrackEventsHandle {
+    /// Returns the whole sequence from the signal to the exit: it runs servers until SIGTERM or Ctrl-C, stops them, and drains
+    /// this handle. See [`Shutdown`] for the steps.
+    ///
+    /// Call it early: from now on the process listens to the signals, if the feature `signal` is on. Before that, they kill
+    /// it, or are ignored if it is the first one of a container. Without the feature, pass a future to
+    /// [`Shutdown::signal`].
+    pub fn shutdown(&self) -> Shutdown {
+        Shutdown::new(Arc::clone(&self.shards))
+    }
+
     /// Raises the drain signal: [`is_draining`](Self::is_draining) returns true, and streams that wait for
     /// [`draining`](Self::draining) end. Nothing is rejected yet.
     ///
@@ -65,7 +76,7 @@ impl TrackEventsHandle {
     }
 
     /// Returns the deadline of the drain, for events that divide their time: the latest one of the drains
-    /// that are running. `None` when there is none, or when it is not known, as that of
+    /// and [shutdowns](Self::shutdown) that are running. `None` when there is none, or when it is not known, as that of
     /// [`drain_until`](Self::drain_until).
     ///
     /// # Examples

@@ -15,7 +15,7 @@ use crate::util::panic::catch;
 
 pub(crate) enum Deadline {
     Never,
-    NotStarted(Duration),
+    NotStarted { limit: Duration, since: Option<Instant> },
     Running { limit: Duration, sleep: Pin<Box<Sleep>> },
     Passed,
 }
@@ -26,17 +26,27 @@ pub(crate) struct NoTimer;
 impl Deadline {
     /// Zero has passed at once; the longest duration never does.
     pub(crate) fn after(limit: Duration) -> Self {
+        Self::new(limit, None)
+    }
+
+    /// Counts from `since`, instead of from its start.
+    pub(crate) fn since(since: Instant, limit: Duration) -> Self {
+        Self::new(limit, Some(since))
+    }
+
+    fn new(limit: Duration, since: Option<Instant>) -> Self {
         match limit {
             Duration::ZERO => Self::Passed,
             Duration::MAX => Self::Never,
-            limit => Self::NotStarted(limit),
+            limit => Self::NotStarted { limit, since },
         }
     }
 
     /// Starts the time limit, if that has not been done.
     pub(crate) fn start(&mut self) -> Result<(), NoTimer> {
-        if let Self::NotStarted(limit) = *self {
-            *self = Self::Running { limit, sleep: sleep(limit)? };
+        if let Self::NotStarted { limit, since } = *self {
+            let elapsed = since.map_or(Duration::ZERO, |since| since.elapsed());
+            *self = Self::Running { limit, sleep: sleep(limit.saturating_sub(elapsed))? };
         }
         Ok(())
     }
@@ -47,7 +57,7 @@ impl Deadline {
         match self {
             Self::Running { sleep, .. } => poll_sleep(sleep, cx),
             Self::Passed => Ok(true),
-            Self::Never | Self::NotStarted(_) => Ok(false),
+            Self::Never | Self::NotStarted { .. } => Ok(false),
         }
     }
 
@@ -55,7 +65,7 @@ impl Deadline {
     pub(crate) fn limit(&self) -> Option<Duration> {
         match self {
             Self::Never => None,
-            Self::NotStarted(limit) | Self::Running { limit, .. } => Some(*limit),
+            Self::NotStarted { limit, .. } | Self::Running { limit, .. } => Some(*limit),
             Self::Passed => Some(Duration::ZERO),
         }
     }
@@ -65,7 +75,7 @@ impl Deadline {
         match self {
             Self::Running { sleep, .. } => Some(sleep.deadline()),
             Self::Passed => Some(Instant::now()),
-            Self::Never | Self::NotStarted(_) => None,
+            Self::Never | Self::NotStarted { .. } => None,
         }
     }
 

@@ -20,6 +20,7 @@ mod operations;
 mod outcome;
 mod overflow;
 mod report;
+mod shutdown;
 mod sink;
 mod stateful;
 mod stateful_sink;
