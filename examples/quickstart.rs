@@ -7,7 +7,10 @@
 //!
 //! Ctrl-C or SIGTERM stops it. `ADDR` changes where it listens.
 
-use std::{env, io};
+use std::{
+    env,
+    io::{self, Write},
+};
 
 use axum::{Router, routing::post};
 use tokio::net::TcpListener;
@@ -28,9 +31,8 @@ async fn main() {
         .serve(|stop| async move {
             let addr = env::var("ADDR").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
             let listener = TcpListener::bind(addr).await?;
-            eprintln!("listening on http://{}", listener.local_addr()?);
-            axum::serve(listener, app).with_graceful_shutdown(stop).await?;
-            io::Result::Ok(())
+            writeln!(io::stdout(), "listening on http://{}", listener.local_addr()?)?;
+            axum::serve(listener, app).with_graceful_shutdown(stop).await
         })
         .await
         .exit() // prints the report and ends the process with 0 or 1

@@ -1,42 +1,23 @@
-//! A gRPC server on tonic that audits each call and stops within a limit.
+//! A gRPC server on tonic, whose health fails and whose watches end when the drain begins.
 //!
 //! ```text
 //! cargo run --example tonic
+//! grpc_health_probe -addr 127.0.0.1:3000
+//! grpcurl -plaintext -import-path . -proto health.proto 127.0.0.1:3000 grpc.health.v1.Health/Watch
 //! ```
 //!
-//! Its one service is the standard health service, for which [grpc_health_probe] and [grpcurl] are clients; it prints
-//! commands to try. Ctrl-C or SIGTERM stops it. The audit is a line on standard output, written after the response. When it
-//! exits with 0, each response has its line. These variables change it:
-//!
-//! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
-//! - `EVENT_DELAY_MS`: how slow the audit is, 1 unless set.
-//! - `DRAIN_LIMIT_MS`: the most that stopping may take, counted from the signal, 5000 unless set.
-//!
-//! Exit code: 0 if every event completed within the limit, 1 if not, 2 if it could not start.
+//! Its one service is the standard health service, for which [grpc_health_probe] and [grpcurl] are clients. It audits each
+//! call by a line on standard output. These variables change it: `ADDR`, where it listens; `EVENT_DELAY_MS`, how slow the
+//! audit is; `DRAIN_LIMIT_MS`, the limit of the shutdown.
 //!
 //! [grpc_health_probe]: https://github.com/grpc-ecosystem/grpc-health-probe
 //! [grpcurl]: https://github.com/fullstorydev/grpcurl
 
-use std::{
-    env,
-    fmt::Display,
-    io::{self, Write},
-    net::SocketAddr,
-    process,
-    str::FromStr,
-    time::Duration,
-};
+use std::{env, fmt::Display, io, io::Write, net::SocketAddr, process, str::FromStr, time::Duration};
 
-use futures_util::{FutureExt, Stream, StreamExt, future::ready, stream, stream::BoxStream};
+use futures_util::{StreamExt, future::ready, stream, stream::BoxStream};
 use http::request::Parts;
-use tokio::{
-    net::TcpListener,
-    select,
-    signal::unix::{SignalKind, signal},
-    sync::oneshot,
-    time::{Instant, sleep, timeout_at},
-};
-use tokio_stream::wrappers::SignalStream;
+use tokio::{net::TcpListener, time::sleep};
 use tonic::{
     Request, Response, Status,
     transport::{Server, server::TcpIncoming},
@@ -50,77 +31,31 @@ use tonic_health::{
     server::{HealthReporter, HealthService},
 };
 use tower_track_events::{Exchange, TrackEventsHandle, TrackEventsLayer};
-use tracing_subscriber::filter::LevelFilter;
 
 #[tokio::main]
 async fn main() {
-    // The crate logs events that fail.
-    tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
-    let code = run().await.unwrap_or_else(|message| {
-        say(io::stderr(), message);
-        2
-    });
-    // Returning would drop the runtime, which waits for blocking events without a limit.
-    process::exit(code)
-}
-
-/// Returns the exit code, or why the server could not start.
-async fn run() -> Result<i32, String> {
-    let Settings { addr, event_delay, drain_limit: limit } = Settings::from_env()?;
-    let no_listener = |error| format!("ADDR must be an address that is free, and is {addr}: {error}");
-    let listener = TcpListener::bind(addr).await.map_err(no_listener)?;
-    let addr = listener.local_addr().map_err(no_listener)?;
-    let mut signals = signals().map_err(|error| format!("no signals: {error}"))?;
-
+    tracing_subscriber::fmt().with_writer(io::stderr).init();
+    let limit = Duration::from_millis(setting("DRAIN_LIMIT_MS", 5000));
     let handle = TrackEventsHandle::new();
     let reporter = HealthReporter::new();
     let health = HealthService::from_health_reporter(reporter.clone());
     let health = HealthServer::new(DrainingHealth { health, handle: handle.clone() });
-    let (stop_server, stopped) = oneshot::channel::<()>();
-    let server = Server::builder()
-        .layer(audited(handle.clone(), event_delay))
-        .add_service(health)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async {
-            drop(stopped.await);
-        });
-    let server = tokio::spawn(server);
-    say(
-        io::stdout(),
-        format_args!(
-            "listening on http://{addr}\n\
-             grpc_health_probe -addr {addr}\n\
-             grpcurl -plaintext -import-path . -proto health.proto {addr} grpc.health.v1.Health/Check\n\
-             grpcurl -plaintext -import-path . -proto health.proto {addr} grpc.health.v1.Health/Watch"
-        ),
-    );
-    signals.next().await;
-
-    // Health fails, load balancers stop routing to this instance, the server stops, the events end: all within one limit.
-    let signalled = Instant::now();
-    handle.begin_drain();
-    reporter.set_service_status("", ServingStatus::NotServing).await;
-    say(io::stdout(), format_args!("draining for at most {limit:?}; a second signal interrupts it"));
-    let interrupted = async move { drop(timeout_at(signalled + limit, signals.next()).await) }.shared();
-    let _ = timeout_at(signalled + limit / 10, interrupted.clone()).await;
-    drop(stop_server);
-    // Without a limit, a client that holds a call open, or has sent nothing, would keep the server from stopping.
-    select! {
-        biased;
-        _ = server => {}
-        _ = timeout_at(signalled + limit / 2, interrupted.clone()) => {
-            say(io::stderr(), "the server was abandoned before it had stopped");
-        }
-    }
-    match handle.drain_until(interrupted).await {
-        Ok(report) => {
-            say(io::stdout(), &report);
-            Ok(if report.all_completed() { 0 } else { 1 })
-        }
-        Err(error) => {
-            say(io::stderr(), error);
-            Ok(1)
-        }
-    }
+    let layer = audited(handle.clone());
+    handle
+        .shutdown()
+        .limit(limit)
+        .readiness_delay(limit / 10)
+        // The empty name is that of the whole server.
+        .on_signal(async move { reporter.set_service_status("", ServingStatus::NotServing).await })
+        .serve(|stop| async move {
+            let listener = TcpListener::bind(setting("ADDR", SocketAddr::from(([127, 0, 0, 1], 3000)))).await?;
+            writeln!(io::stdout(), "listening on http://{}", listener.local_addr()?)?;
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            let server = Server::builder().layer(layer).add_service(health);
+            server.serve_with_incoming_shutdown(incoming, stop).await.map_err(io::Error::other)
+        })
+        .await
+        .exit()
 }
 
 /// The health service, whose watches end when the drain begins: they would keep the server from stopping.
@@ -147,12 +82,12 @@ impl Health for DrainingHealth {
 }
 
 /// Writes a line to standard output after each response.
-fn audited(handle: TrackEventsHandle, delay: Duration) -> TrackEventsLayer {
+fn audited(handle: TrackEventsHandle) -> TrackEventsLayer {
+    let delay = Duration::from_millis(setting("EVENT_DELAY_MS", 1));
     let audit = move |request: &Parts| {
         let call = request.uri.path().to_owned();
-        move |exchange: Exchange| async move {
+        move |Exchange { grpc_status, outcome, body_bytes, .. }: Exchange| async move {
             sleep(delay).await;
-            let Exchange { grpc_status, outcome, body_bytes, .. } = exchange;
             let status = grpc_status.map_or("-".to_owned(), |status| status.to_string());
             // An `Err` is logged, counted, and in the report.
             writeln!(io::stdout(), "audit {call} {status} {outcome} {body_bytes} bytes")
@@ -161,39 +96,12 @@ fn audited(handle: TrackEventsHandle, delay: Duration) -> TrackEventsLayer {
     TrackEventsLayer::builder(handle).track("audit", audit).build()
 }
 
-/// Writes a line. If that fails the drain continues, where `println!` would panic: nobody may read the pipe any more.
-fn say(mut to: impl Write, line: impl Display) {
-    let _ = writeln!(to, "{line}").and_then(|()| to.flush());
-}
-
-struct Settings {
-    addr: SocketAddr,
-    event_delay: Duration,
-    drain_limit: Duration,
-}
-
-impl Settings {
-    fn from_env() -> Result<Self, String> {
-        let milliseconds = |name, default| {
-            let value: u32 = variable(name, "a number of milliseconds from 0 to 4294967295", default)?;
-            Ok::<_, String>(Duration::from_millis(value.into()))
-        };
-        let default = SocketAddr::from(([127, 0, 0, 1], 3000));
-        Ok(Self {
-            addr: variable("ADDR", "an IP address and a port, such as 127.0.0.1:3000", default)?,
-            event_delay: milliseconds("EVENT_DELAY_MS", 1)?,
-            drain_limit: milliseconds("DRAIN_LIMIT_MS", 5000)?,
-        })
-    }
-}
-
-fn variable<T: FromStr>(name: &str, allowed: &str, default: T) -> Result<T, String> {
-    let Some(value) = env::var_os(name) else { return Ok(default) };
-    let parsed = value.to_str().and_then(|text| text.parse().ok());
-    parsed.ok_or_else(|| format!("{name} must be {allowed}, and is {value:?}"))
-}
-
-fn signals() -> io::Result<impl Stream<Item = ()> + Unpin> {
-    let [terminate, interrupt] = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
-    Ok(stream::select(SignalStream::new(terminate), SignalStream::new(interrupt)))
+/// Reads a setting, or ends the process if it makes no sense.
+fn setting<T: FromStr<Err: Display>>(name: &str, default: T) -> T {
+    let Some(value) = env::var_os(name) else { return default };
+    let value = value.to_string_lossy();
+    value.parse().unwrap_or_else(|error| {
+        eprintln!("{name}={value}: {error}");
+        process::exit(2)
+    })
 }

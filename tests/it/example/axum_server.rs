@@ -11,13 +11,8 @@ use super::{
     line_of_get, send_unfinished,
 };
 
-const AXUM_SERVER: Server = Server {
-    example: "axum_server",
-    versions: &[Version::HTTP_11, Version::HTTP_2],
-    request: get,
-    line: line_of_get,
-    held_up: "the server closed connections that were still open",
-};
+const AXUM_SERVER: Server =
+    Server { example: "axum_server", versions: &[Version::HTTP_11, Version::HTTP_2], request: get, line: line_of_get };
 
 #[tokio::test]
 async fn each_response_has_its_line_when_the_server_stops() {
@@ -46,7 +41,6 @@ async fn an_upload_that_does_not_end_is_closed_and_has_its_line() {
         drop(unfinished);
 
         assert_eq!(end.code, Some(0), "{version:?}: {end:?}");
-        assert!(end.stderr.contains(AXUM_SERVER.held_up), "{version:?}: {end:?}");
         assert!(end.stdout.contains("audit POST /upload"), "{version:?}: {end:?}");
         assert!(end.took < Duration::from_secs(3), "{version:?}: {end:?}");
     }

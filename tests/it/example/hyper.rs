@@ -4,17 +4,12 @@ use futures_util::future::join_all;
 use http::Version;
 
 use super::{
-    ABANDONED, HALF_A_HEAD, HALF_A_PREFACE, HALF_THE_NEXT_HEAD, POLITE_BUT_SILENT_HTTP2, SILENT_HTTP2, SILENT_TCP,
-    Server, get, line_of_get,
+    HALF_A_HEAD, HALF_A_PREFACE, HALF_THE_NEXT_HEAD, POLITE_BUT_SILENT_HTTP2, SILENT_HTTP2, SILENT_TCP, Server, get,
+    line_of_get,
 };
 
-const HYPER: Server = Server {
-    example: "hyper",
-    versions: &[Version::HTTP_11, Version::HTTP_2],
-    request: get,
-    line: line_of_get,
-    held_up: ABANDONED,
-};
+const HYPER: Server =
+    Server { example: "hyper", versions: &[Version::HTTP_11, Version::HTTP_2], request: get, line: line_of_get };
 
 #[tokio::test]
 async fn each_response_has_its_line_when_the_server_stops() {
