@@ -3,7 +3,7 @@
 //! - [`outcomes`]: each way in which an exchange ends, when its events start, and what its
 //!   [`Exchange`](crate::Exchange) contains.
 //! - [`client_left`]: which events run when the client leaves.
-//! - [`shutdown`]: the steps between the signal and the exit, their budget, and the wiring for each server.
+//! - [`shutdown`]: one call from the signal to the exit, the limits of platforms, and what each server does.
 //! - [`sinks`]: typed events in batches, and what each way to store them survives.
 //! - [`capacity`]: what happens at capacity, and what to do about it.
 //! - [`testing`]: tests of handlers without a server, a paused clock, and what to assert.

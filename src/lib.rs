@@ -8,34 +8,28 @@
 //! # Quick start
 //!
 //! ```no_run
-//! use std::time::Duration;
-//!
 //! use axum::{Router, routing::post};
+//! use tokio::net::TcpListener;
 //! use tower_track_events::{Events, TrackError, TrackEventsLayer};
 //!
 //! async fn create_order(events: Events) -> Result<&'static str, TrackError> {
-//!     events.track("order.created", async { /* publish it */ })?;
+//!     events.track("order.created", async { /* publish it */ })?; // starts after the response
 //!     Ok("created")
 //! }
 //!
-//! # #[tokio::main]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let (layer, handle) = TrackEventsLayer::pair();
-//! let app = Router::new().route("/orders", post(create_order)).layer(layer);
-//! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-//!
-//! let signal = handle.clone();
-//! axum::serve(listener, app)
-//!     .with_graceful_shutdown(async move {
-//!         let _ = tokio::signal::ctrl_c().await;
-//!         signal.begin_drain();
-//!     })
-//!     .await?;
-//!
-//! // An error is one line that names what was left.
-//! let report = handle.drain(Duration::from_secs(8)).await.map_err(|error| error.to_string())?;
-//! println!("{report}");
-//! # Ok(()) }
+//! #[tokio::main]
+//! async fn main() {
+//!     let (layer, handle) = TrackEventsLayer::pair();
+//!     let app = Router::new().route("/orders", post(create_order)).layer(layer);
+//!     handle
+//!         .shutdown() // SIGTERM and Ctrl-C; a second one ends the wait
+//!         .serve(|stop| async move {
+//!             let listener = TcpListener::bind("127.0.0.1:3000").await?;
+//!             axum::serve(listener, app).with_graceful_shutdown(stop).await
+//!         })
+//!         .await // the report: servers and drain, a line each
+//!         .exit() // prints it, ends the process with 0 or 1
+//! }
 //! ```
 //!
 //! Without axum, take [`Events`] from the request: [`Events::from_extensions`].
@@ -68,15 +62,20 @@
 //! # Shutdown
 //!
 //! A server that has returned is not a server without requests: each HTTP/2 stream is a task of its own. So a drain
-//! waits for requests as well as for events. The steps, against one deadline that is counted from the signal:
+//! waits for requests as well as for events. [`shutdown`](TrackEventsHandle::shutdown) does all steps within one limit that is
+//! counted from the signal:
 //!
-//! 1. [`begin_drain`](TrackEventsHandle::begin_drain): [`is_draining`](TrackEventsHandle::is_draining) returns true, and
-//!    streams that wait for [`draining`](TrackEventsHandle::draining) end. Requests are served, their events accepted.
-//! 2. Pause until load balancers stop routing to this instance.
-//! 3. Stop the server gracefully, but with a limit: one client with half a request head would keep it from stopping.
-//! 4. [`drain`](TrackEventsHandle::drain) with the time that is left, and print the report.
+//! 1. *Draining.* [`is_draining`](TrackEventsHandle::is_draining) returns true, and streams that wait for
+//!    [`draining`](TrackEventsHandle::draining) end. Requests are served, their events accepted, until load balancers stop
+//!    routing to this instance.
+//! 2. The servers stop, within a share of the limit: one client with half a request head would keep them from stopping.
+//! 3. The [drain](TrackEventsHandle::drain), with the time that is left. A quarter before the limit it makes the *last call*:
+//!    events whose responses are still open start, with [`Outcome::Unfinished`].
+//! 4. *Closing.* Once no request is open, only what runs inside an event may still track.
+//! 5. *Drained.* Everything is rejected; sinks are dropped; the report is printed.
 //!
-//! [`guide::shutdown`] has the details: the budget, the wiring for each server, WebSockets, the exit code.
+//! [`guide::shutdown`] has the details: the limits of platforms, each server, WebSockets, the exit code, and the same by
+//! hand.
 //!
 //! # Guarantees
 //!
@@ -100,7 +99,7 @@
 //!
 //! # Guide
 //!
-//! - [`guide::shutdown`]: the steps between the signal and the exit, for each server.
+//! - [`guide::shutdown`]: one call from the signal to the exit, for each server.
 //! - [`guide::client_left`]: which events run when the client leaves.
 //! - [`guide::outcomes`]: how each response can end, and when.
 //! - [`guide::capacity`]: what to do when the capacity is used up.
@@ -111,7 +110,7 @@
 //!
 //! # Features
 //!
-//! None is on by default, and none changes behaviour.
+//! `signal` is on by default. None changes behaviour.
 //!
 //! - `signal`: SIGTERM and Ctrl-C begin a [`shutdown`](TrackEventsHandle::shutdown).
 //! - `axum`: [`Events`] as an extractor, [`TrackError`] and [`SendError`] as 503 responses.

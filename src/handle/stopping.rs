@@ -150,11 +150,16 @@ impl TrackEventsHandle {
     /// The limit counts from the first poll. [`Duration::ZERO`] looks once, without a quiet period; [`Duration::MAX`]
     /// waits for as long as it takes. When the limit passes, it looks a last time, without a quiet period.
     ///
+    /// When a quarter of the limit is left, at most 5 seconds, it makes the [last call](Self::make_last_call). If several drains
+    /// are polled, the one with the latest deadline does. [`Duration::ZERO`] and [`Duration::MAX`] make none.
+    ///
     /// From the first poll of a drain on, what is sent to [sinks](Self::sink) is delivered at once, without waiting for more,
     /// and retried until the limit.
     /// What they have not taken by then is passed to [`on_undelivered`](crate::SinkBuilder::on_undelivered).
     ///
-    /// [A page of the guide](crate::guide::shutdown) has the steps around it, and what to do for each server.
+    /// `Ok` also means that each sink has been dropped, with what it owns.
+    ///
+    /// [`shutdown`](Self::shutdown) does the steps around it; [a page of the guide](crate::guide::shutdown) has the details.
     ///
     /// # Errors
     ///
@@ -176,7 +181,7 @@ impl TrackEventsHandle {
     /// # let handle = tower_track_events::TrackEventsHandle::new();
     /// use std::time::Duration;
     ///
-    /// // After `axum::serve(..).with_graceful_shutdown(..).await`:
+    /// // When the server has stopped accepting:
     /// match handle.drain(Duration::from_secs(8)).await {
     ///     Ok(report) => println!("{report}"),
     ///     Err(error) => eprintln!("{error}"),
