@@ -156,7 +156,7 @@ impl Drain {
             // What is queued for a sink need not wait for more.
             registry.flush(Flush::FromNowOn);
         }
-        let (Ok(()), Ok(is_late), Ok(())) = (has_begun, self.deadline.poll(cx), self.poll_last_call(cx)) else {
+        let (Ok(()), Ok(is_late)) = (has_begun, self.deadline.poll(cx)) else {
             return Poll::Ready(Err(DrainError::NoTimer));
         };
         let is_stopped = self.stop.as_mut().is_some_and(|stop| stop.as_mut().poll(cx).is_ready());
@@ -166,7 +166,9 @@ impl Drain {
         let quiet_period = registry.context.settings.quiet_period;
         let mut is_registered = false;
         loop {
-            let Ok(quiet_since) = self.poll_quiet(cx) else { return Poll::Ready(Err(DrainError::NoTimer)) };
+            let (Ok(()), Ok(quiet_since)) = (self.poll_last_call(cx), self.poll_quiet(cx)) else {
+                return Poll::Ready(Err(DrainError::NoTimer));
+            };
             let look = registry.try_close(|ever_opened| match quiet_since {
                 // The last look needs no quiet period, and closes nothing if something is left.
                 _ if is_over => MayClose::IfIdle,

@@ -1,109 +1,17 @@
 //! Aborts, against events on their way from admission to their end.
 
-use std::{mem, sync::Arc};
+use std::sync::Arc;
 
 use loom::thread;
 
-use crate::{
-    registry::{
-        Ending, OpenRequest,
-        epoch::Epoch,
-        models::{Depth, Drain, Quiet, Task, Ticket, World, finds, models},
+use crate::registry::{
+    Ending, OpenRequest,
+    models::{
+        Depth, Drain, Quiet, World,
+        exchange::{Exchange, Running},
+        finds, models,
     },
-    util::sync::{Mutex, lock, seeded},
 };
-
-/// The task that runs an event, which is always pending. It does what `event::together` does.
-struct Running {
-    task: Task,
-    ticket: Option<Ticket>,
-    is_registered: bool,
-}
-
-impl Running {
-    fn new(ticket: Option<Ticket>) -> Self {
-        Self { task: Task::default(), ticket, is_registered: false }
-    }
-
-    fn poll(&mut self) {
-        let waker = self.task.waker();
-        if self.ticket.as_ref().is_some_and(Ticket::is_aborted) {
-            self.ticket = None;
-        }
-        if self.is_registered {
-            return;
-        }
-        let Some(ticket) = &self.ticket else { return };
-        self.is_registered = true;
-        let epoch = ticket.wake_on_abort(&waker);
-        if ticket.is_before(epoch) && !seeded!("a task does not look at the epoch after it has registered") {
-            self.ticket = None;
-        }
-    }
-
-    /// The abort is over. Returns the event if that is not to be aborted.
-    fn finish(mut self) -> Option<Ticket> {
-        while self.ticket.is_some() && self.task.is_woken() {
-            self.poll();
-        }
-        self.ticket
-    }
-}
-
-/// The state of an exchange, which keeps events until it is over. It does what `exchange::state` does.
-#[derive(Default)]
-struct Exchange(Mutex<Phase>);
-
-enum Phase {
-    Open(Vec<Ticket>),
-    Over,
-}
-
-impl Default for Phase {
-    fn default() -> Self {
-        Self::Open(Vec::new())
-    }
-}
-
-impl Exchange {
-    /// Keeps an event, or runs it if the exchange is over.
-    fn keep(&self, ticket: Ticket) -> Option<Running> {
-        let was_aborted = ticket.is_aborted();
-        let mut phase = lock(&self.0);
-        let is_early = seeded!("an exchange looks at the epoch before it is locked");
-        let is_aborted = if is_early { was_aborted } else { ticket.is_aborted() };
-        match &mut *phase {
-            Phase::Open(kept) if !is_aborted || seeded!("an exchange does not look at the epoch") => kept.push(ticket),
-            _ => {
-                drop(phase);
-                return Some(Running::new(Some(ticket)));
-            }
-        }
-        None
-    }
-
-    /// Ends the exchange, and runs the events that were kept.
-    fn end(&self) -> Vec<Running> {
-        match mem::replace(&mut *lock(&self.0), Phase::Over) {
-            Phase::Open(kept) => kept.into_iter().map(|ticket| Running::new(Some(ticket))).collect(),
-            Phase::Over => Vec::new(),
-        }
-    }
-}
-
-impl OpenRequest for Exchange {
-    fn abort(&self, epoch: Epoch) {
-        let mut aborted = Vec::new();
-        if let Phase::Open(kept) = &mut *lock(&self.0) {
-            (aborted, *kept) = mem::take(kept).into_iter().partition(|ticket| ticket.is_before(epoch));
-        }
-        drop(aborted);
-    }
-
-    fn last_call(&self) -> usize {
-        0
-    }
-}
 
 models! {
     /// An event is aborted while its task registers: the task sees it, or is woken.

@@ -18,6 +18,8 @@ mod aborts;
 mod capacity;
 mod closing;
 mod drains;
+mod exchange;
+mod last_call;
 mod queue;
 mod sources;
 
