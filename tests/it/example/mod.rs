@@ -30,9 +30,9 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-mod axum;
 mod axum_server;
 mod hyper;
+mod orders;
 mod quickstart;
 mod tonic;
 

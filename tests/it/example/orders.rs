@@ -1,4 +1,4 @@
-//! `examples/axum.rs`: no order is lost when the service stops, and the responses until then.
+//! `examples/orders`: no order is lost when the service stops, and the responses until then.
 
 use std::{
     collections::HashSet,
@@ -546,7 +546,7 @@ impl Deref for Closed {
 }
 
 fn command(folder: &Folder, settings: &[(&str, &str)]) -> Command {
-    let mut command = super::command("axum", &[]);
+    let mut command = super::command("orders", &[]);
     command.env("EVENTS_DB", folder.path().join("orders.db")).envs(settings.iter().copied());
     command
 }

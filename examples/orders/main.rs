@@ -1,7 +1,7 @@
 //! An orders API that answers at once, writes the orders to SQLite in batches, and loses none at a shutdown.
 //!
 //! ```text
-//! cargo run --example axum
+//! cargo run --example orders
 //! ```
 //!
 //! It prints commands to try, and the address of a page that shows its state; Ctrl-C or SIGTERM stops it. When it exits with
@@ -226,7 +226,7 @@ async fn stats(State(shop): State<Shop>) -> Json<Snapshot> {
 }
 
 async fn page() -> Html<&'static str> {
-    Html(include_str!("axum.html"))
+    Html(include_str!("page.html"))
 }
 
 /// The state that the page shows.
