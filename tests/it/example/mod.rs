@@ -30,6 +30,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
+mod axum;
 mod axum_server;
 mod hyper;
 mod orders;
