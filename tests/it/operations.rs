@@ -26,8 +26,8 @@ use tokio::{
 };
 use tower_service::Service;
 use tower_track_events::{
-    Drain, DrainError, DrainGuard, EventCounts, Events, Exchange, Overflow, Permit, ResponseBody, ResponseFuture,
-    TrackError, TrackEvents, TrackEventsHandle, TrackEventsLayer, WaitIdle, WaitIdleError,
+    Drain, DrainError, DrainGuard, EventCounts, Events, Exchange, Outcome, Overflow, Permit, ResponseBody,
+    ResponseFuture, TrackError, TrackEvents, TrackEventsHandle, TrackEventsLayer, WaitIdle, WaitIdleError,
 };
 
 /// The settings of a handle and its layer.
@@ -36,6 +36,8 @@ pub(crate) struct Setup {
     capacity: usize,
     event_timeout: Option<Duration>,
     quiet_period: Duration,
+    /// How long before its deadline a drain makes the last call.
+    last_call: Option<Duration>,
     /// The layer tracks an event of its own, and does this with it at capacity.
     hook: Option<Overflow>,
 }
@@ -47,6 +49,11 @@ impl Setup {
             capacity: usize::from(size % 8) + 1,
             event_timeout: (kind & 1 != 0).then_some(Duration::from_millis(30)),
             quiet_period: Duration::from_millis(if kind & 2 == 0 { 0 } else { 10 }),
+            last_call: match kind >> 4 & 3 {
+                0 | 1 => None,
+                2 => Some(Duration::ZERO),
+                _ => Some(Duration::from_millis(30)),
+            },
             hook: match kind >> 2 & 3 {
                 0 => None,
                 1 => Some(Overflow::Reject),
@@ -141,6 +148,7 @@ pub(crate) enum Operation {
     Scope(usize, Act),
     Release,
     Abort,
+    MakeLastCall,
     CloneHandle,
     BeginDrain,
     StartDrain(Duration),
@@ -199,6 +207,7 @@ impl Operation {
             38 => Self::TrackAfter(index, act),
             39 => Self::Scope(index, act),
             40 | 41 => Self::Close,
+            42 => Self::MakeLastCall,
             _ => Self::ReserveOnThread,
         }
     }
@@ -236,6 +245,8 @@ struct EventModel {
     starts: u32,
     returned: Option<Act>,
     is_aborted: bool,
+    /// The last call has taken it from the queue for capacity.
+    is_dismissed: bool,
     is_dropped: bool,
 }
 
@@ -281,8 +292,11 @@ struct Model {
     opened: u64,
     /// How many drains have been polled and are pending.
     polled_drains: usize,
+    is_last_call: bool,
     /// By exchange: its response is over, or may be after this step.
     over: Vec<bool>,
+    /// By exchange: the last call has reached it, so its events need not wait.
+    called: Vec<bool>,
     wakers: Vec<Waker>,
     is_released: bool,
     handle: TrackEventsHandle,
@@ -318,7 +332,7 @@ impl Model {
     }
 
     fn waiting(&self) -> u64 {
-        self.events.iter().filter(|event| event.stage == Stage::Waiting).count() as u64
+        self.events.iter().filter(|event| event.stage == Stage::Waiting && !event.is_dismissed).count() as u64
     }
 
     /// Slots that become free go to the requests that wait, as permits.
@@ -360,6 +374,20 @@ impl Model {
         self.rejected_closed += u64::from(error == TrackError::Closed);
     }
 
+    /// A request that was opened after the last call is reached by it with its head.
+    fn head_is_there(&mut self, exchange: usize) {
+        self.called[exchange] |= self.is_last_call;
+    }
+
+    /// The events that wait for an exchange start, and those that wait for a slot are rejected.
+    fn last_call(&mut self) {
+        self.is_last_call = true;
+        self.called.fill(true);
+        let granted = self.reserved() - self.permits;
+        let waiting = self.events.iter_mut().filter(|event| event.stage == Stage::Waiting && !event.is_dismissed);
+        waiting.skip(granted as usize).for_each(|event| event.is_dismissed = true);
+    }
+
     /// A polled drain has ended or was dropped. When none is left, everything is accepted again.
     fn drain_is_gone(&mut self) {
         self.polled_drains -= 1;
@@ -377,6 +405,7 @@ impl Model {
             starts: 0,
             returned: None,
             is_aborted: false,
+            is_dismissed: false,
             is_dropped: false,
         });
         self.events.len() - 1
@@ -411,6 +440,17 @@ struct EventFuture {
     shared: Arc<Shared>,
 }
 
+impl EventFuture {
+    /// The outcome that its closure is given.
+    fn sees(&self, outcome: Outcome) {
+        let mut model = self.shared.lock();
+        let exchange = model.events[self.id].exchange.expect("it was tracked in an exchange");
+        let is_over = model.over[exchange];
+        let is_right = is_over == (outcome != Outcome::Unfinished);
+        model.require(is_right, || format!("an event sees {outcome:?}, and that its exchange is over is {is_over}"));
+    }
+}
+
 impl Future for EventFuture {
     type Output = Result<(), &'static str>;
 
@@ -422,8 +462,8 @@ impl Future for EventFuture {
             model.events[id].starts += 1;
             let (stage, exchange) = (model.events[id].stage, model.events[id].exchange);
             model.require(stage == Stage::Accepted, || format!("event {id} runs and is {stage:?}"));
-            let is_over = exchange.is_none_or(|exchange| model.over[exchange]);
-            model.require(is_over, || format!("event {id} runs before its exchange is over"));
+            let may_start = exchange.is_none_or(|exchange| model.over[exchange] || model.called[exchange]);
+            model.require(may_start, || format!("event {id} runs before its exchange is over"));
         }
         let is_aborted = model.events[id].is_aborted;
         model.require(!is_aborted, || format!("event {id} is polled after it was aborted"));
@@ -632,6 +672,7 @@ impl Future for HandlerFuture {
             Answer::Error => Poll::Ready(Err("the handler fails")),
             Answer::Panic => resume_unwind(Box::new("a handler that panics")),
             Answer::Body(ending) => {
+                self.shared.lock().head_is_there(self.order.exchange);
                 let steps = [None, Some(ending)].into();
                 let (exchange, shared) = (self.order.exchange, Arc::clone(&self.shared));
                 Poll::Ready(Ok(Response::new(ScriptedBody { steps, exchange, shared })))
@@ -711,6 +752,7 @@ impl<F: Future> Polled<F> {
 struct HeldDrain {
     drain: Polled<Drain>,
     quiet: Option<Quiet>,
+    has_made_last_call: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -729,8 +771,31 @@ enum Drained {
 }
 
 impl HeldDrain {
+    fn new(handle: &TrackEventsHandle, limit: Duration) -> Self {
+        Self { drain: Polled::new(handle.drain(limit), limit), quiet: None, has_made_last_call: false }
+    }
+
+    /// Its deadline, once it has been polled; that is `None` if it has no limit.
+    fn deadline(&self) -> Option<Option<Instant>> {
+        let Polled { began, limit, .. } = self.drain;
+        began.map(|began| (limit != Duration::MAX).then(|| began + limit))
+    }
+
+    /// Whether it makes the last call in this poll, if no other drain has a later deadline.
+    fn is_last_call_due(&self, model: &Model) -> bool {
+        let Polled { began, limit, .. } = self.drain;
+        let before = model.setup.last_call.unwrap_or(limit / 4);
+        let is_limited = !limit.is_zero() && limit != Duration::MAX && !before.is_zero();
+        let is_due = began.is_some_and(|began| began.elapsed() >= limit.saturating_sub(before));
+        is_limited && is_due && !self.has_made_last_call
+    }
+
     /// Lets the model do what the poll of this drain does.
-    fn expects(&mut self, model: &mut Model) -> Drained {
+    fn expects(&mut self, model: &mut Model, is_latest: bool) -> Drained {
+        if is_latest && self.is_last_call_due(model) {
+            self.has_made_last_call = true;
+            model.last_call();
+        }
         let is_late = self.drain.is_late();
         if model.phase == Phase::Drained {
             return Drained::Ok;
@@ -778,6 +843,10 @@ impl System {
     fn new(setup: Setup, runtime: runtime::Handle) -> Self {
         let builder = TrackEventsHandle::builder().capacity(setup.capacity).quiet_period(setup.quiet_period);
         let builder = builder.progress(Duration::ZERO);
+        let builder = match setup.last_call {
+            Some(before) => builder.last_call(before),
+            None => builder,
+        };
         let handle = match setup.event_timeout {
             Some(limit) => builder.event_timeout(limit),
             None => builder,
@@ -796,7 +865,9 @@ impl System {
             open_requests: 0,
             opened: 0,
             polled_drains: 0,
+            is_last_call: false,
             over: Vec::new(),
+            called: Vec::new(),
             wakers: Vec::new(),
             is_released: false,
             handle: handle.clone(),
@@ -850,7 +921,10 @@ impl System {
                 if let Some(exchange) = pick(&mut self.exchanges, index) {
                     let HeldExchange { id, events, .. } = exchange;
                     track(&self.shared, Place::Outside, act, Some(*id), |future| {
-                        events.track_with("tracked with", move |_| future)
+                        events.track_with("tracked with", move |exchange: Exchange| {
+                            future.sees(exchange.outcome);
+                            future
+                        })
                     });
                 }
             }
@@ -903,10 +977,14 @@ impl System {
                 wakers.into_iter().for_each(Waker::wake);
             }
             Operation::Abort => self.abort(),
+            Operation::MakeLastCall => {
+                self.handle.make_last_call();
+                self.shared.lock().last_call();
+            }
             Operation::CloneHandle => self.handle = self.handle.clone(),
             Operation::BeginDrain => self.handle.begin_drain(),
             Operation::StartDrain(limit) => {
-                self.drains.push(HeldDrain { drain: Polled::new(self.handle.drain(limit), limit), quiet: None });
+                self.drains.push(HeldDrain::new(&self.handle, limit));
             }
             Operation::PollDrain(index) => self.poll_drain(index),
             Operation::DropDrain(index) => {
@@ -936,9 +1014,11 @@ impl System {
         let model = &mut *guard;
         for (id, event) in model.events.iter().enumerate().filter(|(_, event)| event.stage == Stage::Accepted) {
             let has_started = event.starts > 0 || event.is_dropped;
-            let is_open = event.exchange.is_some_and(|exchange| !model.over[exchange]);
-            let is_held = event.exchange.is_some_and(|id| self.exchanges.iter().any(|exchange| exchange.id == id));
-            if !has_started && !is_open && !is_held {
+            let may_wait = event.exchange.is_some_and(|id| {
+                let is_held = self.exchanges.iter().any(|exchange| exchange.id == id);
+                !model.called[id] && (!model.over[id] || is_held)
+            });
+            if !has_started && !may_wait {
                 model.failures.push(format!("guarantee 4: event {id} does not start"));
             }
             if event.is_aborted && !event.is_dropped {
@@ -951,6 +1031,7 @@ impl System {
         let mut model = self.shared.lock();
         let exchange = model.over.len();
         model.over.push(false);
+        model.called.push(false);
         let is_counted = model.phase != Phase::Drained;
         if is_counted {
             model.open_requests += 1;
@@ -972,7 +1053,7 @@ impl System {
         model.require(is_made == hook.is_some(), || "the hook was not called, or there is none".to_owned());
         // One that was rejected is dropped by now, and its destructor has counted it.
         let is_kept = model.events.get(next).is_some_and(|event| !event.is_dropped);
-        let may_wait = matches!(hook, Some(Overflow::Wait(_)));
+        let may_wait = matches!(hook, Some(Overflow::Wait(_))) && !model.is_last_call;
         match (hook, expected) {
             (None, _) => {}
             (Some(_), Ok(())) => {
@@ -1066,7 +1147,7 @@ impl System {
         let mut model = self.shared.lock();
         let model = &mut *model;
         for (id, event) in model.events.iter().enumerate().filter(|(_, event)| event.is_aborted) {
-            let is_waiting = event.exchange.is_some_and(|exchange| !model.over[exchange]);
+            let is_waiting = event.exchange.is_some_and(|id| !model.over[id] && !model.called[id]);
             if is_waiting && !event.is_dropped {
                 model.failures.push(format!("event {id} waits for its exchange and was not aborted"));
             }
@@ -1082,9 +1163,14 @@ impl System {
         let held = &mut self.drains[index];
         let is_first = held.drain.began.is_none();
         let (answer, is_due) = held.drain.poll();
+        let deadline = held.deadline().expect("it was polled");
+        let is_latest = self.drains.iter().filter_map(HeldDrain::deadline).all(|other| match (deadline, other) {
+            (Some(deadline), Some(other)) => deadline >= other,
+            (deadline, other) => deadline.is_none() || other.is_some(),
+        });
         let mut model = self.shared.lock();
         model.polled_drains += usize::from(is_first);
-        let expected = held.expects(&mut model);
+        let expected = self.drains[index].expects(&mut model, is_latest);
         let drained = match &answer {
             Poll::Pending => Drained::Pending,
             Poll::Ready(Ok(_)) => Drained::Ok,
@@ -1111,8 +1197,7 @@ impl System {
     async fn close(&mut self) {
         self.drop_holders();
         if self.drains.is_empty() {
-            let drain = Polled::new(self.handle.drain(Duration::MAX), Duration::MAX);
-            self.drains.push(HeldDrain { drain, quiet: None });
+            self.drains.push(HeldDrain::new(&self.handle, Duration::MAX));
         }
         self.poll_drains();
         let quiet_period = self.shared.lock().setup.quiet_period;
@@ -1173,6 +1258,9 @@ impl System {
         model.equal("ended", now.ended, model.ended);
         model.equal("rejected", now.rejected, model.rejected);
         model.equal("rejected as closed", now.rejected_closed, model.rejected_closed);
+        let deadlines: Option<Vec<_>> = self.drains.iter().filter_map(HeldDrain::deadline).collect();
+        model.equal("the deadline", self.handle.drain_deadline(), deadlines.and_then(|all| all.into_iter().max()));
+        model.equal("drained", self.handle.is_drained(), model.phase == Phase::Drained);
         model.require(now.accepted == now.ended.total() + now.pending, || format!("guarantee 1: {now:?}"));
         let capacity = model.setup.capacity as u64;
         model.require(now.pending + now.reserved <= capacity, || format!("guarantee 5: {now:?}"));
