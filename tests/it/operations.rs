@@ -1080,6 +1080,7 @@ impl System {
         let index = index % count;
         let mut cx = Context::from_waker(Waker::noop());
         let exchange = &mut self.exchanges[index];
+        let id = exchange.id;
         // A panic leaves the exchange open until the future or body is dropped, and it must not be polled again.
         let is_done = match &mut exchange.part {
             Part::Future(future) => match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut cx))) {
@@ -1092,6 +1093,11 @@ impl System {
             },
             Part::Body(body) => catch_unwind(AssertUnwindSafe(|| body.as_mut().poll_frame(&mut cx))).is_err(),
         };
+        let mut model = self.shared.lock();
+        let is_stuck = |event: &EventModel| event.exchange == Some(id) && event.is_dismissed && !event.is_dropped;
+        let is_stuck = model.events.iter().any(is_stuck);
+        model.require(!is_stuck, || format!("exchange {id} waits for a slot after the last call"));
+        drop(model);
         if is_done {
             let exchange = self.exchanges.remove(index);
             self.end_exchange(exchange);
