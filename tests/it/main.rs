@@ -21,6 +21,7 @@ mod outcome;
 mod overflow;
 mod report;
 mod shutdown;
+mod shutdown_cases;
 mod sink;
 mod stateful;
 mod stateful_sink;
