@@ -4,7 +4,7 @@ use http::Version;
 
 use super::{
     clients::{self, Client},
-    server::{Extra, SERVERS, Server, Settings},
+    server::{Extra, Framework, SERVERS, Settings},
 };
 
 /// The limit of each case, in milliseconds. The servers have the first half of it; the last call is made at three quarters.
@@ -26,7 +26,7 @@ pub(super) struct Case {
 pub(super) enum Signals {
     Term,
     Int,
-    /// One that is sent twice at once.
+    /// One that comes twice within 5 ms.
     Forwarded,
     /// A second one, so long after the first.
     Second(u64),
@@ -75,7 +75,7 @@ const fn end(code: i32, when: When, servers: Servers, says: &'static str) -> Opt
 impl Case {
     fn new(name: &'static str, client: Client, end: Option<End>) -> Self {
         let settings = Settings {
-            server: Server::Axum,
+            server: Framework::Axum,
             limit: LIMIT,
             delay: 0,
             server_limit: None,
@@ -99,7 +99,7 @@ impl Case {
         self
     }
 
-    fn on(mut self, server: Server, end: Option<End>) -> Self {
+    fn on(mut self, server: Framework, end: Option<End>) -> Self {
         self.ends[server as usize] = end;
         self
     }
@@ -115,18 +115,18 @@ impl Case {
         self
     }
 
-    pub(super) fn end(&self, server: Server) -> Option<End> {
+    pub(super) fn end(&self, server: Framework) -> Option<End> {
         self.ends[server as usize]
     }
 
-    pub(super) fn outcome_on(&self, server: Server) -> Option<&'static str> {
+    pub(super) fn outcome_on(&self, server: Framework) -> Option<&'static str> {
         self.outcome.map(|outcomes| outcomes[server as usize])
     }
 }
 
 /// With which version the client speaks to this server.
-pub(super) fn version(server: Server) -> Version {
-    if server == Server::Tonic { Version::HTTP_2 } else { Version::HTTP_11 }
+pub(super) fn version(server: Framework) -> Version {
+    if server == Framework::Tonic { Version::HTTP_2 } else { Version::HTTP_11 }
 }
 
 pub(super) fn cases() -> Vec<Case> {
@@ -135,16 +135,16 @@ pub(super) fn cases() -> Vec<Case> {
     let open = end(1, AtTheLimit, Unfinished, "1 request open");
     // axum-server closes the connections at the end of its share.
     let closed = end(0, AfterTheServers, StoppedOrNot, "");
-    let never_reads = |case: Case| case.on(Server::AxumServer, closed).outcome("Unfinished", "Aborted");
+    let never_reads = |case: Case| case.on(Framework::AxumServer, closed).outcome("Unfinished", "Aborted");
     vec![
         Case::new("a clean stop by SIGTERM", clients::polite, good),
         Case::new("Ctrl-C", clients::polite, good).signals(Signals::Int),
         Case::new("a current-thread runtime", clients::polite, good).extra(Extra::CurrentThread),
-        Case::new("a signal that is forwarded twice at once", clients::polite, end(0, AtOnce, Stopped, "1 completed"))
+        Case::new("a signal that comes twice within 5 ms", clients::polite, end(0, AtOnce, Stopped, "1 completed"))
             .signals(Signals::Forwarded)
             .extra(Extra::SlowEvent)
             .note("an event that takes a second completes"),
-        Case::new("a second signal during the readiness delay", clients::polite, end(0, AtOnce, Unfinished, ""))
+        Case::new("a second signal during the readiness delay", clients::polite, end(0, AtOnce, StoppedOrNot, ""))
             .signals(Signals::Second(600))
             .with(|settings| settings.delay = 3_000)
             .note("nothing is pending, so the drain is `Ok`"),
@@ -161,15 +161,15 @@ pub(super) fn cases() -> Vec<Case> {
             .signals(Signals::Afterwards)
             .extra(Extra::StaysAfterwards)
             .note("128 and the number of SIGTERM"),
-        Case::new("half a request head", clients::half_a_head, share).on(Server::AxumServer, closed),
-        Case::new("a silent HTTP/2 peer", clients::silent_http2, share).on(Server::AxumServer, closed),
+        Case::new("half a request head", clients::half_a_head, share).on(Framework::AxumServer, closed),
+        Case::new("a silent HTTP/2 peer", clients::silent_http2, share).on(Framework::AxumServer, closed),
         Case::new("a silent TCP peer", clients::silent_tcp, good)
-            .on(Server::Tonic, share)
+            .on(Framework::Tonic, share)
             .note("tonic waits for the preface of HTTP/2"),
         Case::new("an endless stream that waits for `draining`", clients::stream_that_ends, good),
-        Case::new("an endless stream", clients::stream, open).on(Server::AxumServer, closed),
+        Case::new("an endless stream", clients::stream, open).on(Framework::AxumServer, closed),
         Case::new("a WebSocket with a guard", clients::web_socket, good)
-            .on(Server::Tonic, None)
+            .on(Framework::Tonic, None)
             .note("the drain waits for half a second until the socket is closed"),
         never_reads(Case::new("a client that never reads 128 MB", clients::never_reads, open)),
         never_reads(Case::new(
@@ -197,7 +197,7 @@ pub(super) fn cases() -> Vec<Case> {
             end(0, AfterTheServers, StoppedOrNot, ""),
         )
         .outcome("Complete", "NoResponse")
-        .on(Server::AxumServer, closed)
+        .on(Framework::AxumServer, closed)
         .note("later than the share of the servers; axum-server closes the connection before"),
         Case::new("a port that is taken", clients::nobody, end(1, AtOnce, Failed, "Address already in use"))
             .signals(Signals::None)
@@ -207,7 +207,7 @@ pub(super) fn cases() -> Vec<Case> {
             .extra(Extra::EndsByItself),
         Case::new("HTTP, gRPC and an admin port", clients::stream_and_probes, open)
             .extra(Extra::AdminPort)
-            .on(Server::AxumServer, closed)
+            .on(Framework::AxumServer, closed)
             .note("an endless stream is open; the admin port answers 503 during the drain"),
         Case::new("two handles", clients::polite, good).extra(Extra::TwoHandles),
         Case::new("a heartbeat event each 50 ms", clients::polite, good).extra(Extra::Heartbeat),
@@ -240,7 +240,7 @@ pub(super) fn cases() -> Vec<Case> {
 
 impl Case {
     /// The servers on which it is run.
-    pub(super) fn servers(&self) -> impl Iterator<Item = Server> {
+    pub(super) fn servers(&self) -> impl Iterator<Item = Framework> {
         SERVERS.into_iter().filter(|&server| self.end(server).is_some())
     }
 }

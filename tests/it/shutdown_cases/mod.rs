@@ -22,13 +22,13 @@ use self::{
     cases::{Case, LIMIT, Servers, Signals, When, cases, version},
     clients::{Fault, Visit},
     process::{End, PATIENCE, Process},
-    server::{Extra, Server},
+    server::{Extra, Framework},
 };
 
 /// How many processes run at the same time for each server.
 const PROCESSES: usize = 4;
 
-async fn every_case(server: Server) {
+async fn every_case(server: Framework) {
     let cases = cases();
     let cases: Vec<_> = cases.iter().filter(|case| case.servers().any(|other| other == server)).collect();
     let count = cases.len();
@@ -43,22 +43,22 @@ async fn every_case(server: Server) {
 
 #[tokio::test]
 async fn axum_stops_as_the_table_says() {
-    every_case(Server::Axum).await;
+    every_case(Framework::Axum).await;
 }
 
 #[tokio::test]
 async fn hyper_stops_as_the_table_says() {
-    every_case(Server::Hyper).await;
+    every_case(Framework::Hyper).await;
 }
 
 #[tokio::test]
 async fn axum_server_stops_as_the_table_says() {
-    every_case(Server::AxumServer).await;
+    every_case(Framework::AxumServer).await;
 }
 
 #[tokio::test]
 async fn tonic_stops_as_the_table_says() {
-    every_case(Server::Tonic).await;
+    every_case(Framework::Tonic).await;
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn the_document_is_what_is_run() {
     assert_eq!(published, document, "run it again with UPDATE_DOCS=1 to write {path}");
 }
 
-async fn run(case: &Case, server: Server) -> Result<(), Fault> {
+async fn run(case: &Case, server: Framework) -> Result<(), Fault> {
     let mut settings = case.settings;
     settings.server = server;
     // Taken until the process has ended.
@@ -93,7 +93,10 @@ async fn run(case: &Case, server: Server) -> Result<(), Fault> {
         Signals::Term | Signals::Forwarded | Signals::Second(_) | Signals::Afterwards => process.signal(Signal::TERM),
     }
     match case.signals {
-        Signals::Forwarded => process.signal(Signal::TERM),
+        Signals::Forwarded => {
+            sleep_until(signalled + Duration::from_millis(5)).await;
+            process.signal(Signal::TERM);
+        }
         Signals::Second(after) => {
             sleep_until(signalled + Duration::from_millis(after)).await;
             process.signal(Signal::TERM);
@@ -110,7 +113,7 @@ async fn run(case: &Case, server: Server) -> Result<(), Fault> {
         for after in [LIMIT / 4, LIMIT * 5 / 8] {
             sleep_until(signalled + Duration::from_millis(after)).await;
             // On axum-server the stream is closed at the end of the servers' share, and the drain ends soon after.
-            if after < LIMIT / 2 || server != Server::AxumServer {
+            if after < LIMIT / 2 || server != Framework::AxumServer {
                 is_not_ready(admin).await?;
             }
         }
@@ -130,7 +133,7 @@ async fn is_not_ready(admin: SocketAddr) -> Result<(), Fault> {
     if answer.starts_with("HTTP/1.1 503") { Ok(()) } else { Err(format!("the admin port answers {answer}").into()) }
 }
 
-fn check(case: &Case, server: Server, end: &End, took: Duration) -> Result<(), String> {
+fn check(case: &Case, server: Framework, end: &End, took: Duration) -> Result<(), String> {
     let expected = case.end(server).expect("it is run on this server");
     let require = |holds: bool, otherwise: &str| if holds { Ok(()) } else { Err(otherwise.to_owned()) };
     require(end.code == Some(expected.code), "the exit code is another one")?;

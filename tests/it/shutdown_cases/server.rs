@@ -43,18 +43,18 @@ use tower_track_events::{Batch, Events, Exchange, Stop, TrackEventsHandle, Track
 pub(super) const SETTINGS: &str = "SHUTDOWN_CASE";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Server {
+pub(super) enum Framework {
     Axum,
     Hyper,
     AxumServer,
     Tonic,
 }
 
-pub(super) const SERVERS: [Server; 4] = [Server::Axum, Server::Hyper, Server::AxumServer, Server::Tonic];
+pub(super) const SERVERS: [Framework; 4] = [Framework::Axum, Framework::Hyper, Framework::AxumServer, Framework::Tonic];
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Settings {
-    pub(super) server: Server,
+    pub(super) server: Framework,
     /// In milliseconds, as the other times.
     pub(super) limit: u64,
     pub(super) delay: u64,
@@ -203,7 +203,7 @@ async fn serve(
             let grpc = TcpListener::bind("127.0.0.1:0").await?;
             print(listening);
             let http = run_server(settings.server, listener, handle.clone(), stop.clone());
-            tokio::try_join!(http, run_server(Server::Tonic, grpc, handle, stop))?;
+            tokio::try_join!(http, run_server(Framework::Tonic, grpc, handle, stop))?;
             Ok(())
         }
         Extra::TwoHandles => {
@@ -223,15 +223,15 @@ async fn serve(
 }
 
 async fn run_server(
-    server: Server,
+    server: Framework,
     listener: TcpListener,
     handle: TrackEventsHandle,
     mut stop: Stop,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let app = router(handle.clone());
     match server {
-        Server::Axum => axum::serve(listener, app).with_graceful_shutdown(stop).await?,
-        Server::Hyper => {
+        Framework::Axum => axum::serve(listener, app).with_graceful_shutdown(stop).await?,
+        Framework::Hyper => {
             let server = auto::Builder::new(handle.executor(TokioExecutor::new()));
             let service = app.map_request(|request: Request<Incoming>| request.map(Body::new));
             let graceful = GracefulShutdown::new();
@@ -250,7 +250,7 @@ async fn run_server(
             drop(listener);
             graceful.shutdown().await;
         }
-        Server::AxumServer => {
+        Framework::AxumServer => {
             let connections = axum_server::Handle::new();
             let server = axum_server::from_tcp(listener.into_std()?)?.handle(connections.clone());
             tokio::spawn(async move {
@@ -259,7 +259,7 @@ async fn run_server(
             });
             server.serve(app.into_make_service()).await?;
         }
-        Server::Tonic => {
+        Framework::Tonic => {
             let server = tonic::transport::Server::builder().add_routes(tonic::service::Routes::from(app));
             server.serve_with_incoming_shutdown(TcpIncoming::from(listener), stop).await?;
         }
