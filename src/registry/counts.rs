@@ -340,3 +340,92 @@ fn serialize_location<S: serde::Serializer>(
 ) -> Result<S::Ok, S::Error> {
     serializer.collect_str(location)
 }
+
+#[cfg(all(test, not(track_events_loom)))]
+mod tests {
+    use std::panic::Location;
+
+    use super::{Ending, EventCounts, EventFailures, SinkSnapshot, Snapshot};
+
+    fn counts([completed, failed, panicked, timed_out, aborted]: [u64; 5]) -> EventCounts {
+        EventCounts { completed, failed, panicked, timed_out, aborted }
+    }
+
+    #[test]
+    fn each_ending_is_counted_by_itself() {
+        let endings =
+            [Ending::Completed, Ending::Failed, Ending::Panicked, Ending::TimedOut, Ending::Aborted, Ending::Failed];
+        let mut counted = EventCounts::default();
+        endings.into_iter().zip(1..).for_each(|(ending, count)| counted.add(ending, count));
+        assert_eq!(counted, counts([1, 8, 3, 4, 5]));
+        assert_eq!((counted.total(), counted.not_completed()), (21, 20));
+        counted += counts([10, 20, 30, 40, 50]);
+        assert_eq!(counted, counts([11, 28, 33, 44, 55]));
+        assert_eq!(counted - counts([10, 20, 30, 40, 50]), counts([1, 8, 3, 4, 5]));
+        assert_eq!(counts([0, 1, 0, 2, 0]).to_string(), "0 completed, 1 failed, 2 timed out");
+    }
+
+    #[test]
+    fn the_failures_of_several_shards_are_added_and_the_latest_error_is_kept() {
+        let (first, second) = (Location::caller(), Location::caller());
+        let with = |location, counts, last_error: Option<&str>| EventFailures {
+            counts,
+            last_error: last_error.map(str::to_owned),
+            location,
+        };
+        let mut failures = with(first, counts([0, 1, 0, 0, 2]), Some("disk full"));
+        failures.add(&with(second, counts([0, 3, 1, 0, 0]), None));
+        assert_eq!((failures.counts, failures.location), (counts([0, 4, 1, 0, 2]), second));
+        assert_eq!(failures.last_error.as_deref(), Some("disk full"));
+        failures.add(&with(second, counts([0, 1, 0, 0, 0]), Some("no ink")));
+        assert_eq!(failures.last_error.as_deref(), Some("no ink"));
+    }
+
+    fn sink(from: u64, last_error: Option<&str>) -> SinkSnapshot {
+        SinkSnapshot {
+            name: "row",
+            reserved: from,
+            pending: from + 1,
+            accepted: from + 2,
+            ended: counts([from + 3, from + 4, 0, 0, 0]),
+            rejected: from + 5,
+            rejected_closed: from + 6,
+            delivered_batches: from + 7,
+            failed_attempts: from + 8,
+            last_error: last_error.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn sinks_of_one_name_are_added() {
+        let mut sum = sink(10, Some("disk full"));
+        sum.add(&sink(100, None));
+        let expected = SinkSnapshot {
+            name: "row",
+            reserved: 110,
+            pending: 112,
+            accepted: 114,
+            ended: counts([116, 118, 0, 0, 0]),
+            rejected: 120,
+            rejected_closed: 122,
+            delivered_batches: 124,
+            failed_attempts: 126,
+            last_error: Some("disk full".to_owned()),
+        };
+        assert_eq!(sum, expected);
+    }
+
+    #[test]
+    fn the_counts_of_a_sink_are_a_part_of_the_snapshot() {
+        let expected = Snapshot {
+            reserved: 10,
+            pending: 11,
+            accepted: 12,
+            ended: counts([13, 14, 0, 0, 0]),
+            rejected: 15,
+            rejected_closed: 16,
+            ..Snapshot::default()
+        };
+        assert_eq!(sink(10, None).counts(), expected);
+    }
+}

@@ -88,7 +88,7 @@ mod tests {
         assert_eq!((drains.latest_deadline(), drains.is_empty()), (None, true));
         drains.enter(1, Some(now));
         drains.enter(2, Some(later));
-        assert_eq!(drains.latest_deadline(), Some(later));
+        assert_eq!((drains.latest_deadline(), drains.is_empty()), (Some(later), false));
         assert!(drains.is_latest(2) && !drains.is_latest(1));
         assert_eq!(drains.leave(2), Left::Later);
         assert_eq!(drains.latest_deadline(), Some(now));

@@ -348,9 +348,28 @@ impl<S, O, F> fmt::Debug for Shutdown<S, O, F> {
 
 #[cfg(all(test, not(track_events_loom)))]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        future::pending,
+        pin::Pin,
+        task::{Context, Poll, Waker},
+        time::Duration,
+    };
 
-    use super::Schedule;
+    use tokio::time::Instant;
+
+    use super::{Drain, Schedule};
+    use crate::{DrainError, TrackEventsHandle};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_interrupted_drain_ends_at_once() {
+        let handle = TrackEventsHandle::new();
+        handle.track("stuck", pending::<()>()).unwrap();
+        let mut drain = Drain::since(handle.shutdown().shards, Instant::now(), Duration::MAX);
+        let poll = |drain: &mut Drain| Pin::new(drain).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(poll(&mut drain).is_pending());
+        drain.interrupt();
+        assert!(matches!(poll(&mut drain), Poll::Ready(Err(DrainError::Interrupted(_)))));
+    }
 
     const MAX: Duration = Duration::MAX;
 

@@ -241,6 +241,47 @@ async fn each_ending_other_than_completed_is_logged_with_the_name_of_its_event()
     assert!(has("WARN", &[by_abort, "event=\"is aborted unpolled\""]), "{lines:#?}");
 }
 
+/// The span of the event is around its code, and its lines name the span.
+#[tokio::test]
+async fn the_lines_of_an_event_are_in_its_span() {
+    let (lines, _guard) = Lines::capture();
+    let handle = TrackEventsHandle::new();
+    let fails = async {
+        tracing::info!("it runs");
+        Err::<(), _>("disk full")
+    };
+    handle.track("audit", fails).unwrap();
+    drain(&handle).await;
+    let lines = lines.take();
+    let is_in_span =
+        |words: &str| lines.iter().any(|line| line.contains("event{name=\"audit\"") && line.contains(words));
+    assert!(is_in_span("it runs") && is_in_span("event failed"), "{lines:#?}");
+}
+
+#[test]
+fn a_runtime_that_goes_away_or_has_no_timer_is_logged_once() {
+    let (lines, _guard) = Lines::capture();
+    let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let handle = TrackEventsHandle::builder().event_timeout(Duration::from_secs(1)).build().unwrap();
+    runtime().block_on(async {
+        let yields = async {
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
+        };
+        handle.track("no timer", yields).unwrap();
+        run_tasks().await;
+        assert_eq!(handle.snapshot().ended.completed, 1);
+    });
+    let handle = TrackEventsHandle::new();
+    runtime().block_on(async { handle.track("left", pending::<()>()).unwrap() });
+    assert_eq!(handle.snapshot().ended.aborted, 1);
+    let lines = lines.take();
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    assert!(lines[0].contains("event runs without its time limit") && lines[0].contains("no timer"), "{lines:#?}");
+    assert!(lines[1].contains("its runtime went away") && lines[1].contains("left"), "{lines:#?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_sink_logs_failed_attempts_and_how_they_end() {
     let (lines, _guard) = Lines::capture();

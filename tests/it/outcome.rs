@@ -572,3 +572,22 @@ async fn a_service_that_is_not_send_works() {
     drop(service.ready().await.unwrap().call(Request::new(())).await.unwrap());
     assert_eq!((calls.get(), drain(&handle).await.ended.completed), (1, 1));
 }
+
+#[test]
+fn each_outcome_has_its_name_and_one_is_complete() {
+    let names = [
+        (Outcome::Panicked, "panicked"),
+        (Outcome::NoResponse, "no_response"),
+        (Outcome::ServiceError, "service_error"),
+        (Outcome::Upgraded, "upgraded"),
+        (Outcome::BodyError, "body_error"),
+        (Outcome::Complete, "complete"),
+        (Outcome::LengthMismatch, "length_mismatch"),
+        (Outcome::Aborted, "aborted"),
+        (Outcome::Unfinished, "unfinished"),
+    ];
+    for (outcome, name) in names {
+        assert_eq!((outcome.as_str(), outcome.to_string().as_str()), (name, name));
+        assert_eq!(outcome.is_complete(), outcome == Outcome::Complete);
+    }
+}

@@ -6,6 +6,7 @@ use http::{Request, Response};
 use tower::{Layer, Service, service_fn};
 use tower_track_events::{
     Batch, BuildError, DrainError, OpenItem, OpenKind, TrackError, TrackEventsHandle, TrackEventsLayer, WaitIdleError,
+    test::TestExchange,
 };
 
 use crate::support::{Answer, Script, drain, open, run_tasks};
@@ -196,4 +197,26 @@ async fn debug_shows_the_state() {
     }
     let service = layer.layer(service_fn(|_: Request<()>| async { Answer::Ok(Response::new(Script::empty())) }));
     assert!(format!("{:?}", service.clone().call(Request::new(()))).contains("ResponseFuture"));
+}
+
+#[tokio::test]
+async fn what_a_program_holds_prints_its_name() {
+    let handle = TrackEventsHandle::new();
+    let exchange = TestExchange::new(&handle);
+    let events = exchange.events().clone();
+    let printed = [
+        (format!("{handle:?}"), "TrackEventsHandle {"),
+        (format!("{:?}", handle.draining()), "Draining {"),
+        (format!("{:?}", handle.wait_idle(Duration::ZERO)), "WaitIdle {"),
+        (format!("{:?}", handle.drain(Duration::ZERO)), "Drain {"),
+        (format!("{:?}", handle.shutdown()), "Shutdown {"),
+        (format!("{exchange:?}"), "TestExchange {"),
+        (format!("{events:?}"), "Events("),
+    ];
+    for (printed, name) in printed {
+        assert!(printed.starts_with(name), "{printed}");
+    }
+    assert!(format!("{events:?}").contains("over: false"));
+    drop(exchange);
+    assert!(format!("{events:?}").contains("over: true"));
 }

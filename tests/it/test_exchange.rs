@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::{Request, StatusCode};
 use tower_track_events::{
     DrainError, Events, Exchange, OpenKind, Outcome, TrackError, TrackEventsHandle, test::TestExchange,
 };
@@ -92,4 +93,17 @@ async fn after_the_drain_its_events_are_rejected() {
     assert_eq!(request.events().track("audit", async {}), Err(TrackError::Closed));
     request.end(Exchange::new(Outcome::Complete));
     assert_eq!(handle.snapshot().open_requests, 0);
+}
+
+#[tokio::test]
+async fn a_request_gets_its_events_through_the_extensions() {
+    let (handle, seen) = (TrackEventsHandle::new(), Seen::default());
+    let exchange = TestExchange::new(&handle);
+    let mut request = Request::new(());
+    exchange.attach(&mut request);
+    track(Events::from_extensions(request.extensions()).unwrap(), &seen).unwrap();
+    exchange.complete(StatusCode::CREATED);
+    idle(&handle).await;
+    let all = seen.all();
+    assert_eq!((all.len(), all[0].outcome, all[0].status), (1, Outcome::Complete, Some(StatusCode::CREATED)));
 }
