@@ -417,3 +417,36 @@ fn serialize_location<S: serde::Serializer>(
 ) -> Result<S::Ok, S::Error> {
     serde::Serialize::serialize(&location.map(ToString::to_string), serializer)
 }
+
+#[cfg(all(test, not(track_events_loom)))]
+mod tests {
+    use std::{collections::BTreeMap, panic::Location, time::Duration};
+
+    use tokio::time::Instant;
+
+    use super::Progress;
+    use crate::registry::{Account, Open, RunningSink, Snapshot};
+
+    fn line(open_requests: u64, pending: u64, sinks: usize) -> String {
+        let snapshot = Snapshot { open_requests, pending, ..Snapshot::default() };
+        let sink = || RunningSink { name: "row", location: Location::caller(), since: Instant::now() };
+        let account = Account {
+            snapshot,
+            by_name: BTreeMap::new(),
+            sinks: Vec::new(),
+            open: Open::default(),
+            running_sinks: (0..sinks).map(|_| sink()).collect(),
+        };
+        Progress::new(account, Duration::from_secs(1), None).to_string()
+    }
+
+    #[test]
+    fn the_progress_says_what_is_open_before_it_says_that_a_sink_runs() {
+        assert_eq!(line(1, 0, 1), "draining: 1 request open, 0 events pending, 1.0 s");
+        assert_eq!(line(0, 2, 1), "draining: 0 requests open, 2 events pending, 1.0 s");
+        assert_eq!(line(0, 0, 1), "draining: 1 sink still running: row, 1.0 s");
+        assert_eq!(line(0, 0, 0), "draining: nothing open, waiting for the quiet period to pass, 1.0 s");
+        assert_eq!(line(2, 0, 0), "draining: 2 requests open, 0 events pending, 1.0 s");
+        assert_eq!(line(0, 1, 0), "draining: 0 requests open, 1 event pending, 1.0 s");
+    }
+}

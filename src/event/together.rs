@@ -77,7 +77,7 @@ impl Future for Together {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Self { events, is_started } = &mut *self;
-        if mem::replace(is_started, true) && !events.is_empty() {
+        if mem::replace(is_started, true) {
             // Another one comes first each time, so that none uses up the budget of the task before all others.
             events.rotate_left(1);
         }

@@ -343,9 +343,10 @@ fn serialize_location<S: serde::Serializer>(
 
 #[cfg(all(test, not(track_events_loom)))]
 mod tests {
-    use std::panic::Location;
+    use std::{collections::BTreeMap, panic::Location};
 
     use super::{Ending, EventCounts, EventFailures, SinkSnapshot, Snapshot};
+    use crate::registry::source::{Retired, Sources};
 
     fn counts([completed, failed, panicked, timed_out, aborted]: [u64; 5]) -> EventCounts {
         EventCounts { completed, failed, panicked, timed_out, aborted }
@@ -413,6 +414,16 @@ mod tests {
             last_error: Some("disk full".to_owned()),
         };
         assert_eq!(sum, expected);
+    }
+
+    #[test]
+    fn sources_that_are_gone_are_counted_by_their_name() {
+        let mut sources = Sources { open: Vec::new(), is_flushing: false, retired: BTreeMap::new() };
+        for ever_opened in [3, 4] {
+            sources.retire(Retired { snapshot: sink(1, None), failures: None, ever_opened });
+        }
+        let Retired { snapshot, ever_opened, .. } = &sources.retired["row"];
+        assert_eq!((sources.retired.len(), snapshot.accepted, *ever_opened), (1, 6, 7));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::{
 use http::Request;
 use tokio::sync::oneshot;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_track_events::{DrainError, Events, OpenKind, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{DrainError, Events, OpenKind, TrackEventsHandle, TrackEventsLayer, test::TestExchange};
 
 use crate::support::{
     Answer, Counter, OnDrop, Script, assert_conserved, drain, poll_once, run_tasks, without_quiet_period,
@@ -227,4 +227,18 @@ async fn open_exchange(handle: &TrackEventsHandle, track: impl Fn(Events) + Clon
         async { Answer::Ok(http::Response::new(Script::new([]))) }
     });
     TrackEventsLayer::new(handle.clone()).layer(service).oneshot(Request::new(())).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_blocking_event_that_waits_for_its_exchange_is_dropped_in_the_call_and_its_panic_counted() {
+    let handle = TrackEventsHandle::new();
+    let exchange = TestExchange::new(&handle);
+    let bomb = OnDrop::new(|| std::panic::resume_unwind(Box::new("no ink")));
+    exchange.events().track_blocking("audit", move || drop(bomb)).unwrap();
+    exchange.events().track_blocking("receipt", || {}).unwrap();
+    handle.abort();
+    let now = handle.snapshot();
+    assert_eq!((now.pending, now.ended.panicked, now.ended.aborted), (0, 1, 1));
+    drop(exchange);
+    drain(&handle).await;
 }

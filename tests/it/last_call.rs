@@ -1,11 +1,17 @@
 //! The last call: events of responses that are open start, and their requests go on.
 
-use std::{convert::Infallible, future::pending, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    future::pending,
+    pin::pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, request::Parts};
 use tokio::{sync::oneshot, time::Instant};
 use tokio_test::{assert_pending, assert_ready, task};
-use tower::{Layer, Service, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_track_events::{
     Batch, DrainError, Events, Exchange, OpenKind, Outcome, Overflow, TrackEventsHandle, TrackEventsLayer,
     test::TestExchange,
@@ -484,4 +490,32 @@ async fn an_abandoned_delivery_is_open_until_its_future_has_been_dropped() {
     assert_eq!(dropped.get(), 1);
     assert!(drained.is_woken());
     assert!(drained.await.is_ok());
+}
+
+/// An inner layer joins the exchange after the last call.
+#[tokio::test]
+async fn an_observer_that_is_added_after_the_last_call_is_called_at_once() {
+    let handle = TrackEventsHandle::new();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let observe = {
+        let seen = Arc::clone(&seen);
+        move |_: &Parts| {
+            let seen = Arc::clone(&seen);
+            move |exchange: &Exchange| seen.lock().unwrap().push(exchange.outcome)
+        }
+    };
+    let inner = TrackEventsLayer::builder(handle.clone()).observe(observe).build();
+    let inner = inner.layer(service_fn(async |_: Request<()>| Answer::Ok(Response::new(Script::empty()))));
+    let (calls, sees) = (handle.clone(), Arc::clone(&seen));
+    let outer = service_fn(move |request: Request<()>| {
+        calls.make_last_call();
+        let response = inner.clone().oneshot(request);
+        assert_eq!(*sees.lock().unwrap(), []);
+        response
+    });
+    let response = TrackEventsLayer::new(handle.clone()).layer(outer).oneshot(Request::new(())).await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [Outcome::Unfinished]);
+    drop(response);
+    drain(&handle).await;
+    assert_eq!(seen.lock().unwrap().len(), 1);
 }

@@ -1250,3 +1250,20 @@ async fn a_sink_whose_runtime_has_gone_while_a_drain_was_closing_says_so_once_th
     assert_eq!(sender.send(3).unwrap_err().reason, TrackError::NoRuntime);
     handle.abort();
 }
+
+#[tokio::test]
+async fn a_sink_that_is_gone_takes_its_own_counts_along_and_no_others() {
+    let handle = TrackEventsHandle::new();
+    let sink = || |_: Batch<u32>| async { Ok::<_, std::convert::Infallible>(()) };
+    let kept = handle.sink("kept", sink()).max_delay(Duration::ZERO).build().unwrap();
+    let gone = handle.sink("gone", sink()).max_delay(Duration::ZERO).build().unwrap();
+    gone.send(1).unwrap();
+    drop(gone);
+    run_tasks().await;
+    kept.send(1).unwrap();
+    kept.send(2).unwrap();
+    let now = handle.sinks();
+    let counts: Vec<_> = now.iter().map(|sink| (sink.name, sink.accepted, sink.pending)).collect();
+    assert_eq!(counts, [("gone", 1, 0), ("kept", 2, 2)]);
+    drain(&handle).await;
+}

@@ -382,3 +382,25 @@ async fn an_abort_during_the_first_poll_ends_the_event_that_is_being_polled() {
     .await;
     assert_eq!(drain(&handle).await.ended.aborted, 3);
 }
+
+/// So that none uses up the budget of the task before all others.
+#[tokio::test]
+async fn another_event_of_a_response_is_polled_first_at_each_wake() {
+    let handle = TrackEventsHandle::new();
+    let polled = Arc::new(Mutex::new(Vec::new()));
+    exchange(&handle, |events| {
+        for number in 0..3 {
+            let polled = Arc::clone(&polled);
+            let polls_thrice = async move {
+                for _ in 0..3 {
+                    polled.lock().unwrap().push(number);
+                    tokio::task::yield_now().await;
+                }
+            };
+            events.track("ordered", polls_thrice).unwrap();
+        }
+    })
+    .await;
+    drain(&handle).await;
+    assert_eq!(*polled.lock().unwrap(), [0, 1, 2, 1, 2, 0, 2, 0, 1]);
+}
