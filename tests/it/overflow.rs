@@ -4,15 +4,15 @@ use std::{future::pending, pin::Pin, time::Duration};
 
 use http::{Request, Response};
 use http_body_util::Empty;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio_test::{assert_pending, assert_ready, task};
-use tower::{Layer, Service, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_track_events::{
     DrainError, Exchange, OpenKind, Overflow, Permit, ResponseBody, ResponseFuture, TrackError, TrackEventsHandle,
     TrackEventsLayer,
 };
 
-use crate::support::{Counter, assert_conserved, drain, run_tasks};
+use crate::support::{Answer, Counter, Script, assert_conserved, drain, run_tasks};
 
 type Body = Empty<bytes::Bytes>;
 type Inner = Pin<Box<dyn Future<Output = Result<Response<Body>, std::convert::Infallible>> + Send>>;
@@ -290,4 +290,32 @@ async fn a_slot_released_by_another_thread_is_counted_with_its_request() {
         assert_eq!((setup.fired.get(), setup.handle.snapshot().ended.completed), (ended, ended as u64));
     }
     drain(&setup.handle).await;
+}
+
+/// A handler may keep the response future of an inner layer beyond its own response.
+#[tokio::test]
+async fn a_slot_that_is_granted_while_a_drain_is_closing_keeps_it_from_closing() {
+    let handle = TrackEventsHandle::builder().capacity(1).quiet_period(Duration::ZERO).build().unwrap();
+    let (release, released) = oneshot::channel::<()>();
+    handle.track("first", async { drop(released.await) }).unwrap();
+    let layer = TrackEventsLayer::builder(handle.clone()).overflow(Overflow::Wait(Duration::MAX));
+    let inner = layer.track("waits", |_| |_: Exchange| async {}).build();
+    let inner = inner.layer(service_fn(async |_: Request<()>| Answer::Ok(Response::new(Script::empty()))));
+    let (keep, mut kept) = mpsc::unbounded_channel();
+    let outer = service_fn(move |request: Request<()>| {
+        assert!(keep.send(inner.clone().call(request)).is_ok());
+        async { Answer::Ok(Response::new(Script::empty())) }
+    });
+    drop(TrackEventsLayer::new(handle.clone()).layer(outer).oneshot(Request::new(())).await.unwrap());
+    let waiting = kept.recv().await.unwrap();
+
+    let mut drain = task::spawn(handle.drain(Duration::MAX));
+    assert_pending!(drain.poll());
+    assert_eq!(handle.guard().err(), Some(TrackError::Closed));
+    release.send(()).unwrap();
+    run_tasks().await;
+    assert_eq!(handle.snapshot().reserved, 1);
+    assert!(handle.guard().is_ok(), "a permit is open, so nobody is rejected");
+    drop(waiting);
+    assert_ready!(drain.poll()).unwrap();
 }
