@@ -242,3 +242,20 @@ async fn a_blocking_event_that_waits_for_its_exchange_is_dropped_in_the_call_and
     drop(exchange);
     drain(&handle).await;
 }
+
+#[tokio::test]
+async fn a_second_abort_and_a_last_call_reach_the_same_exchange() {
+    let handle = TrackEventsHandle::new();
+    let exchange = TestExchange::new(&handle);
+    for aborted in [1, 2] {
+        exchange.events().track("waits", async {}).unwrap();
+        handle.abort();
+        let now = handle.snapshot();
+        assert_eq!((now.pending, now.ended.aborted), (0, aborted));
+    }
+    exchange.events().track("starts", async {}).unwrap();
+    handle.make_last_call();
+    run_tasks().await;
+    assert_eq!(handle.snapshot().ended.completed, 1);
+    drop(exchange);
+}
