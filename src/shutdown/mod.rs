@@ -259,7 +259,10 @@ where
         let limit = limit.min(longest_limit);
         let last_call = shards.registry().context.settings.last_call_before_deadline(limit);
         let schedule = Schedule::new(limit, readiness_delay, server_limit, last_call);
-        tracing::info!("shutting down within {} after {cause}", Seconds(limit));
+        match limit {
+            Duration::MAX => tracing::info!("shutting down without a limit after {cause}"),
+            limit => tracing::info!("shutting down within {} after {cause}", Seconds(limit)),
+        }
         let mut drain = Drain::since(Arc::clone(&shards), began, limit);
         // Events see the deadline from now on. Without a timer, the drain returns the error when it is polled.
         let _ = drain.begin();
