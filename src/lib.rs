@@ -110,7 +110,7 @@
 //!
 //! # Features
 //!
-//! `signal` is on by default. None changes behaviour.
+//! `axum` and `signal` are on by default. None changes behaviour.
 //!
 //! - `signal`: SIGTERM and Ctrl-C begin a [`shutdown`](TrackEventsHandle::shutdown).
 //! - `axum`: [`Events`] as an extractor, [`TrackError`] and [`SendError`] as 503 responses.

@@ -12,7 +12,7 @@ use crate::{
 
 /// The report of a drain: what was accepted, how it ended, and what is open.
 ///
-/// `Display` is one line.
+/// `Display` is one line. If no request and no event has ever come, it asks whether this is the handle of the layer.
 ///
 /// # Examples
 ///
@@ -54,11 +54,13 @@ pub struct DrainReport {
     /// What is open or was not delivered: requests, guards, permits, then events, the oldest first of each. Empty if the
     /// drain was `Ok`.
     pub open: Vec<OpenItem>,
+    #[cfg_attr(feature = "serde", serde(skip))]
+    is_unused: bool,
 }
 
 impl DrainReport {
     pub(super) fn new(account: Account, undelivered: Vec<OpenItem>, began: &DrainBegan) -> Self {
-        let Account { snapshot, by_name, sinks, open, running_sinks } = account;
+        let Account { snapshot, by_name, sinks, open, running_sinks, is_unused } = account;
         let now = Instant::now();
         Self {
             elapsed: now.saturating_duration_since(began.at),
@@ -70,6 +72,7 @@ impl DrainReport {
             by_name,
             sinks,
             open: OpenItem::all(&open, now).chain(undelivered).chain(OpenItem::sinks(&running_sinks, now)).collect(),
+            is_unused,
         }
         .sorted()
     }
@@ -97,7 +100,10 @@ impl DrainReport {
     }
 
     fn write_counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { accepted, rejected, rejected_closed, ended, since_drain, by_name, .. } = self;
+        let Self { accepted, rejected, rejected_closed, ended, since_drain, by_name, is_unused, .. } = self;
+        if *is_unused {
+            return f.write_str("no request and no event has ever come: is this the handle of your layer?");
+        }
         write!(f, "{} accepted, {ended}", Plural(*accepted, "event"))?;
         for (index, (name, failures)) in by_name.iter().enumerate() {
             let words = failures.counts.not_completed_by_word().map(|(count, word)| format!("{count} {word}"));
@@ -436,6 +442,7 @@ mod tests {
             sinks: Vec::new(),
             open: Open::default(),
             running_sinks: (0..sinks).map(|_| sink()).collect(),
+            is_unused: false,
         };
         Progress::new(account, Duration::from_secs(1), None).to_string()
     }

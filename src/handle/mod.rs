@@ -18,6 +18,7 @@ use crate::{
     context::{GUARD, Shard, Shards},
     error::TrackError,
     event::{self, EventOutput, blocking, event_span},
+    layer::TrackEventsLayer,
     registry::{Origin, SinkSnapshot, Snapshot, Stage},
     sink::{EventSink, SinkBuilder},
 };
@@ -68,6 +69,20 @@ impl TrackEventsHandle {
     /// timeout, events run on the runtime in which they are tracked.
     pub fn builder() -> TrackEventsHandleBuilder {
         TrackEventsHandleBuilder::new()
+    }
+
+    /// Makes a layer without hooks for this handle, as [`TrackEventsLayer::new`](crate::TrackEventsLayer::new) does.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn app() -> axum::Router {
+    /// let handle = tower_track_events::TrackEventsHandle::new();
+    /// axum::Router::new().layer(handle.layer())
+    /// # }
+    /// ```
+    pub fn layer(&self) -> TrackEventsLayer {
+        TrackEventsLayer::new(self.clone())
     }
 
     /// Starts `future` now, as an event called `name`.
@@ -147,6 +162,7 @@ impl TrackEventsHandle {
     /// });
     /// # Ok(()) }
     /// ```
+    #[must_use = "bind it, as in `let guard = handle.guard()?`: with `let _ =` it is dropped at once, and no drain waits"]
     #[track_caller]
     pub fn guard(&self) -> Result<DrainGuard, TrackError> {
         let guard = DrainGuard::take(self.shard(), Location::caller(), Origin::Anywhere);

@@ -314,6 +314,8 @@ pub(crate) struct Account {
     pub(crate) sinks: Vec<SinkSnapshot>,
     pub(crate) open: Open,
     pub(crate) running_sinks: Vec<RunningSink>,
+    /// Nothing was ever opened, accepted or rejected.
+    pub(crate) is_unused: bool,
 }
 
 /// What is open, grouped by what it is and where in the source it comes from.

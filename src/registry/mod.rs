@@ -398,8 +398,10 @@ impl<'a, 'b> AllLocked<'a, 'b> {
     }
 
     fn account(&self) -> Account {
+        let snapshot = self.snapshot();
         Account {
-            snapshot: self.snapshot(),
+            is_unused: self.ever_opened() + snapshot.accepted + snapshot.rejected == 0,
+            snapshot,
             by_name: self.by_name(),
             sinks: self.sinks(),
             open: self.open(),

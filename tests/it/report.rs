@@ -9,7 +9,7 @@ use tower_track_events::{
     test::TestExchange,
 };
 
-use crate::support::{Answer, Script, drain, open, run_tasks};
+use crate::support::{Answer, Script, drain, open, run_tasks, without_quiet_period};
 
 #[tokio::test(start_paused = true)]
 async fn a_report_is_one_line_that_counts_every_event() {
@@ -219,4 +219,23 @@ async fn what_a_program_holds_prints_its_name() {
     assert!(format!("{events:?}").contains("over: false"));
     drop(exchange);
     assert!(format!("{events:?}").contains("over: true"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_of_a_handle_that_nothing_used_says_so() {
+    let unused =
+        "drained 0.0 ms after the signal: no request and no event has ever come: is this the handle of your layer?";
+    assert_eq!(drain(&without_quiet_period()).await.to_string(), unused);
+    // A request without an event, a guard, an event and a rejection are uses.
+    let uses: [fn(&TrackEventsHandle); 4] = [
+        |handle| drop(TestExchange::new(handle)),
+        |handle| drop(handle.guard().unwrap()),
+        |handle| handle.track("event", async {}).unwrap(),
+        |handle| drop(handle.reserve().unwrap()),
+    ];
+    for uses in uses {
+        let handle = without_quiet_period();
+        uses(&handle);
+        assert!(drain(&handle).await.to_string().contains(" accepted, "));
+    }
 }
