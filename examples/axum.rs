@@ -73,8 +73,8 @@ async fn ticker(State(handle): State<TrackEventsHandle>) -> Sse<impl Stream<Item
     Sse::new(ticks.map(|_| Ok(Event::default().data("tick"))).take_until(handle.draining()))
 }
 
-/// A WebSocket is not part of the exchange that opened it, and the server does not wait for it. The guard makes the drain
-/// wait for it.
+/// A WebSocket is not part of the exchange that opened it, and the server does not wait for it. The guard makes the
+/// drain wait for it.
 async fn echo(events: Events, upgrade: WebSocketUpgrade) -> axum::response::Result<impl IntoResponse> {
     let handle = events.handle();
     let guard = handle.guard()?;

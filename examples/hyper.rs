@@ -8,8 +8,8 @@
 //! curl --data-binary @Cargo.toml http://127.0.0.1:3000/upload
 //! ```
 //!
-//! The audit is a line on standard output. These variables change it: `ADDR`, where it listens; `EVENT_DELAY_MS`, how slow
-//! the audit is; `DRAIN_LIMIT_MS`, the limit of the shutdown.
+//! The audit is a line on standard output. These variables change it: `ADDR`, where it listens; `EVENT_DELAY_MS`, how
+//! slow the audit is; `DRAIN_LIMIT_MS`, the limit of the shutdown.
 
 use std::{
     convert::Infallible, env, fmt::Display, io, io::Write, net::SocketAddr, process, str::FromStr, time::Duration,

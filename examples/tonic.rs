@@ -6,9 +6,9 @@
 //! grpcurl -plaintext -import-path . -proto health.proto 127.0.0.1:3000 grpc.health.v1.Health/Watch
 //! ```
 //!
-//! Its one service is the standard health service, for which [grpc_health_probe] and [grpcurl] are clients. It audits each
-//! call by a line on standard output. These variables change it: `ADDR`, where it listens; `EVENT_DELAY_MS`, how slow the
-//! audit is; `DRAIN_LIMIT_MS`, the limit of the shutdown.
+//! Its one service is the standard health service, for which [grpc_health_probe] and [grpcurl] are clients. It audits
+//! each call by a line on standard output. These variables change it: `ADDR`, where it listens; `EVENT_DELAY_MS`, how
+//! slow the audit is; `DRAIN_LIMIT_MS`, the limit of the shutdown.
 //!
 //! [grpc_health_probe]: https://github.com/grpc-ecosystem/grpc-health-probe
 //! [grpcurl]: https://github.com/fullstorydev/grpcurl

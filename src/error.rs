@@ -50,8 +50,8 @@ impl fmt::Display for TrackError {
 
 impl Error for TrackError {}
 
-/// A setting of a [`TrackEventsHandleBuilder`](crate::TrackEventsHandleBuilder) or a [`SinkBuilder`](crate::SinkBuilder)
-/// that is out of its range.
+/// A setting of a [`TrackEventsHandleBuilder`](crate::TrackEventsHandleBuilder) or a
+/// [`SinkBuilder`](crate::SinkBuilder) that is out of its range.
 ///
 /// # Examples
 ///

@@ -43,8 +43,8 @@ impl TrackEventsHandle {
     ///
     /// hyper runs each HTTP/2 stream as a task of its own. Between the spawn of that task and its first poll, the
     /// request has not reached any service yet, and its server may have returned: with this executor a drain knows of
-    /// it. Then the [quiet period](crate::TrackEventsHandleBuilder::quiet_period) can be zero, if the server waits for its
-    /// connections when it stops.
+    /// it. Then the [quiet period](crate::TrackEventsHandleBuilder::quiet_period) can be zero, if the server waits for
+    /// its connections when it stops.
     ///
     /// Where nothing else waits for the connections, spawn them on it as well. A drain then waits for a connection that
     /// never ends, too: give it [time limits](crate::guide::shutdown#hyper-util).

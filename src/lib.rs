@@ -1,8 +1,8 @@
 //! Work that happens after the response, and is not lost when the process stops.
 //!
 //! Handlers leave work until after the response that must not delay it: write an audit row, bill the bytes, publish
-//! `order.created`. With `tokio::spawn(..)`, what has not finished when the process stops is lost. This crate is a Tower
-//! layer that wraps any HTTP service and starts such *events* once the response is over. The application keeps a
+//! `order.created`. With `tokio::spawn(..)`, what has not finished when the process stops is lost. This crate is a
+//! Tower layer that wraps any HTTP service and starts such *events* once the response is over. The application keeps a
 //! [handle](TrackEventsHandle), whose [`drain(limit)`](TrackEventsHandle::drain) is a part of the server's shutdown.
 //!
 //! # Quick start
@@ -39,8 +39,8 @@
 //! - An *exchange* is one request and its response (RFC 9110), from the call of the service until the response is over.
 //! - An *event* is one named piece of tracked work: a future or a blocking closure that starts after the response, or
 //!   at once through the handle.
-//! - An event is *accepted* or *rejected* when it is tracked, and never dropped later. An accepted event ends in exactly
-//!   one way, and is [counted](EventCounts). A rejected one is an error that its caller gets, and a count.
+//! - An event is *accepted* or *rejected* when it is tracked, and never dropped later. An accepted event ends in
+//!   exactly one way, and is [counted](EventCounts). A rejected one is an error that its caller gets, and a count.
 //! - A *sink* gets typed events in batches, instead of a task for each: see [`guide::sinks`].
 //! - A *guard* keeps a drain waiting for as long as it lives; a *permit* is a reserved capacity slot for one event.
 //! - To *drain* is to wait, within a limit, until no exchange is open and no event is pending, and then to reject
@@ -49,8 +49,9 @@
 //! # When events start
 //!
 //! The events of an exchange start when its response is over: with the last frame of its body, if that frame shows that
-//! it is the last, or else when the body is dropped. [`Outcome`] says how it ended. They start whatever the outcome, also
-//! when the service fails or panics, or the client leaves before the response. An event that needs the outcome gets an
+//! it is the last, or else when the body is dropped. [`Outcome`] says how it ended. They start whatever the outcome,
+//! also when the service fails or panics, or the client leaves before the response. An event that needs the outcome
+//! gets an
 //! [`Exchange`]: [`Events::track_with`].
 //!
 //! Some outcomes are surprising: an endless stream ends as [`Outcome::Aborted`], and a timeout may end as
@@ -62,20 +63,20 @@
 //! # Shutdown
 //!
 //! A server that has returned is not a server without requests: each HTTP/2 stream is a task of its own. So a drain
-//! waits for requests as well as for events. [`shutdown`](TrackEventsHandle::shutdown) does all steps within one limit that is
-//! counted from the signal:
+//! waits for requests as well as for events. [`shutdown`](TrackEventsHandle::shutdown) does all steps within one limit
+//! that is counted from the signal:
 //!
 //! 1. *Draining.* [`is_draining`](TrackEventsHandle::is_draining) returns true, and streams that wait for
-//!    [`draining`](TrackEventsHandle::draining) end. Requests are served, their events accepted, until load balancers stop
-//!    routing to this instance.
+//!    [`draining`](TrackEventsHandle::draining) end. Requests are served, their events accepted, until load balancers
+//!    stop routing to this instance.
 //! 2. The servers stop, within a share of the limit: one client with half a request head would keep them from stopping.
-//! 3. The [drain](TrackEventsHandle::drain), with the time that is left. A quarter before the limit it makes the *last call*:
-//!    events whose responses are still open start, with [`Outcome::Unfinished`].
+//! 3. The [drain](TrackEventsHandle::drain), with the time that is left. A quarter before the limit it makes the *last
+//!    call*: events whose responses are still open start, with [`Outcome::Unfinished`].
 //! 4. *Closing.* Once no request is open, only what runs inside an event may still track.
 //! 5. *Drained.* Everything is rejected; sinks are dropped; the report is printed.
 //!
-//! [`guide::shutdown`] has the details: the limits of platforms, each server, WebSockets, the exit code, and the same by
-//! hand.
+//! [`guide::shutdown`] has the details: the limits of platforms, each server, WebSockets, the exit code, and the same
+//! by hand.
 //!
 //! # Guarantees
 //!
@@ -94,8 +95,8 @@
 //! 7. *Transparent.* A client sees the same bytes with and without the layer.
 //!
 //! Not guaranteed: events live in this process and run at most once, so `SIGKILL`, power loss, `process::exit` and
-//! `panic = "abort"` lose what is pending. Work that must survive a crash belongs in an outbox or a broker. An event that
-//! blocks its thread delays others, as in any task: use [`track_blocking`](TrackEventsHandle::track_blocking).
+//! `panic = "abort"` lose what is pending. Work that must survive a crash belongs in an outbox or a broker. An event
+//! that blocks its thread delays others, as in any task: use [`track_blocking`](TrackEventsHandle::track_blocking).
 //!
 //! # Guide
 //!

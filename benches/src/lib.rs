@@ -1,12 +1,12 @@
-//! The subjects of the benchmarks: an event, a request, an admission, an event among many others, and the end of a drain,
-//! by this crate and by what a user would pick instead.
+//! The subjects of the benchmarks: an event, a request, an admission, an event among many others, and the end of a
+//! drain, by this crate and by what a user would pick instead.
 //!
 //! Each function runs its subject `count` times and returns the nanoseconds per run. `round` measures their time for
 //! `cost`, `instructions` counts their instructions, and the criterion benchmark measures single ones closely.
 //!
 //! The sources of this library and of the binaries `round`, `bytes` and `server` compile against older revisions of the
-//! crate too, so that `scripts/costs --baseline` and `scripts/end-to-end --baseline` compare two revisions in one run. They
-//! call only what every revision has.
+//! crate too, so that `scripts/costs --baseline` and `scripts/end-to-end --baseline` compare two revisions in one run.
+//! They call only what every revision has.
 
 #![allow(missing_docs, reason = "the name of a function says what it measures")]
 
@@ -49,8 +49,8 @@ pub fn handle() -> TrackEventsHandle {
         .expect("valid settings")
 }
 
-/// Setters that only some revisions of the crate have. Where the builder has a method of the same name, that one is called,
-/// since inherent methods come first; otherwise the method here does nothing.
+/// Setters that only some revisions of the crate have. Where the builder has a method of the same name, that one is
+/// called, since inherent methods come first; otherwise the method here does nothing.
 pub trait SettingsOfSomeRevisions: Sized {
     fn settle(self, _time: Duration) -> Self {
         self

@@ -64,8 +64,8 @@ fn spawn<const EVENTS: usize>(extensions: &Extensions) {
     }
 }
 
-/// Sends so many requests from the calling thread, which is none of the workers if there are two, and waits until the events
-/// have ended.
+/// Sends so many requests from the calling thread, which is none of the workers if there are two, and waits until the
+/// events have ended.
 pub fn serve<S, B>(runtime: &Runtime, count: usize, mut service: S) -> f64
 where
     S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error = Infallible, Future: Send> + Send + 'static,

@@ -5,8 +5,8 @@ pub fn median(values: &[f64]) -> f64 {
     quantile(values, 2)
 }
 
-/// Returns the first quartile of the values, which must not be empty. Other load on the machine only adds to a CPU time, so
-/// the lower values are the better estimate.
+/// Returns the first quartile of the values, which must not be empty. Other load on the machine only adds to a CPU
+/// time, so the lower values are the better estimate.
 pub fn first_quartile(values: &[f64]) -> f64 {
     quantile(values, 1)
 }

@@ -4,9 +4,10 @@
 //! cargo run --example orders
 //! ```
 //!
-//! It prints commands to try, and the address of a page that shows its state; Ctrl-C or SIGTERM stops it. When it exits with
-//! 0, every order that was answered with 201 is in the database. Orders that it could not write in time are in a file beside
-//! the database, one JSON object a line, whose name ends in `.undelivered.jsonl`. These variables change it:
+//! It prints commands to try, and the address of a page that shows its state; Ctrl-C or SIGTERM stops it. When it exits
+//! with 0, every order that was answered with 201 is in the database. Orders that it could not write in time are in a
+//! file beside the database, one JSON object a line, whose name ends in `.undelivered.jsonl`. These variables change
+//! it:
 //!
 //! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
 //! - `EVENTS_DB`: the database, a file in the system's folder for temporary files unless set.

@@ -42,8 +42,8 @@ impl OrderTable {
         if mode != "wal" {
             return Err(format!("its journal mode is {mode}, not wal").into());
         }
-        // A commit survives a crash of the process. A power failure may undo the last commits, but it would lose pending
-        // events as well, so FULL, which syncs each commit to the disk, would not promise more.
+        // A commit survives a crash of the process. A power failure may undo the last commits, but it would lose
+        // pending events as well, so FULL, which syncs each commit to the disk, would not promise more.
         db.execute_batch(
             "PRAGMA synchronous = NORMAL;
              CREATE TABLE IF NOT EXISTS orders (

@@ -1,5 +1,5 @@
-//! A soak test: load, faults, signals and floods, with accounting for every event. It prints a table, and fails if a figure
-//! is outside its bar.
+//! A soak test: load, faults, signals and floods, with accounting for every event. It prints a table, and fails if a
+//! figure is outside its bar.
 //!
 //! ```text
 //! scripts/soak --short    under two minutes, needs nothing but Rust and a C compiler

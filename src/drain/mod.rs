@@ -36,9 +36,9 @@ use crate::{
 /// The future of [`TrackEventsHandle::drain`](crate::TrackEventsHandle::drain) and
 /// [`drain_until`](crate::TrackEventsHandle::drain_until).
 ///
-/// It does nothing until it is polled. The first poll raises the drain signal, if that has not been done, and starts the
-/// limit. Then it waits until no request, guard or permit has been open for the
-/// [quiet period](crate::TrackEventsHandleBuilder::quiet_period), accepts no more from outside, waits until no event is
+/// It does nothing until it is polled. The first poll raises the drain signal, if that has not been done, and starts
+/// the limit. Then it waits until no request, guard or permit has been open for the [quiet
+/// period](crate::TrackEventsHandleBuilder::quiet_period), accepts no more from outside, waits until no event is
 /// pending, and closes the handle. It is `'static` and `Send`, and can be spawned.
 ///
 /// # Errors

@@ -51,8 +51,8 @@ pub struct DrainReport {
     pub by_name: BTreeMap<&'static str, EventFailures>,
     /// The counts of each [sink](crate::TrackEventsHandle::sink), in alphabetical order; a part of the totals.
     pub sinks: Vec<SinkSnapshot>,
-    /// What is open or was not delivered: requests, guards, permits, then events, the oldest first of each. Empty if the
-    /// drain was `Ok`.
+    /// What is open or was not delivered: requests, guards, permits, then events, the oldest first of each. Empty if
+    /// the drain was `Ok`.
     pub open: Vec<OpenItem>,
     #[cfg_attr(feature = "serde", serde(skip))]
     is_unused: bool,
@@ -93,7 +93,8 @@ impl DrainReport {
     /// Returns the exit code for the process: 0 if nothing is open and every event that ended since the drain began has
     /// completed, and 1 if not.
     ///
-    /// What failed before the drain, weeks ago perhaps, is in the counts and not in the exit code. Rejected events do not count.
+    /// What failed before the drain, weeks ago perhaps, is in the counts and not in the exit code. Rejected events do
+    /// not count.
     pub fn exit_code(&self) -> i32 {
         let is_good = self.open.is_empty() && self.since_drain.completed == self.since_drain.total();
         i32::from(!is_good)
@@ -128,8 +129,8 @@ impl DrainReport {
 }
 
 /// Writes a line such as
-/// `drained 1.2 s after the signal: 40 events accepted, 38 completed, 2 failed (audit: 2 failed, last: disk full); 17 ended
-/// since the drain began`.
+/// `drained 1.2 s after the signal: 40 events accepted, 38 completed, 2 failed (audit: 2 failed, last: disk full); 17
+/// ended since the drain began`.
 impl fmt::Display for DrainReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "drained {} after the signal: ", Seconds(self.elapsed))?;
@@ -166,8 +167,8 @@ pub struct OpenItem {
     pub name: Option<Cow<'static, str>>,
     /// How many there are.
     pub count: u64,
-    /// The age of the oldest: how long ago it was opened or tracked. That of an event of an exchange counts from the begin of
-    /// the exchange, and from its end once the event runs.
+    /// The age of the oldest: how long ago it was opened or tracked. That of an event of an exchange counts from the
+    /// begin of the exchange, and from its end once the event runs.
     pub oldest: Duration,
     /// Where in the source they were taken or tracked; for an event of a layer, where its hook was added; for one of a
     /// sink, and for a sink, where the sink was made. `None` for requests.
@@ -209,8 +210,8 @@ pub enum OpenKind {
     /// [`on_undelivered`](crate::SinkBuilder::on_undelivered).
     UndeliveredEvent,
     /// A [sink](crate::TrackEventsHandle::sink) whose code still runs although none of its events is pending: an
-    /// [`abort`](crate::TrackEventsHandle::abort) or a drain that timed out took its batch away, or it has not been dropped
-    /// since the drain closed the handle.
+    /// [`abort`](crate::TrackEventsHandle::abort) or a drain that timed out took its batch away, or it has not been
+    /// dropped since the drain closed the handle.
     Sink,
 }
 

@@ -33,8 +33,8 @@ use crate::{
     },
 };
 
-/// Tracks `future` and spawns it, or rejects it. If the runtime is shutting down, the event is dropped instead and counts as
-/// aborted.
+/// Tracks `future` and spawns it, or rejects it. If the runtime is shutting down, the event is dropped instead and
+/// counts as aborted.
 #[inline]
 pub(crate) fn track<F>(
     shard: &Arc<Shard>,
@@ -74,8 +74,8 @@ pub(crate) fn event_span(name: &'static str) -> Option<Span> {
     })
 }
 
-/// An event that the registry can accept, that runs when it is polled, and that counts as aborted when it is dropped before
-/// it has returned.
+/// An event that the registry can accept, that runs when it is polled, and that counts as aborted when it is dropped
+/// before it has returned.
 pub(crate) trait Event: Future<Output = ()> + Send {
     fn accept(self: Pin<&mut Self>, ticket: Ticket, span: Option<Span>);
 

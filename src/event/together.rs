@@ -1,7 +1,8 @@
 //! The task that runs the events of one response. (A single event is a task like one of the handle.)
 //!
 //! The events are polled for the first time in the order in which they were tracked, and then run concurrently, as in
-//! `join!`: each has its own ticket, span, time limit, panic boundary and ending, and one that is done is dropped at once.
+//! `join!`: each has its own ticket, span, time limit, panic boundary and ending, and one that is done is dropped at
+//! once.
 
 use std::{
     mem,

@@ -20,8 +20,8 @@ use crate::{
 /// All events of an exchange run in one task. They are polled for the first time in the order in which they were
 /// tracked, and then run concurrently, as in `tokio::join!`: none waits for another to end. Each has a panic boundary,
 /// a time limit and an ending of its own. When one is woken all of them are polled, which is fine for a handful: send
-/// hundreds to a [sink](TrackEventsHandle::sink). An event that blocks its thread delays the others, as in any task: use
-/// [`track_blocking`](Self::track_blocking).
+/// hundreds to a [sink](TrackEventsHandle::sink). An event that blocks its thread delays the others, as in any task:
+/// use [`track_blocking`](Self::track_blocking).
 ///
 /// Events run on the runtime in which they are tracked, or on the one that the handle was
 /// [given](crate::TrackEventsHandleBuilder::runtime). Events of different runtimes run in a task for each runtime.
@@ -74,8 +74,8 @@ impl Events {
     ///
     /// # Errors
     ///
-    /// [`TrackError::Full`] at capacity; [`TrackError::Closed`] after a drain was `Ok`, or while one is closing and this
-    /// exchange is over; [`TrackError::NoRuntime`] outside of a tokio runtime, if the handle knows of none.
+    /// [`TrackError::Full`] at capacity; [`TrackError::Closed`] after a drain was `Ok`, or while one is closing and
+    /// this exchange is over; [`TrackError::NoRuntime`] outside of a tokio runtime, if the handle knows of none.
     ///
     /// # Examples
     ///
@@ -112,8 +112,8 @@ impl Events {
         self.state.track(name, Location::caller(), blocking::boxed(work))
     }
 
-    /// Tracks the future that `make` returns as an event called `name`. `make` is called with the facts of this exchange
-    /// when it is over.
+    /// Tracks the future that `make` returns as an event called `name`. `make` is called with the facts of this
+    /// exchange when it is over.
     ///
     /// `make` runs as a part of the event: if it panics, the event has panicked.
     ///

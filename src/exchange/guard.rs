@@ -13,8 +13,8 @@ use crate::{
     util::reentrancy::Mark,
 };
 
-/// Held by the response future, then by the response body, always in a field after the inner value: what that tracks in its
-/// destructor belongs to the exchange as well.
+/// Held by the response future, then by the response body, always in a field after the inner value: what that tracks in
+/// its destructor belongs to the exchange as well.
 pub(crate) struct ExchangeGuard {
     state: Arc<State>,
     /// `None` if the registry was closed. The request is served nevertheless.
@@ -98,8 +98,8 @@ impl ExchangeGuard {
         }
     }
 
-    /// Whether nothing can ask any more how the exchange ends: no event and no observer waits for it, and its `Events` are
-    /// gone. Most requests of a service that tracks little are like that, and need no clock and no facts.
+    /// Whether nothing can ask any more how the exchange ends: no event and no observer waits for it, and its `Events`
+    /// are gone. Most requests of a service that tracks little are like that, and need no clock and no facts.
     fn is_unheard(&self) -> bool {
         // One reference is that of this guard, another that of the registry.
         let references = 1 + usize::from(self.request.is_some());

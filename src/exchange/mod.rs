@@ -23,8 +23,9 @@ pub(crate) use self::{
 ///
 /// The first rule that matches wins, in the order of the variants of this page: a panic of the service, a future
 /// dropped before it was ready, an error of the service, an upgrade, an error of the body, a response that cannot
-/// have a body, a declared length that was reached or missed, an end that was seen, and else `Aborted`. An exchange whose
-/// events start before any of these, at the [last call](crate::TrackEventsHandle::make_last_call), is `Unfinished`.
+/// have a body, a declared length that was reached or missed, an end that was seen, and else `Aborted`. An exchange
+/// whose events start before any of these, at the [last call](crate::TrackEventsHandle::make_last_call), is
+/// `Unfinished`.
 ///
 /// *Complete* means that this layer handed the response on in full. It does not mean that the client received it:
 /// what the server has taken may still be lost on the way.
@@ -60,8 +61,8 @@ pub enum Outcome {
     /// The body was dropped before its end. For an endless stream, such as server-sent events, this is the ordinary
     /// end; for any other it means that the client left.
     Aborted,
-    /// The response was not over at the [last call](crate::TrackEventsHandle::make_last_call) of a drain, or began after
-    /// it. The other facts are those that were known when the event started; the request goes on.
+    /// The response was not over at the [last call](crate::TrackEventsHandle::make_last_call) of a drain, or began
+    /// after it. The other facts are those that were known when the event started; the request goes on.
     Unfinished,
 }
 
@@ -142,8 +143,8 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Makes an exchange that ended with `outcome`, for tests: each `Option` is `None`, each number zero. Set the other fields
-    /// as the test needs them.
+    /// Makes an exchange that ended with `outcome`, for tests: each `Option` is `None`, each number zero. Set the other
+    /// fields as the test needs them.
     ///
     /// # Examples
     ///

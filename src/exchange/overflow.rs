@@ -45,10 +45,10 @@ pub enum Overflow {
     Reject,
     /// The request waits for capacity for its events, at most for this long; then they are rejected.
     ///
-    /// It waits before the future of the inner service is polled for the first time, first come first served, and blocks
-    /// no thread. A slot that becomes free goes to the first request that waits, and not to an event that is tracked
-    /// later. A request without an event of the layer does not wait. If the client leaves meanwhile, its events are
-    /// rejected.
+    /// It waits before the future of the inner service is polled for the first time, first come first served, and
+    /// blocks no thread. A slot that becomes free goes to the first request that waits, and not to an event that is
+    /// tracked later. A request without an event of the layer does not wait. If the client leaves meanwhile, its events
+    /// are rejected.
     ///
     /// Choose it shorter than the timeout of a health probe: idle streams can hold all of the capacity for as long as
     /// they are open. On a runtime without timers the events are rejected at once.

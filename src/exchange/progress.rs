@@ -139,7 +139,8 @@ impl Progress {
     }
 }
 
-/// The facts of an exchange that is over, or the facts so far. Its durations are computed when they are asked for, which is rare.
+/// The facts of an exchange that is over, or the facts so far. Its durations are computed when they are asked for,
+/// which is rare.
 #[derive(Debug)]
 pub(crate) struct Facts {
     outcome: Outcome,

@@ -1,5 +1,5 @@
-//! The shared state of one exchange: its events and observers until it is over, and its facts from then on. At the last call
-//! events and observers get the facts so far.
+//! The shared state of one exchange: its events and observers until it is over, and its facts from then on. At the last
+//! call events and observers get the facts so far.
 //!
 //! The lock of an exchange is never held together with another one, and no user code runs under it.
 
@@ -117,8 +117,8 @@ impl State {
         Ok(())
     }
 
-    /// Keeps an event that was accepted until the exchange is over. Starts it now if that is over, after the last call, or if
-    /// an abort was faster: its first poll ends it then.
+    /// Keeps an event that was accepted until the exchange is over. Starts it now if that is over, after the last call,
+    /// or if an abort was faster: its first poll ends it then.
     pub(crate) fn keep(&self, mut event: BoxedEvent, ticket: Ticket, span: Option<Span>, runtime: runtime::Handle) {
         event.as_mut().accept(ticket, span);
         let kept = Kept::new(event, runtime);
@@ -206,7 +206,8 @@ impl State {
         self.release(phase, events, observers, now);
     }
 
-    /// Calls the observers and starts the events with what is known of the exchange. Returns how many events these were.
+    /// Calls the observers and starts the events with what is known of the exchange. Returns how many events these
+    /// were.
     fn release(
         &self,
         phase: MutexGuard<'_, Phase>,

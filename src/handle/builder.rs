@@ -67,14 +67,14 @@ impl TrackEventsHandleBuilder {
         self
     }
 
-    /// Sets how long no request, guard or permit must have been open before a drain starts to close. Default: 100 ms; zero
-    /// switches it off.
+    /// Sets how long no request, guard or permit must have been open before a drain starts to close. Default: 100 ms;
+    /// zero switches it off.
     ///
     /// A server that has returned may have spawned tasks of HTTP/2 streams that have not called the service yet. With a
-    /// drain that closes at once, their handlers would run after it. This is a heuristic: ten milliseconds are enough on
-    /// idle cores; on a saturated machine such a stream may start too late. It is served, its events are rejected and
-    /// counted. On servers built directly on hyper, `TrackEventsHandle::executor` (feature `hyper`) makes this exact, and
-    /// the period can be zero.
+    /// drain that closes at once, their handlers would run after it. This is a heuristic: ten milliseconds are enough
+    /// on idle cores; on a saturated machine such a stream may start too late. It is served, its events are rejected
+    /// and counted. On servers built directly on hyper, `TrackEventsHandle::executor` (feature `hyper`) makes this
+    /// exact, and the period can be zero.
     ///
     /// It counts from the last request, guard or permit that was opened or closed, not from the last event.
     pub fn quiet_period(mut self, period: Duration) -> Self {
@@ -84,10 +84,10 @@ impl TrackEventsHandleBuilder {
 
     /// Sets how long an event may run. Default: no limit.
     ///
-    /// The limit counts from the event's first poll. After it the event is dropped, counted as timed out, and logged. One
-    /// that returns in the same poll in which its limit passes has returned. [`track_blocking`] is not limited, since a
-    /// blocking thread cannot be stopped; nor is an event on a runtime without timers, where this is logged. With
-    /// `panic = "abort"` such a runtime ends the process.
+    /// The limit counts from the event's first poll. After it the event is dropped, counted as timed out, and logged.
+    /// One that returns in the same poll in which its limit passes has returned. [`track_blocking`] is not limited,
+    /// since a blocking thread cannot be stopped; nor is an event on a runtime without timers, where this is logged.
+    /// With `panic = "abort"` such a runtime ends the process.
     ///
     /// [`track_blocking`]: TrackEventsHandle::track_blocking
     pub fn event_timeout(mut self, limit: Duration) -> Self {
@@ -98,15 +98,15 @@ impl TrackEventsHandleBuilder {
     /// Sets how long before its deadline a drain makes the [last call](TrackEventsHandle::make_last_call). Default: a
     /// quarter of its limit, at most 5 seconds. [`Duration::ZERO`] switches it off.
     ///
-    /// It must be long enough for the events of the responses that are open then. A drain with a shorter limit makes the last
-    /// call at once.
+    /// It must be long enough for the events of the responses that are open then. A drain with a shorter limit makes
+    /// the last call at once.
     pub fn last_call(mut self, before_deadline: Duration) -> Self {
         self.last_call = Some(before_deadline);
         self
     }
 
-    /// Sets how often a drain logs a line about what is left, at the level `INFO`. Default: 1 second; [`Duration::ZERO`]
-    /// switches it off.
+    /// Sets how often a drain logs a line about what is left, at the level `INFO`. Default: 1 second;
+    /// [`Duration::ZERO`] switches it off.
     ///
     /// ```text
     /// draining: 2 requests open, 17 events pending (order.created x15, audit x2), 3.2 s of 5.0 s
@@ -118,12 +118,12 @@ impl TrackEventsHandleBuilder {
         self
     }
 
-    /// Sets the runtime on which all events run. Default: each runs on that in which it is tracked, or, tracked outside of
-    /// any, on the first in which the handle was used.
+    /// Sets the runtime on which all events run. Default: each runs on that in which it is tracked, or, tracked outside
+    /// of any, on the first in which the handle was used.
     ///
     /// For handlers that are not called in a runtime, for one that should be kept free of the work of events, and where
-    /// the first runtime may not be the one that lives longest: an event for a runtime that has shut down is accepted and
-    /// counted as aborted.
+    /// the first runtime may not be the one that lives longest: an event for a runtime that has shut down is accepted
+    /// and counted as aborted.
     ///
     /// # Examples
     ///

@@ -59,8 +59,8 @@ impl DrainGuard {
 
     /// Runs `future` under this guard, which is dropped after it.
     ///
-    /// A [drain](crate::TrackEventsHandle::drain) or [`wait_idle`](crate::TrackEventsHandle::wait_idle) of the same handle
-    /// that is polled in it returns `InsideItself`, where it would otherwise wait for this guard.
+    /// A [drain](crate::TrackEventsHandle::drain) or [`wait_idle`](crate::TrackEventsHandle::wait_idle) of the same
+    /// handle that is polled in it returns `InsideItself`, where it would otherwise wait for this guard.
     ///
     /// # Examples
     ///

@@ -65,8 +65,8 @@ impl TrackEventsHandle {
         TrackEventsHandleBuilder::build_default()
     }
 
-    /// Makes a builder: capacity 65,536, quiet period 100 ms, a line about the progress of a drain each second, no event
-    /// timeout, events run on the runtime in which they are tracked.
+    /// Makes a builder: capacity 65,536, quiet period 100 ms, a line about the progress of a drain each second, no
+    /// event timeout, events run on the runtime in which they are tracked.
     pub fn builder() -> TrackEventsHandleBuilder {
         TrackEventsHandleBuilder::new()
     }
@@ -108,9 +108,9 @@ impl TrackEventsHandle {
 
     /// Starts `work` now on a blocking thread of the runtime, as an event called `name`.
     ///
-    /// For work that blocks: SQLite, files, compression. Work that is running cannot be stopped, neither by a timeout nor by
-    /// a runtime that shuts down: [`event_timeout`](TrackEventsHandleBuilder::event_timeout) does not apply, and a
-    /// runtime that is dropped waits for it.
+    /// For work that blocks: SQLite, files, compression. Work that is running cannot be stopped, neither by a timeout
+    /// nor by a runtime that shuts down: [`event_timeout`](TrackEventsHandleBuilder::event_timeout) does not apply, and
+    /// a runtime that is dropped waits for it.
     ///
     /// # Errors
     ///
@@ -195,8 +195,8 @@ impl TrackEventsHandle {
         Permit::reserve(self.shard(), None, Location::caller())
     }
 
-    /// Makes a builder for a sender of typed events, which `sink` is given in batches: one task and one statement for many
-    /// of them.
+    /// Makes a builder for a sender of typed events, which `sink` is given in batches: one task and one statement for
+    /// many of them.
     ///
     /// They are events called `name` like all others: pending until the sink has acknowledged them, counted, and waited
     /// for by a drain.

@@ -15,8 +15,8 @@ use crate::{
 /// A reserved capacity slot for one event, from [`TrackEventsHandle::reserve`](crate::TrackEventsHandle::reserve) or
 /// [`Events::reserve`](crate::Events::reserve).
 ///
-/// With a permit, a handler decides before it does the work: the event will be accepted. A drain waits for a permit that
-/// is held. Dropped unused, it releases its slot, and nothing is counted.
+/// With a permit, a handler decides before it does the work: the event will be accepted. A drain waits for a permit
+/// that is held. Dropped unused, it releases its slot, and nothing is counted.
 ///
 /// # Examples
 ///
@@ -69,7 +69,8 @@ impl Permit {
     /// Tracks `work` as an event called `name`, on the runtime's blocking threads and in the slot of this permit.
     ///
     /// It starts when [`track`](Self::track) would start it.
-    /// [`TrackEventsHandle::track_blocking`](crate::TrackEventsHandle::track_blocking) says what differs for blocking work.
+    /// [`TrackEventsHandle::track_blocking`](crate::TrackEventsHandle::track_blocking) says what differs for blocking
+    /// work.
     #[track_caller]
     pub fn track_blocking<F, T>(self, name: &'static str, work: F)
     where

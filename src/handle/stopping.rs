@@ -11,11 +11,11 @@ use crate::{
 };
 
 impl TrackEventsHandle {
-    /// Returns the whole sequence from the signal to the exit: it runs servers until SIGTERM or Ctrl-C, stops them, and drains
-    /// this handle. See [`Shutdown`] for the steps.
+    /// Returns the whole sequence from the signal to the exit: it runs servers until SIGTERM or Ctrl-C, stops them, and
+    /// drains this handle. See [`Shutdown`] for the steps.
     ///
-    /// Call it early: from now on the process listens to the signals, if the feature `signal` is on. Before that, they kill
-    /// it, or are ignored if it is the first one of a container. Without the feature, pass a future to
+    /// Call it early: from now on the process listens to the signals, if the feature `signal` is on. Before that, they
+    /// kill it, or are ignored if it is the first one of a container. Without the feature, pass a future to
     /// [`Shutdown::signal`].
     pub fn shutdown(&self) -> Shutdown {
         Shutdown::new(Arc::clone(&self.shards))
@@ -24,8 +24,8 @@ impl TrackEventsHandle {
     /// Raises the drain signal: [`is_draining`](Self::is_draining) returns true, and streams that wait for
     /// [`draining`](Self::draining) end. Nothing is rejected yet.
     ///
-    /// Requests still arrive until load balancers stop routing to this instance, and their events are accepted. Calling it
-    /// again does nothing. The first poll of a [`drain`](Self::drain) raises the signal as well.
+    /// Requests still arrive until load balancers stop routing to this instance, and their events are accepted. Calling
+    /// it again does nothing. The first poll of a [`drain`](Self::drain) raises the signal as well.
     pub fn begin_drain(&self) {
         self.shards.begin_drain();
     }
@@ -99,14 +99,14 @@ impl TrackEventsHandle {
     /// Makes the last call: starts the events that wait for the end of their exchange, with
     /// [`Outcome::Unfinished`](crate::Outcome::Unfinished) and the facts so far.
     ///
-    /// The requests go on untouched, and stay open until they end. What is tracked on them from now on starts at once, with
-    /// the facts of that moment. The events of a request that is opened later start at the latest when the head of its response
-    /// is there. A request that waits for capacity goes on, and its events are
+    /// The requests go on untouched, and stay open until they end. What is tracked on them from now on starts at once,
+    /// with the facts of that moment. The events of a request that is opened later start at the latest when the head of
+    /// its response is there. A request that waits for capacity goes on, and its events are
     /// [rejected](crate::Overflow::Wait). Observers are called like the events.
     ///
-    /// A [drain](Self::drain) makes the last call itself, [a while](crate::TrackEventsHandleBuilder::last_call) before its deadline,
-    /// so that a client that does not read its response cannot keep an event from running. Calling it again reaches the
-    /// requests that have opened since.
+    /// A [drain](Self::drain) makes the last call itself, [a while](crate::TrackEventsHandleBuilder::last_call) before
+    /// its deadline, so that a client that does not read its response cannot keep an event from running. Calling it
+    /// again reaches the requests that have opened since.
     ///
     /// # Examples
     ///
@@ -139,36 +139,39 @@ impl TrackEventsHandle {
     /// Waits, at most for `limit`, until no request, guard or permit is open and no event is pending; then closes.
     ///
     /// Poll it when the server has stopped accepting: once it is `Ok`, everything is rejected for good. `Ok` means that
-    /// nothing is left, not that all went well: that is [`DrainReport::all_completed`](crate::DrainReport::all_completed).
+    /// nothing is left, not that all went well: that is
+    /// [`DrainReport::all_completed`](crate::DrainReport::all_completed).
     ///
     /// While a request, a guard or a permit is open, everything is accepted. Once none has been open for the
-    /// [quiet period](crate::TrackEventsHandleBuilder::quiet_period), the drain is *closing*: only what runs inside an event, a
-    /// delivery of a sink, a later request or a [guard's scope](crate::DrainGuard::scope) may still track. So a background task
-    /// that tracks an event now and then does not keep the drain from ending. If the drain times out or is dropped,
-    /// everything is accepted again.
+    /// [quiet period](crate::TrackEventsHandleBuilder::quiet_period), the drain is *closing*: only what runs inside an
+    /// event, a delivery of a sink, a later request or a [guard's scope](crate::DrainGuard::scope) may still track. So
+    /// a background task that tracks an event now and then does not keep the drain from ending. If the drain times out
+    /// or is dropped, everything is accepted again.
     ///
     /// The limit counts from the first poll. [`Duration::ZERO`] looks once, without a quiet period; [`Duration::MAX`]
     /// waits for as long as it takes. When the limit passes, it looks a last time, without a quiet period.
     ///
-    /// When a quarter of the limit is left, at most 5 seconds, it makes the [last call](Self::make_last_call). If several drains
-    /// are polled, the one with the latest deadline does. [`Duration::ZERO`] and [`Duration::MAX`] make none.
+    /// When a quarter of the limit is left, at most 5 seconds, it makes the [last call](Self::make_last_call). If
+    /// several drains are polled, the one with the latest deadline does. [`Duration::ZERO`] and [`Duration::MAX`] make
+    /// none.
     ///
-    /// From the first poll of a drain on, what is sent to [sinks](Self::sink) is delivered at once, without waiting for more,
-    /// and retried until the limit.
-    /// What they have not taken by then is passed to [`on_undelivered`](crate::SinkBuilder::on_undelivered).
+    /// From the first poll of a drain on, what is sent to [sinks](Self::sink) is delivered at once, without waiting for
+    /// more, and retried until the limit. What they have not taken by then is passed to
+    /// [`on_undelivered`](crate::SinkBuilder::on_undelivered).
     ///
     /// `Ok` also means that each sink has been dropped, with what it owns.
     ///
-    /// [`shutdown`](Self::shutdown) does the steps around it; [a page of the guide](crate::guide::shutdown) has the details.
+    /// [`shutdown`](Self::shutdown) does the steps around it; [a page of the guide](crate::guide::shutdown) has the
+    /// details.
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::DrainError::TimedOut) when the limit passed first: nothing is cancelled and nothing closed, but
-    /// undelivered values have been handed over.
-    /// [`InsideItself`](crate::DrainError::InsideItself) when polled inside an event, a handler or a body of this handle.
-    /// This is not seen through a task that such code spawns and awaits, nor when the caller holds a guard or a permit of
-    /// its own. [`NoTimer`](crate::DrainError::NoTimer) outside of a tokio runtime with timers. (With `panic = "abort"`, a
-    /// runtime without timers ends the process: tokio says so by a panic.)
+    /// [`TimedOut`](crate::DrainError::TimedOut) when the limit passed first: nothing is cancelled and nothing closed,
+    /// but undelivered values have been handed over. [`InsideItself`](crate::DrainError::InsideItself) when polled
+    /// inside an event, a handler or a body of this handle. This is not seen through a task that such code spawns and
+    /// awaits, nor when the caller holds a guard or a permit of its own. [`NoTimer`](crate::DrainError::NoTimer)
+    /// outside of a tokio runtime with timers. (With `panic = "abort"`, a runtime without timers ends the process:
+    /// tokio says so by a panic.)
     ///
     /// # Cancel safety
     ///
@@ -227,9 +230,9 @@ impl TrackEventsHandle {
 
     /// Waits, at most for `limit`, for an instant at which no event is pending.
     ///
-    /// It closes nothing, and does not wait for requests, guards and permits. An event of an exchange ends only after that
-    /// exchange: drop the response first. What was sent to a sink is delivered without waiting for more. If other tasks
-    /// track events all the time, there may be no such instant before the limit passes.
+    /// It closes nothing, and does not wait for requests, guards and permits. An event of an exchange ends only after
+    /// that exchange: drop the response first. What was sent to a sink is delivered without waiting for more. If other
+    /// tasks track events all the time, there may be no such instant before the limit passes.
     ///
     /// The limit counts from the first poll. [`Duration::ZERO`] looks once; [`Duration::MAX`] waits for as long as it
     /// takes.
@@ -249,11 +252,11 @@ impl TrackEventsHandle {
 
     /// Ends the events that are pending now, whether they have started or not.
     ///
-    /// An event that waits for the end of its exchange ends in this call. One that runs is woken, and ends when its runtime
-    /// polls it. Each is dropped with its destructors, counted as aborted, and logged; what was sent to a
-    /// [sink](Self::sink) is passed to [`on_undelivered`](crate::SinkBuilder::on_undelivered) instead. Exchanges, guards
-    /// and permits stay, nothing is closed, and events that are tracked from now on are accepted as before: a later
-    /// drain may still wait for all of these, and time out.
+    /// An event that waits for the end of its exchange ends in this call. One that runs is woken, and ends when its
+    /// runtime polls it. Each is dropped with its destructors, counted as aborted, and logged; what was sent to a
+    /// [sink](Self::sink) is passed to [`on_undelivered`](crate::SinkBuilder::on_undelivered) instead. Exchanges,
+    /// guards and permits stay, nothing is closed, and events that are tracked from now on are accepted as before: a
+    /// later drain may still wait for all of these, and time out.
     ///
     /// A [blocking](Self::track_blocking) event that has a thread cannot be aborted: it goes on, and ends as it ends.
     /// One that still waits for a thread is aborted.
@@ -261,8 +264,8 @@ impl TrackEventsHandle {
     /// # Which ending wins
     ///
     /// The first of these that is found when an event is polled: it is to be aborted; it returns or panics; its time
-    /// limit has passed. So an event that returned in the poll during which it was aborted has completed, and one that is
-    /// aborted and out of time is aborted. A panic of its destructors is counted before all of them.
+    /// limit has passed. So an event that returned in the poll during which it was aborted has completed, and one that
+    /// is aborted and out of time is aborted. A panic of its destructors is counted before all of them.
     ///
     /// # Examples
     ///

@@ -35,8 +35,8 @@ pin_project! {
     /// type Tracked = ResponseFuture<Inner>; // the future of `TrackEvents<S>` around a service with that one
     /// ```
     pub struct ResponseFuture<F> {
-        // Before the inner future is polled for the first time. Boxed, because it is rare. The mutex is never locked: it
-        // makes what it holds `Sync`, or this future would be less so than the inner one.
+        // Before the inner future is polled for the first time. Boxed, because it is rare. The mutex is never locked:
+        // it makes what it holds `Sync`, or this future would be less so than the inner one.
         waiting: Option<Box<Mutex<WaitingEvents>>>,
         // Dropped as soon as it is ready: what its destructor records belongs to the exchange.
         #[pin]

@@ -59,8 +59,8 @@ impl HookList {
         self.hooks.is_empty() && self.observers.is_empty()
     }
 
-    /// Tracks an event for each hook that applies, and returns those that wait for capacity. One that is rejected is only
-    /// counted: there is no caller to return an error to.
+    /// Tracks an event for each hook that applies, and returns those that wait for capacity. One that is rejected is
+    /// only counted: there is no caller to return an error to.
     pub(crate) fn track(&self, state: &Arc<State>, request: &Parts) -> Option<WaitingEvents> {
         for Observer { location, make } in &self.observers {
             match catch(|| make(request)) {
@@ -113,8 +113,8 @@ impl Hook {
         }
     }
 
-    /// The event of this request, if the hook applies to it, or the panic of the hook. The request is served, whatever the
-    /// hook does.
+    /// The event of this request, if the hook applies to it, or the panic of the hook. The request is served, whatever
+    /// the hook does.
     fn event(&self, state: &Arc<State>, request: &Parts) -> Option<Result<BoxedEvent, String>> {
         let applies = || self.filter.as_ref().is_none_or(|filter| filter(request));
         catch(|| applies().then(|| (self.make)(state, request))).transpose()

@@ -133,9 +133,9 @@ impl fmt::Debug for TrackEventsLayer {
 ///
 /// For each request, `make` is called before the inner service. The event is then accepted or rejected, or the request
 /// waits for capacity: see [`Overflow`]. A rejected event is dropped and counted in
-/// [`Snapshot::rejected`](crate::Snapshot::rejected); the request is served. The filter and `make` are called at capacity
-/// as well, so they should be fast. What `make` returns is called when the exchange is over, as a part of the event. If one
-/// of the closures panics, the event has panicked, which is counted and logged; the request is served.
+/// [`Snapshot::rejected`](crate::Snapshot::rejected); the request is served. The filter and `make` are called at
+/// capacity as well, so they should be fast. What `make` returns is called when the exchange is over, as a part of the
+/// event. If one of the closures panics, the event has panicked, which is counted and logged; the request is served.
 ///
 /// # Examples
 ///
@@ -220,12 +220,12 @@ impl TrackEventsLayerBuilder {
         self.add(Hook { name, location: Location::caller(), filter: Some(Box::new(filter)), make: boxed(make) })
     }
 
-    /// Adds an observer, which is called synchronously with the facts of each exchange when it is over. It needs no task
-    /// and no capacity.
+    /// Adds an observer, which is called synchronously with the facts of each exchange when it is over. It needs no
+    /// task and no capacity.
     ///
-    /// `make` is called before the inner service, and what it returns when the exchange is over. Both closures should be
-    /// fast, because the connection waits for them: send to a [sink](crate::EventSender::send), for example. Work that takes
-    /// time, or must be awaited, is an [event](Self::track).
+    /// `make` is called before the inner service, and what it returns when the exchange is over. Both closures should
+    /// be fast, because the connection waits for them: send to a [sink](crate::EventSender::send), for example. Work
+    /// that takes time, or must be awaited, is an [event](Self::track).
     ///
     /// A panic in either is caught and logged, and counted as that of an event called `(observer)`; the request is
     /// served. Repeatable: each call adds one more observer. They are called before the events of the exchange start.

@@ -2,14 +2,14 @@
 //!
 //! # Invariants, and why they hold
 //!
-//! 1. *A slot is taken and released under the lock of the shard whose entry has it.* So under all locks the number of taken
-//!    slots is that of permits and pending events.
-//! 2. *"Full" is exact.* Slots are taken by compare-and-swap and never beyond the limit, so a refusal has seen all of them
-//!    taken.
+//! 1. *A slot is taken and released under the lock of the shard whose entry has it.* So under all locks the number of
+//!    taken slots is that of permits and pending events.
+//! 2. *"Full" is exact.* Slots are taken by compare-and-swap and never beyond the limit, so a refusal has seen all of
+//!    them taken.
 //! 3. *First come, first served, and no lost wake-up.* The flag `QUEUED` is a part of the number of
-//!    taken slots. It is set only while all slots are taken, in the same step in which that is seen, and cleared when the
-//!    queue is empty, both under the lock of the queue. While it is set, no slot is taken; a thread that releases one hands
-//!    it to the first in the queue instead.
+//!    taken slots. It is set only while all slots are taken, in the same step in which that is seen, and cleared when
+//!    the queue is empty, both under the lock of the queue. While it is set, no slot is taken; a thread that releases
+//!    one hands it to the first in the queue instead.
 
 use std::{
     collections::BTreeMap,
@@ -36,8 +36,8 @@ pub(super) struct Capacity<P> {
     /// The number of taken slots, and `QUEUED`.
     taken: AtomicU64,
     queue: Mutex<Queue<P>>,
-    /// Whether a rejection was logged. Until a quarter of the slots is free (of fewer than eight, all) that is one episode,
-    /// and logged once.
+    /// Whether a rejection was logged. Until a quarter of the slots is free (of fewer than eight, all) that is one
+    /// episode, and logged once.
     full_is_logged: AtomicBool,
 }
 
@@ -82,7 +82,8 @@ impl<P> Capacity<P> {
 
     /// Takes a slot, if one is free. Under the lock of a shard.
     ///
-    /// Relaxed, here and below: what must agree with the number is changed under locks of shards, and the queue has its own.
+    /// Relaxed, here and below: what must agree with the number is changed under locks of shards, and the queue has its
+    /// own.
     #[inline]
     pub(super) fn take(&self) -> bool {
         let take = |taken: u64| (taken < self.limit).then(|| taken + 1);

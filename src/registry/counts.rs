@@ -260,8 +260,8 @@ pub struct SinkSnapshot {
     pub rejected_closed: u64,
     /// Batches that the sink has taken.
     pub delivered_batches: u64,
-    /// Attempts to deliver a batch that failed, panicked or ran out of time. Each was followed by another, or by the end
-    /// of the batch.
+    /// Attempts to deliver a batch that failed, panicked or ran out of time. Each was followed by another, or by the
+    /// end of the batch.
     pub failed_attempts: u64,
     /// Why the last attempt did not succeed, in one line; none if it did.
     pub last_error: Option<String>,

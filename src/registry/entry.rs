@@ -9,7 +9,8 @@ use crate::registry::epoch::Epoch;
 pub(super) struct Entry {
     pub(super) kind: Kind,
     pub(super) location: &'static Location<'static>,
-    /// When it was opened or tracked; of an event of an exchange, when that began, or, once the event runs, when it ended.
+    /// When it was opened or tracked; of an event of an exchange, when that began, or, once the event runs, when it
+    /// ended.
     pub(super) since: Instant,
     pub(super) on_abort: OnAbort,
 }
@@ -19,8 +20,8 @@ pub(super) struct Entry {
 pub(super) enum OnAbort {
     #[default]
     Nothing,
-    /// The task that runs the event looks at the epoch when it is woken. (Work that waits for a blocking thread ends in the
-    /// call of its waker.)
+    /// The task that runs the event looks at the epoch when it is woken. (Work that waits for a blocking thread ends in
+    /// the call of its waker.)
     Wake(Waker),
     /// The request keeps its events until its exchange is over.
     Request(Arc<dyn OpenRequest>),
@@ -28,10 +29,12 @@ pub(super) enum OnAbort {
 
 /// The exchange of an open request, as the registry sees it.
 pub(crate) trait OpenRequest: Send + Sync {
-    /// Ends the events that are kept for the end of the exchange and were tracked before `epoch`. Called without a lock.
+    /// Ends the events that are kept for the end of the exchange and were tracked before `epoch`. Called without a
+    /// lock.
     fn abort(&self, epoch: Epoch);
 
-    /// Starts the events that are kept for the end of the exchange, and returns how many these were. Called without a lock.
+    /// Starts the events that are kept for the end of the exchange, and returns how many these were. Called without a
+    /// lock.
     fn last_call(&self) -> usize;
 }
 

@@ -14,8 +14,9 @@ impl CurrentEpoch {
         Self(AtomicU64::new(0))
     }
 
-    /// Relaxed: a thread that must see an abort has taken a lock after it. That is the lock of a shard, which the abort held; the
-    /// lock of an exchange, which the abort takes next; or whatever synchronises a waker with the poll that follows.
+    /// Relaxed: a thread that must see an abort has taken a lock after it. That is the lock of a shard, which the abort
+    /// held; the lock of an exchange, which the abort takes next; or whatever synchronises a waker with the poll that
+    /// follows.
     #[inline]
     pub(super) fn load(&self) -> Epoch {
         Epoch(self.0.load(Ordering::Relaxed))

@@ -1,42 +1,45 @@
 //! The registry: everything that one handle counts, and the instant at which it closes.
 //!
-//! Whatever a drain waits for (a request, a guard, a permit, an event) is an *entry* in a *shard*, or is in a *source* such
-//! as the queue of a sink. A *ticket* is responsible for one entry: dropping the ticket removes it. A shard is one mutex on cache lines of its own. Each thread
-//! has its own shard, in practice, and a ticket remembers which one it is in, so two threads rarely write the same line.
+//! Whatever a drain waits for (a request, a guard, a permit, an event) is an *entry* in a *shard*, or is in a *source*
+//! such as the queue of a sink. A *ticket* is responsible for one entry: dropping the ticket removes it. A shard is one
+//! mutex on cache lines of its own. Each thread has its own shard, in practice, and a ticket remembers which one it is
+//! in, so two threads rarely write the same line.
 //!
 //! # Invariants, and why they hold
 //!
 //! 1. *An entry and its counts change together*, under the lock of their shard. A look at all shards under all locks is
 //!    therefore a look at one instant (guarantee 1).
-//! 2. *An accepted event ends once.* A ticket is made only for an entry that was just made, has no `Clone`, and removes its
-//!    entry in [`Ticket::end`] or in its `Drop`. So an event that its runtime drops is counted as well (guarantee 4).
-//! 3. *Closing is one instant.* [`Registry::try_close`] sets the phase of all shards under all locks. Every admission looks
-//!    at the phase under the lock of its shard; only a permit that becomes an event, and a slot that passes from one entry to the next, need not, because an
-//!    entry is there already.
-//!    So before that instant everything is accepted, after it nothing is, and nothing was open at it (guarantees 2 and 3).
-//! 4. *While the phase is `Closing`, no request, guard or permit is open.* One that is about to enter sets the phase back to
-//!    `Open` under all locks first, and so does a slot that passes to a waiting request.
+//! 2. *An accepted event ends once.* A ticket is made only for an entry that was just made, has no `Clone`, and removes
+//!    its entry in [`Ticket::end`] or in its `Drop`. So an event that its runtime drops is counted as well (guarantee
+//!    4).
+//! 3. *Closing is one instant.* [`Registry::try_close`] sets the phase of all shards under all locks. Every admission
+//!    looks at the phase under the lock of its shard; only a permit that becomes an event, and a slot that passes from
+//!    one entry to the next, need not, because an entry is there already. So before that instant everything is
+//!    accepted, after it nothing is, and nothing was open at it (guarantees 2 and 3).
+//! 4. *While the phase is `Closing`, no request, guard or permit is open.* One that is about to enter sets the phase
+//!    back to `Open` under all locks first, and so does a slot that passes to a waiting request.
 //! 5. *Capacity is conserved*: the number of taken slots is that of permits and pending events. See `capacity`
 //!    (guarantee 5).
-//! 6. *No lost wake-up.* A drain registers its waker first and looks under all locks afterwards. A thread that ends the last
-//!    entry of a shard after that look has taken the lock after it, and so sees the registration.
-//! 7. *An abort reaches every event that was accepted before it*, except one that runs on a blocking thread. It advances the epoch and collects, under all locks, the
-//!    wakers of tasks and the open requests. An event whose task has not registered a waker yet registers it under the lock
-//!    of its shard later, and sees the epoch there. An event that is on its way to its exchange is kept under the lock of
-//!    that exchange, which the abort takes afterwards: either it finds the event there, or the thread that keeps the event sees the epoch.
-//! 8. *No user code runs under a lock* (guarantee 6). Names and locations are `&'static`; wakers and requests are moved or
-//!    cloned under a lock, and woken, called and dropped without it.
+//! 6. *No lost wake-up.* A drain registers its waker first and looks under all locks afterwards. A thread that ends the
+//!    last entry of a shard after that look has taken the lock after it, and so sees the registration.
+//! 7. *An abort reaches every event that was accepted before it*, except one that runs on a blocking thread. It
+//!    advances the epoch and collects, under all locks, the wakers of tasks and the open requests. An event whose task
+//!    has not registered a waker yet registers it under the lock of its shard later, and sees the epoch there. An event
+//!    that is on its way to its exchange is kept under the lock of that exchange, which the abort takes afterwards:
+//!    either it finds the event there, or the thread that keeps the event sees the epoch.
+//! 8. *No user code runs under a lock* (guarantee 6). Names and locations are `&'static`; wakers and requests are moved
+//!    or cloned under a lock, and woken, called and dropped without it.
 //! 9. *A source is a shard of another kind*: see `source`. Looks, closings and aborts include it.
 //!
 //! # Lock order
 //!
-//! Shards by index, then the list of sources, then sources, then one of the waiters and the queue for capacity. The lock of
-//! an exchange is never taken under one of these.
+//! Shards by index, then the list of sources, then sources, then one of the waiters and the queue for capacity. The
+//! lock of an exchange is never taken under one of these.
 //!
 //! # Models
 //!
-//! `scripts/loom` runs the models in `models`. Where the source asks `seeded!` or `seeded_gap!`, a model is to find that
-//! mistake; in every other build the answer is `false`, and the mistake is compiled to nothing.
+//! `scripts/loom` runs the models in `models`. Where the source asks `seeded!` or `seeded_gap!`, a model is to find
+//! that mistake; in every other build the answer is `false`, and the mistake is compiled to nothing.
 
 mod capacity;
 mod counts;
@@ -208,8 +211,8 @@ impl<C> Registry<C> {
         look
     }
 
-    /// Accepts everything again for something that is about to enter, unless the registry is closed, or that needs a slot and none is free.
-    /// Keeps the lock of one shard.
+    /// Accepts everything again for something that is about to enter, unless the registry is closed, or that needs a
+    /// slot and none is free. Keeps the lock of one shard.
     fn reopen(&self, index: usize, needs_slot: bool) -> Locked<'_> {
         let mut shards = self.lock_shards();
         let list = lock(&self.sources);
@@ -256,8 +259,8 @@ impl<C> Registry<C> {
         detached.into_iter().for_each(|detached| (detached.end)());
     }
 
-    /// Lets the events start that wait for the end of a request, and the requests go on that wait for a slot. Returns how many
-    /// events have started.
+    /// Lets the events start that wait for the end of a request, and the requests go on that wait for a slot. Returns
+    /// how many events have started.
     ///
     /// A request that is opened later looks at [`is_last_call`](Self::is_last_call) when its head is there.
     pub(crate) fn last_call(&self) -> usize {

@@ -114,8 +114,8 @@ impl Counted {
     }
 }
 
-/// A reference to one shard, with a reference count that only the users of this shard touch: one for the registry would be
-/// a cache line that every thread writes.
+/// A reference to one shard, with a reference count that only the users of this shard touch: one for the registry would
+/// be a cache line that every thread writes.
 #[repr(align(128))]
 pub(crate) struct Shard<C> {
     pub(crate) registry: Arc<Registry<C>>,

@@ -1,7 +1,7 @@
 //! Pending work that is kept outside of the shards: the values in the queue of a sink.
 //!
-//! A source counts its own events, under its own lock, and takes part in every look at all counts and in every closing. Its
-//! lock comes after those of the shards.
+//! A source counts its own events, under its own lock, and takes part in every look at all counts and in every closing.
+//! Its lock comes after those of the shards.
 
 use std::{collections::BTreeMap, panic::Location, sync::Arc};
 
@@ -27,8 +27,8 @@ pub(crate) trait LockedSource {
     /// How many permits were ever taken.
     fn ever_opened(&self) -> u64;
 
-    /// The sink, if a drain waits for it although nothing is pending: its code still runs for values that were detached, or
-    /// it has not been dropped since the registry was closed.
+    /// The sink, if a drain waits for it although nothing is pending: its code still runs for values that were
+    /// detached, or it has not been dropped since the registry was closed.
     fn running_sink(&self) -> Option<RunningSink>;
 
     /// Adds what is pending or reserved.

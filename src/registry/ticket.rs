@@ -54,7 +54,8 @@ impl<C> Ticket<C> {
             state.counts.accepted += 1;
         }
         seeded_gap!("a permit that becomes an event reads the epoch under a later lock", state = self.shard.lock());
-        // The epoch is read under the lock of the entry, as for every event: an abort has seen the permit, or the event.
+        // The epoch is read under the lock of the entry, as for every event: an abort has seen the permit, or the
+        // event.
         self.epoch = self.shard.registry.epoch.load();
         let wakes_nobody = seeded!("the last permit that becomes an event wakes nobody");
         let is_last_holder = state.counts.holders() == 0 && !wakes_nobody;
@@ -76,8 +77,8 @@ impl<C> Ticket<C> {
         self.epoch < epoch
     }
 
-    /// Lets an abort wake the task that runs the event, until the entry is removed. Returns the current epoch: an abort that
-    /// came before it does not wake this waker.
+    /// Lets an abort wake the task that runs the event, until the entry is removed. Returns the current epoch: an abort
+    /// that came before it does not wake this waker.
     pub(crate) fn wake_on_abort(&self, waker: &Waker) -> Epoch {
         let mut on_abort = OnAbort::Wake(waker.clone());
         let mut state = self.shard.lock();
@@ -115,8 +116,8 @@ impl<C> Ticket<C> {
         drop(on_abort);
     }
 
-    /// The name of the event, and where in the source it was tracked. They are in the entry alone, because most events end without being
-    /// asked for them.
+    /// The name of the event, and where in the source it was tracked. They are in the entry alone, because most events
+    /// end without being asked for them.
     pub(crate) fn name_and_location(&self) -> (&'static str, &'static Location<'static>) {
         match self.shard.lock().entries.get(self.key) {
             Some(entry) => match entry.kind {

@@ -10,7 +10,8 @@ use crate::util::sync::{
 
 /// Their wakers, each under a number.
 pub(super) struct Waiters {
-    /// Whether the list has an entry. Written under its lock, and read without it by the thread that ends the last of something.
+    /// Whether the list has an entry. Written under its lock, and read without it by the thread that ends the last of
+    /// something.
     any: AtomicBool,
     list: Mutex<List>,
 }
@@ -62,8 +63,8 @@ impl Waiters {
     /// Wakes all. To be called after a count was seen to reach zero under the lock of its shard or source, or after the
     /// registry was closed.
     pub(super) fn wake_all(&self) {
-        // Relaxed: a waiter stores the flag before it looks at all counts under their locks, and the caller has held one of
-        // these locks after that look. A waiter that has not looked yet will see the zero itself.
+        // Relaxed: a waiter stores the flag before it looks at all counts under their locks, and the caller has held
+        // one of these locks after that look. A waiter that has not looked yet will see the zero itself.
         if !self.any() {
             return;
         }

@@ -36,30 +36,31 @@ use crate::{
 /// One second less than Docker and Cloud Run wait before they kill.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(9);
 
-/// Stops servers and drains the handle, in one call: [`TrackEventsHandle::shutdown`](crate::TrackEventsHandle::shutdown).
+/// Stops servers and drains the handle, in one call:
+/// [`TrackEventsHandle::shutdown`](crate::TrackEventsHandle::shutdown).
 ///
 /// [`serve`](Self::serve) runs the servers until SIGTERM or Ctrl-C (on Windows Ctrl-C, Ctrl-Break, close, logoff and
-/// shutdown), until someone calls [`begin_drain`](crate::TrackEventsHandle::begin_drain), or until they end by themselves.
-/// Then:
+/// shutdown), until someone calls [`begin_drain`](crate::TrackEventsHandle::begin_drain), or until they end by
+/// themselves. Then:
 ///
 /// 1. The drain signal is raised and the [limit](Self::limit) begins. [`on_signal`](Self::on_signal) runs, and the
 ///    [readiness delay](Self::readiness_delay) passes. Requests are served.
 /// 2. [`Stop`] ends. The servers have their [share](Self::server_limit) of the limit to stop.
-/// 3. The handle is [drained](crate::TrackEventsHandle::drain), with all that is left. Servers that have not stopped are
-///    polled on: their connections work until the drain has ended. Nothing waits for such a server, so a client with half a
-///    request head costs no more than the servers' share.
+/// 3. The handle is [drained](crate::TrackEventsHandle::drain), with all that is left. Servers that have not stopped
+///    are polled on: their connections work until the drain has ended. Nothing waits for such a server, so a client
+///    with half a request head costs no more than the servers' share.
 /// 4. What is left of the servers is dropped; [`flush`](Self::flush) runs.
 ///
-/// A second signal ends the waiting: each step that is left is polled once. A signal that follows the first within 500 ms is the
-/// same one. When the sequence is over, one more signal ends the process with 128 and its number.
+/// A second signal ends the waiting: each step that is left is polled once. A signal that follows the first within 500
+/// ms is the same one. When the sequence is over, one more signal ends the process with 128 and its number.
 ///
-/// The servers are polled in place and never spawned; neither `Send` nor `'static` is asked for. Their panics, and those of
-/// the other futures, are caught and reported.
+/// The servers are polled in place and never spawned; neither `Send` nor `'static` is asked for. Their panics, and
+/// those of the other futures, are caught and reported.
 ///
 /// # Cancel safety
 ///
-/// The future of [`serve`](Self::serve) owns the servers: dropping it drops them. No event is lost by that, but nothing waits
-/// for them any more.
+/// The future of [`serve`](Self::serve) owns the servers: dropping it drops them. No event is lost by that, but nothing
+/// waits for them any more.
 ///
 /// # Examples
 ///
@@ -117,9 +118,9 @@ impl Shutdown {
 impl<S, O, F> Shutdown<S, O, F> {
     /// Sets how long everything may take, counted from the signal. Default: 9 seconds.
     ///
-    /// It must be shorter than the time after which the platform kills the process: 10 seconds on Docker and Cloud Run, 30
-    /// on Kubernetes. After Ctrl-Close, logoff and shutdown on Windows, at most 4 seconds are used. [`Duration::ZERO`] looks
-    /// once at each step; [`Duration::MAX`] waits for as long as it takes.
+    /// It must be shorter than the time after which the platform kills the process: 10 seconds on Docker and Cloud Run,
+    /// 30 on Kubernetes. After Ctrl-Close, logoff and shutdown on Windows, at most 4 seconds are used.
+    /// [`Duration::ZERO`] looks once at each step; [`Duration::MAX`] waits for as long as it takes.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
@@ -127,16 +128,18 @@ impl<S, O, F> Shutdown<S, O, F> {
 
     /// Sets how long the servers go on as before after the signal. Default: zero.
     ///
-    /// It is the time that load balancers need to see that the readiness probe fails, and to stop routing to this instance.
+    /// It is the time that load balancers need to see that the readiness probe fails, and to stop routing to this
+    /// instance.
     pub fn readiness_delay(mut self, delay: Duration) -> Self {
         self.readiness_delay = delay;
         self
     }
 
-    /// Sets how long after the readiness delay the servers may take to stop. Default: half of what is left of the limit.
+    /// Sets how long after the readiness delay the servers may take to stop. Default: half of what is left of the
+    /// limit.
     ///
-    /// They need it to let clients finish: for large downloads, raise this and the limit. It ends at the latest when the drain
-    /// must make the [last call](crate::TrackEventsHandleBuilder::last_call), a quarter before the limit.
+    /// They need it to let clients finish: for large downloads, raise this and the limit. It ends at the latest when
+    /// the drain must make the [last call](crate::TrackEventsHandleBuilder::last_call), a quarter before the limit.
     pub fn server_limit(mut self, limit: Duration) -> Self {
         self.server_limit = Some(limit);
         self
@@ -144,8 +147,8 @@ impl<S, O, F> Shutdown<S, O, F> {
 
     /// Sets a future that begins the shutdown, instead of the operating system's signals.
     ///
-    /// There is no second signal then. Since tokio listens to SIGTERM and Ctrl-C once `shutdown` has been called, these no
-    /// longer end the process: the future has to wait for them, if they should. The output of the future is ignored.
+    /// There is no second signal then. Since tokio listens to SIGTERM and Ctrl-C once `shutdown` has been called, these
+    /// no longer end the process: the future has to wait for them, if they should. The output of the future is ignored.
     ///
     /// # Examples
     ///
@@ -171,11 +174,12 @@ impl<S, O, F> Shutdown<S, O, F> {
         Shutdown { shards, limit, readiness_delay, server_limit, os: None, signal, on_signal, flush }
     }
 
-    /// Sets a future that runs from the signal on: it sets a health service to not serving, or removes this instance from a
-    /// service registry.
+    /// Sets a future that runs from the signal on: it sets a health service to not serving, or removes this instance
+    /// from a service registry.
     ///
-    /// Nothing waits for it: it is polled until the drain has ended, then dropped, and named in the report if it has not
-    /// ended. If it takes longer than an instant, set a [readiness delay](Self::readiness_delay) that is long enough.
+    /// Nothing waits for it: it is polled until the drain has ended, then dropped, and named in the report if it has
+    /// not ended. If it takes longer than an instant, set a [readiness delay](Self::readiness_delay) that is long
+    /// enough.
     pub fn on_signal<T>(self, on_signal: T) -> Shutdown<S, T, F>
     where
         T: Future<Output: EventOutput>,
@@ -184,7 +188,8 @@ impl<S, O, F> Shutdown<S, O, F> {
         Shutdown { shards, limit, readiness_delay, server_limit, os, signal, on_signal, flush }
     }
 
-    /// Sets a future that runs after the drain, with what is left of the limit: it flushes broker clients and telemetry.
+    /// Sets a future that runs after the drain, with what is left of the limit: it flushes broker clients and
+    /// telemetry.
     ///
     /// It is polled at least once, also when nothing is left of the limit.
     ///
@@ -217,9 +222,10 @@ where
 {
     /// Runs the servers, stops them, drains the handle, and returns the report.
     ///
-    /// `serve` is called once, with the [`Stop`] that tells the servers to stop. What it returns is polled in place; its output
-    /// is that of an [event](EventOutput). A server that ends by itself begins the shutdown as a signal does: when the port is
-    /// taken, the report has the error at once. For several servers, clone `stop` and use `tokio::try_join!`.
+    /// `serve` is called once, with the [`Stop`] that tells the servers to stop. What it returns is polled in place;
+    /// its output is that of an [event](EventOutput). A server that ends by itself begins the shutdown as a signal
+    /// does: when the port is taken, the report has the error at once. For several servers, clone `stop` and use
+    /// `tokio::try_join!`.
     ///
     /// If the signals cannot be listened to, `serve` is not called, and that is the error of the servers.
     pub async fn serve<Serve, Servers>(self, serve: Serve) -> ShutdownReport

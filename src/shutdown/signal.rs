@@ -61,8 +61,8 @@ impl Signals {
         self.has_second
     }
 
-    /// Ends the process at the next signal. After a shutdown nobody else listens, and the operating system does not end a
-    /// process that has ever listened.
+    /// Ends the process at the next signal. After a shutdown nobody else listens, and the operating system does not end
+    /// a process that has ever listened.
     pub(super) fn exit_at_next(self) {
         if let (Some(mut os), Ok(runtime)) = (self.os, runtime::Handle::try_current()) {
             runtime.spawn(async move {

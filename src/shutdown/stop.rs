@@ -16,8 +16,8 @@ use tokio::{sync::watch, time::Instant};
 ///
 /// It ends when the servers should stop accepting connections: at the signal, or after the
 /// [readiness delay](crate::Shutdown::readiness_delay). It fits `with_graceful_shutdown` of axum and
-/// `serve_with_incoming_shutdown` of tonic, and is `Unpin` for `select!`. A clone ends at the same time: each of several
-/// servers gets one.
+/// `serve_with_incoming_shutdown` of tonic, and is `Unpin` for `select!`. A clone ends at the same time: each of
+/// several servers gets one.
 ///
 /// # Cancel safety
 ///

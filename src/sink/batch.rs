@@ -4,8 +4,8 @@ use std::{fmt, ops::Deref, sync::Arc};
 
 /// Where typed events go, in batches: a table, a stream, a file.
 ///
-/// [`TrackEventsHandle::sink`](crate::TrackEventsHandle::sink) makes a queue in front of it. The sink is given one batch
-/// at a time, in the order in which the events were sent. It is implemented for closures as well.
+/// [`TrackEventsHandle::sink`](crate::TrackEventsHandle::sink) makes a queue in front of it. The sink is given one
+/// batch at a time, in the order in which the events were sent. It is implemented for closures as well.
 ///
 /// # How often a batch is delivered
 ///
@@ -67,8 +67,8 @@ pub trait EventSink<E>: Send + 'static {
     ///
     /// The future is dropped when it takes longer than its
     /// [time limit](crate::SinkBuilder::deliver_timeout), when a drain that times out or an abort takes the
-    /// events away, and when its runtime shuts down. After the first of these, and after a panic, the sink is used again: it
-    /// must replace whatever may be half done, such as a connection in the middle of a protocol.
+    /// events away, and when its runtime shuts down. After the first of these, and after a panic, the sink is used
+    /// again: it must replace whatever may be half done, such as a connection in the middle of a protocol.
     fn deliver(&mut self, batch: Batch<E>) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }
 
@@ -132,8 +132,8 @@ impl<E: fmt::Debug> fmt::Debug for Batch<E> {
 
 /// Events that could not be delivered, all that there are and in the order in which they were sent; never empty.
 ///
-/// [`SinkBuilder::on_undelivered`](crate::SinkBuilder::on_undelivered) says when. The store may have taken some of them,
-/// if an attempt did not come to its end.
+/// [`SinkBuilder::on_undelivered`](crate::SinkBuilder::on_undelivered) says when. The store may have taken some of
+/// them, if an attempt did not come to its end.
 ///
 /// # Examples
 ///

@@ -129,8 +129,8 @@ where
     /// Sets the time between a failed attempt and the next: `first`, then double that, and so on up to `longest`.
     /// Default: from 100 ms to 10 s.
     ///
-    /// A random part is added to each, up to as much again, so that many instances do not retry simultaneously. A drain, a
-    /// flush and a wait for idleness end the back-off, and start again at `first`. Both are at most a day.
+    /// A random part is added to each, up to as much again, so that many instances do not retry simultaneously. A
+    /// drain, a flush and a wait for idleness end the back-off, and start again at `first`. Both are at most a day.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.attempts.first_backoff = first.min(longest).min(MAX_BACKOFF);
         self.attempts.longest_backoff = longest.min(MAX_BACKOFF);
@@ -139,8 +139,8 @@ where
 
     /// Sets the maximum number of attempts for a batch, after which it fails. Default: no limit.
     ///
-    /// A batch that can never be delivered, because of one event in it, delays all that come later. With a maximum it is
-    /// passed to [`on_undelivered`](Self::on_undelivered) as a whole, and the next batch is delivered.
+    /// A batch that can never be delivered, because of one event in it, delays all that come later. With a maximum it
+    /// is passed to [`on_undelivered`](Self::on_undelivered) as a whole, and the next batch is delivered.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.attempts.max = Some(attempts);
         self
@@ -151,15 +151,15 @@ where
     /// It is called with all that is pending, in order,
     ///
     /// - when the limit of a drain has passed. The events count as failed, and the drain's report names them as
-    ///   [`UndeliveredEvent`](crate::OpenKind::UndeliveredEvent). Without this closure they stay pending, are retried for
-    ///   as long as the process lives, and the report names them as queued;
+    ///   [`UndeliveredEvent`](crate::OpenKind::UndeliveredEvent). Without this closure they stay pending, are retried
+    ///   for as long as the process lives, and the report names them as queued;
     /// - when [`abort`](crate::TrackEventsHandle::abort) ends them, or their runtime shuts down: they count as aborted.
     ///   Without this closure they are dropped;
     /// - and with one batch, after its [last attempt](Self::max_attempts): its events count as failed.
     ///
-    /// It is called synchronously, by the poll of the drain or by the call of `abort`: if it takes long, that takes longer
-    /// than the limit. An attempt that is under way is dropped, so the store may have taken some of the events. The closure
-    /// lives as long as the queue: with a sender of the same sink in it, both would leak.
+    /// It is called synchronously, by the poll of the drain or by the call of `abort`: if it takes long, that takes
+    /// longer than the limit. An attempt that is under way is dropped, so the store may have taken some of the events.
+    /// The closure lives as long as the queue: with a sender of the same sink in it, both would leak.
     ///
     /// # Panics
     ///

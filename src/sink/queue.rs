@@ -2,13 +2,13 @@
 //!
 //! # Invariants, and why they hold
 //!
-//! 1. *Values and counts change together*, under the one lock of the queue. A batch that is being delivered stays here until
-//!    it is acknowledged: the attempt has a clone. So nothing that the sink does, or does not do, can lose it.
-//! 2. *Each value ends once.* The code that ends values takes them out of here first. An attempt whose batch was detached
-//!    meanwhile finds another generation, and ends nothing.
+//! 1. *Values and counts change together*, under the one lock of the queue. A batch that is being delivered stays here
+//!    until it is acknowledged: the attempt has a clone. So nothing that the sink does, or does not do, can lose it.
+//! 2. *Each value ends once.* The code that ends values takes them out of here first. An attempt whose batch was
+//!    detached meanwhile finds another generation, and ends nothing.
 //! 3. *Values end in order.* While detached values have not ended, nothing is delivered.
-//! 4. *The worker does not sleep through a value.* It looks at the queue and sets `wake_at` under the lock; the send that
-//!    makes the queue so long notifies it, and a notification without a waiter is kept.
+//! 4. *The worker does not sleep through a value.* It looks at the queue and sets `wake_at` under the lock; the send
+//!    that makes the queue so long notifies it, and a notification without a waiter is kept.
 
 use std::{
     mem,

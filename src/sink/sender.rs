@@ -10,8 +10,8 @@ use crate::{
 
 /// Sends typed events to a sink, which gets them in batches.
 ///
-/// From [`SinkBuilder::build`](crate::SinkBuilder::build). A clone is cheap and sends to the same sink. When the last one is
-/// dropped, what is pending is delivered, and then the sink is dropped.
+/// From [`SinkBuilder::build`](crate::SinkBuilder::build). A clone is cheap and sends to the same sink. When the last
+/// one is dropped, what is pending is delivered, and then the sink is dropped.
 ///
 /// An event is pending from [`send`](Self::send) on, and has completed when the sink has acknowledged it: a drain waits
 /// for it. It is sent at once, not when the response is over; to send when it is, call `send` in
@@ -63,8 +63,8 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     ///
     /// The event, in a [`SendError`]: [`TrackError::Full`] when as many wait for the sink as its capacity allows;
     /// [`TrackError::Closed`] while a drain is closing, unless called inside an event, a request or a
-    /// [guard's scope](crate::DrainGuard::scope), and after a drain was `Ok`; [`TrackError::NoRuntime`] when the runtime of
-    /// the sink has shut down.
+    /// [guard's scope](crate::DrainGuard::scope), and after a drain was `Ok`; [`TrackError::NoRuntime`] when the
+    /// runtime of the sink has shut down.
     #[inline]
     pub fn send(&self, event: E) -> Result<(), SendError<E>> {
         self.queue().send(event).map_err(|(event, reason)| SendError { event, reason })
@@ -81,12 +81,12 @@ impl<E: Send + Sync + 'static> EventSender<E> {
         Ok(SendPermit { senders: Arc::clone(&self.senders), permit: Some(permit) })
     }
 
-    /// Waits until the events that were sent before its first poll have ended, without waiting for others to make a full
-    /// batch.
+    /// Waits until the events that were sent before its first poll have ended, without waiting for others to make a
+    /// full batch.
     ///
-    /// An event that has ended may not have been delivered: see [`snapshot`](Self::snapshot). The limit counts from the first
-    /// poll. [`Duration::ZERO`] looks once; [`Duration::MAX`] waits for as long as it takes. A failed attempt is followed by
-    /// the next at once.
+    /// An event that has ended may not have been delivered: see [`snapshot`](Self::snapshot). The limit counts from the
+    /// first poll. [`Duration::ZERO`] looks once; [`Duration::MAX`] waits for as long as it takes. A failed attempt is
+    /// followed by the next at once.
     ///
     /// # Errors
     ///

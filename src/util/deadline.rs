@@ -88,8 +88,8 @@ impl Deadline {
     }
 }
 
-/// Makes a timer. Without a runtime this is an error that needs no panic. Whether a runtime has a timer cannot be asked:
-/// tokio says so by a panic, which is caught here.
+/// Makes a timer. Without a runtime this is an error that needs no panic. Whether a runtime has a timer cannot be
+/// asked: tokio says so by a panic, which is caught here.
 pub(crate) fn sleep(duration: Duration) -> Result<Pin<Box<Sleep>>, NoTimer> {
     runtime::Handle::try_current().map_err(|_| NoTimer)?;
     catch(|| Box::pin(time::sleep(duration))).map_err(|_| NoTimer)

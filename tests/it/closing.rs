@@ -875,8 +875,8 @@ fn reserve_from_a_dead_sink_while_closing() {
     });
 }
 
-/// Threads open requests, guards and permits while a drain closes again and again. The instant at which one is opened is the
-/// instant at which everything is accepted.
+/// Threads open requests, guards and permits while a drain closes again and again. The instant at which one is opened
+/// is the instant at which everything is accepted.
 #[test]
 fn what_is_opened_by_one_thread_while_another_closes_accepts_everything() {
     const ROUNDS: u64 = 500;

@@ -1,7 +1,7 @@
 //! Real servers on loopback sockets: clients that leave while the server stops, and how hyper ends its responses.
 //!
-//! On HTTP/2 hyper runs each stream as a task of its own, which may outlive the server, and may not have started when the
-//! server returns.
+//! On HTTP/2 hyper runs each stream as a task of its own, which may outlive the server, and may not have started when
+//! the server returns.
 
 use std::{
     convert::Infallible,
@@ -210,8 +210,8 @@ where
     })
 }
 
-/// Eight streams on one connection; when all are held, the client leaves and the server is stopped. Ends when the server
-/// has returned.
+/// Eight streams on one connection; when all are held, the client leaves and the server is stopped. Ends when the
+/// server has returned.
 async fn leave_at_shutdown(app: Router, held: &Semaphore) {
     let server = Server::axum(app).await;
     let client = Http2::send(server.address, STREAMS as usize).await;
@@ -465,8 +465,8 @@ const CONCURRENT: usize = 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_handler_starts_after_drain_is_ok() {
-    // The quiet period is a heuristic for how long a spawned stream waits until it is polled. With twenty concurrent floods
-    // on busy cores, a stream occasionally starts too late, even with a period ten times as long.
+    // The quiet period is a heuristic for how long a spawned stream waits until it is polled. With twenty concurrent
+    // floods on busy cores, a stream occasionally starts too late, even with a period ten times as long.
     const A_FEW: usize = 5;
     for batch in 0..1_000 / A_FEW {
         let late = concurrently((0..A_FEW).map(|_| flood_axum(TrackEventsHandle::new()))).await;
@@ -486,7 +486,8 @@ async fn no_handler_starts_after_drain_is_ok_on_its_executor_without_a_quiet_per
     }
 }
 
-/// The control of the two tests above: without a quiet period or the executor, a handler is late in about every third round.
+/// The control of the two tests above: without a quiet period or the executor, a handler is late in about every third
+/// round.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handlers_start_after_a_drain_without_a_quiet_period() {
     let (mut axum, mut hyper) = (Late::default(), Late::default());

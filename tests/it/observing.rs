@@ -38,9 +38,10 @@ struct Lines(Arc<Mutex<Vec<u8>>>);
 
 /// Registers the callsite of each line before a test captures lines.
 ///
-/// tracing caches with each callsite whether a subscriber is interested in it, when the line is first written. With a single
-/// subscriber only that of the current thread is asked: a line that another test writes first, on a thread without one, would
-/// be disabled in all tests. Here there are always two subscribers, and each line has been written once.
+/// tracing caches with each callsite whether a subscriber is interested in it, when the line is first written. With a
+/// single subscriber only that of the current thread is asked: a line that another test writes first, on a thread
+/// without one, would be disabled in all tests. Here there are always two subscribers, and each line has been written
+/// once.
 fn write_each_line_once() {
     static ONCE: Once = Once::new();
     static OTHER: OnceLock<Dispatch> = OnceLock::new();

@@ -1,5 +1,5 @@
-//! Runs a sequence of operations against a real handle, with a model of plain counts beside it, and compares the two after
-//! every step. Shared by the property test and the fuzz target, so it needs nothing of the other tests.
+//! Runs a sequence of operations against a real handle, with a model of plain counts beside it, and compares the two
+//! after every step. Shared by the property test and the fuzz target, so it needs nothing of the other tests.
 
 use std::{
     collections::VecDeque,

@@ -1,5 +1,5 @@
-//! Sequences of operations on a sink whose store takes, fails, panics and hangs, and sends and reserves itself, with a model
-//! beside it that knows for each value where it must be.
+//! Sequences of operations on a sink whose store takes, fails, panics and hangs, and sends and reserves itself, with a
+//! model beside it that knows for each value where it must be.
 
 use std::{
     collections::VecDeque,

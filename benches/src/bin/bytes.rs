@@ -1,6 +1,7 @@
-//! The memory of a pending event: `bytes` prints the bytes that one takes when it was started by `tokio::spawn`, when it was
-//! tracked by the handle, and when an open exchange keeps it. Each is the mean over futures of several sizes, since the
-//! allocator rounds each size up in its own way. `cost` runs it. Events that have started have been polled, and wait.
+//! The memory of a pending event: `bytes` prints the bytes that one takes when it was started by `tokio::spawn`, when
+//! it was tracked by the handle, and when an open exchange keeps it. Each is the mean over futures of several sizes,
+//! since the allocator rounds each size up in its own way. `cost` runs it. Events that have started have been polled,
+//! and wait.
 
 #![allow(clippy::print_stdout, reason = "the program prints its results")]
 

@@ -5,9 +5,9 @@
 //! cost [--rounds N] [--baseline DIRECTORY] [--figures FILE]
 //! ```
 //!
-//! Wall time, without a network. Each figure is the median over rounds. Each round is a process of its own (`round`), and
-//! with a baseline, whose binaries are in `DIRECTORY`, the two revisions run in turn. `--figures` writes the figures for
-//! `plot`. The exit status is 1 if the crate as it is misses a bar.
+//! Wall time, without a network. Each figure is the median over rounds. Each round is a process of its own (`round`),
+//! and with a baseline, whose binaries are in `DIRECTORY`, the two revisions run in turn. `--figures` writes the
+//! figures for `plot`. The exit status is 1 if the crate as it is misses a bar.
 
 #![allow(clippy::print_stdout, reason = "the program prints its results")]
 

@@ -1,16 +1,16 @@
-//! The CPU time of a real server per request: what the layer and its events cost where the caches are cold and wake-ups are
-//! real.
+//! The CPU time of a real server per request: what the layer and its events cost where the caches are cold and wake-ups
+//! are real.
 //!
 //! ```text
 //! scripts/end-to-end
 //! end-to-end [--runs N] [--rounds N] [--seconds S] [--connections C] [--modes A,B,..] [--baseline DIRECTORY]
 //! ```
 //!
-//! For each mode of `server`, `wrk` loads a server on the loopback interface for some seconds. The user and the system time
-//! of the server's process, from `/proc`, is divided by the requests that `wrk` counts. The modes, and with a baseline, whose
-//! server is in `DIRECTORY`, the two revisions, run in turn. Each figure is the first quartile over the rounds. Each round
-//! starts the server anew, so that the address layout of one process decides nothing. *Behind* is the longest time, in
-//! milliseconds, from the end of the load to the end of the last event.
+//! For each mode of `server`, `wrk` loads a server on the loopback interface for some seconds. The user and the system
+//! time of the server's process, from `/proc`, is divided by the requests that `wrk` counts. The modes, and with a
+//! baseline, whose server is in `DIRECTORY`, the two revisions, run in turn. Each figure is the first quartile over the
+//! rounds. Each round starts the server anew, so that the address layout of one process decides nothing. *Behind* is
+//! the longest time, in milliseconds, from the end of the load to the end of the last event.
 //!
 //! The exit status is 1 if the crate as it is misses a bar, as the median of the runs.
 
@@ -215,7 +215,8 @@ impl Server {
         // Linux gives them in hundredths of a second on every common architecture.
         const TICK: f64 = 10_000.0;
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // The name in parentheses may contain spaces. Fields 14 and 15 of proc_pid_stat(5) are the 12th and 13th after it.
+        // The name in parentheses may contain spaces. Fields 14 and 15 of proc_pid_stat(5) are the 12th and 13th after
+        // it.
         let (_, fields) = stat.rsplit_once(") ").ok_or("no name in stat")?;
         let fields: Vec<_> = fields.split(' ').collect();
         let time =

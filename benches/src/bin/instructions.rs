@@ -7,8 +7,9 @@
 //! ```
 //!
 //! A figure that differs from the recorded one by more than one per cent is an error, also if it is smaller: record it.
-//! With another compiler or C library than at the record, only the ratios to the rivals are compared, with a tolerance of
-//! ten per cent. A figure above its bar is an error as well. `--record` prints the bars, and a miss is no error there.
+//! With another compiler or C library than at the record, only the ratios to the rivals are compared, with a tolerance
+//! of ten per cent. A figure above its bar is an error as well. `--record` prints the bars, and a miss is no error
+//! there.
 
 #![allow(clippy::print_stdout, reason = "the program prints its results")]
 
@@ -72,8 +73,8 @@ const NO_EVENT: &str = "layer, no event";
 /// The ratio of an event that yields once to a bare spawn of the same.
 const YIELDS_BAR: f64 = 1.60;
 /// The instructions of a request without an event, those of the bare service included. Holds for the compiler and the C
-/// library of the record. The aim is 2,511; what is above it are the reference through which an abort finds the events of
-/// a request, and the lock of its exchange.
+/// library of the record. The aim is 2,511; what is above it are the reference through which an abort finds the events
+/// of a request, and the lock of its exchange.
 const NO_EVENT_BAR: f64 = 2_700.0;
 
 const COUNT: usize = 2_000;

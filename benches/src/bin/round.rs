@@ -1,7 +1,7 @@
 //! One round of one group of figures: `round events|requests|admission|among|wake-up`. `cost` runs it.
 //!
-//! Prints a line for each measurement: the table in which the figure stands, its name, and nanoseconds, with tabs between.
-//! The subjects run in turn, so that other load on the machine hits all of them.
+//! Prints a line for each measurement: the table in which the figure stands, its name, and nanoseconds, with tabs
+//! between. The subjects run in turn, so that other load on the machine hits all of them.
 
 #![allow(clippy::print_stdout, reason = "the program prints its results")]
 
@@ -113,8 +113,8 @@ fn admissions() {
     );
 }
 
-/// Once each, since a million tasks take seconds, and in this order, since the memory that a million leave behind slows down
-/// what follows.
+/// Once each, since a million tasks take seconds, and in this order, since the memory that a million leave behind slows
+/// down what follows.
 fn among_many() {
     let runtime = &runtime(1);
     let print =

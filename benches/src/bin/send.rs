@@ -5,8 +5,9 @@
 //! ```
 //!
 //! A value of 64 bytes is sent, and everything that follows from it is counted in: the task that takes the batches, or
-//! runs the spawned future. Wall time for each value, as medians of runs in turn, so that whatever else the machine does
-//! hits all of them. Ends with an error if a bar is missed: a tenth of a spawn, and one and a half times the channel.
+//! runs the spawned future. Wall time for each value, as medians of runs in turn, so that whatever else the machine
+//! does hits all of them. Ends with an error if a bar is missed: a tenth of a spawn, and one and a half times the
+//! channel.
 
 #![allow(clippy::print_stdout, reason = "the program prints its results")]
 

@@ -1,9 +1,9 @@
 //! An axum server on one worker thread, whose handler leaves work behind in one of several ways: `server MODE`.
 //! `end-to-end` starts it, loads it and reads its CPU time.
 //!
-//! Listens on a free port of the loopback interface and prints its address. It reads how many events it should have had,
-//! waits until that many have ended, five seconds at most, and prints how many have. When its standard input ends, it exits.
-//! So it never outlives the process that started it.
+//! Listens on a free port of the loopback interface and prints its address. It reads how many events it should have
+//! had, waits until that many have ended, five seconds at most, and prints how many have. When its standard input ends,
+//! it exits. So it never outlives the process that started it.
 
 #![allow(clippy::print_stdout, reason = "the program prints its results")]
 

@@ -55,7 +55,8 @@ models! {
         world.check_drained();
     }
 
-    /// A late request against the end of the last event and the close: it is counted, or the registry is closed for good.
+    /// A late request against the end of the last event and the close: it is counted, or the registry is closed for
+    /// good.
     late_request_against_the_close: Depth::AtMost(3), {
         let world = World::new(4);
         let last = world.must_track(1);

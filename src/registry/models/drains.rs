@@ -142,8 +142,8 @@ models! {
         world.check_drained();
     }
 
-    /// The last events of two shards end, one after the other, while a drain registers and looks. The first of them wakes
-    /// those that wait then.
+    /// The last events of two shards end, one after the other, while a drain registers and looks. The first of them
+    /// wakes those that wait then.
     two_ends_against_drain: Depth::Any, {
         let world = World::new(4);
         let last = [0, 1].map(|shard| world.must_track(shard));

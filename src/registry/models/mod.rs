@@ -1,12 +1,12 @@
 //! Models of the registry: loom runs each of them in every order that the memory model allows, or in every order with a
 //! few preemptions where those would be too many.
 //!
-//! `scripts/loom` builds and runs them. In such a build the locks and atomics of the registry are loom's (`util::sync`),
-//! and its source is otherwise the one that is released. Reference counts are std's, as is what the models themselves
-//! observe: that is true at the instant at which it is observed.
+//! `scripts/loom` builds and runs them. In such a build the locks and atomics of the registry are loom's
+//! (`util::sync`), and its source is otherwise the one that is released. Reference counts are std's, as is what the
+//! models themselves observe: that is true at the instant at which it is observed.
 //!
-//! A waiter does not block in a model. It remembers whether it was woken. When all others have finished, it must have come
-//! to its end or have been woken: otherwise it would sleep forever.
+//! A waiter does not block in a model. It remembers whether it was woken. When all others have finished, it must have
+//! come to its end or have been woken: otherwise it would sleep forever.
 //!
 //! # Seeded mistakes
 //!
@@ -155,7 +155,8 @@ struct World {
     /// Whether a drain has ended.
     is_drained: Arc<sync::atomic::AtomicBool>,
     accepted: Arc<sync::atomic::AtomicU64>,
-    /// Asserted when all threads have finished: a panic elsewhere would be one of the model, and would not say what was wrong.
+    /// Asserted when all threads have finished: a panic elsewhere would be one of the model, and would not say what was
+    /// wrong.
     wrong: Arc<sync::Mutex<Vec<&'static str>>>,
 }
 

@@ -228,7 +228,8 @@ models! {
         world.check_drained();
     }
 
-    /// The last permit of a source becomes a value, which stays pending: the drain is woken, and accepts no more from outside.
+    /// The last permit of a source becomes a value, which stays pending: the drain is woken, and accepts no more from
+    /// outside.
     permit_against_closing: Depth::Any, {
         let world = World::new(2);
         let queue = Queue::new(&world);

@@ -1,7 +1,7 @@
 //! One table of cases, run on every server, over real sockets, with the layer and without.
 //!
-//! Each case expects how its exchange ends, and that exactly one event runs. The client must receive the same bytes with and
-//! without the layer.
+//! Each case expects how its exchange ends, and that exactly one event runs. The client must receive the same bytes
+//! with and without the layer.
 
 mod answers;
 mod cases;

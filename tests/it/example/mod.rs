@@ -492,7 +492,8 @@ const SILENT_TCP: Silent = Silent { sent: b"", read: 0 };
 
 const HALF_A_HEAD: Silent = Silent { sent: b"GET / HTTP/1.1\r\nhost: lo", read: 0 };
 
-/// The second request is sent in part before the response to the first, a part of which is read to know that it arrived.
+/// The second request is sent in part before the response to the first, a part of which is read to know that it
+/// arrived.
 const HALF_THE_NEXT_HEAD: Silent =
     Silent { sent: b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET / HTTP/1.1\r\nhost: lo", read: 15 };
 

@@ -7,7 +7,8 @@ use super::{
     server::{Extra, Framework, SERVERS, Settings},
 };
 
-/// The limit of each case, in milliseconds. The servers have the first half of it; the last call is made at three quarters.
+/// The limit of each case, in milliseconds. The servers have the first half of it; the last call is made at three
+/// quarters.
 pub(super) const LIMIT: u64 = 4_000;
 
 pub(super) struct Case {

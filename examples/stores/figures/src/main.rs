@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A sink is compared with one event and one INSERT for each row, through the same client. Each figure is the median of
-//! alternating runs, and the bar is on the ratio. Without `PG_URL` the rows into PostgreSQL are left out. The exit code is 1
-//! if a bar is missed.
+//! alternating runs, and the bar is on the ratio. Without `PG_URL` the rows into PostgreSQL are left out. The exit code
+//! is 1 if a bar is missed.
 
 #![allow(clippy::print_stdout, reason = "the program prints its results")]
 
@@ -272,8 +272,8 @@ async fn create_order(State(fate): State<Fate>, body: String) -> (StatusCode, St
     (StatusCode::CREATED, body)
 }
 
-/// The p50 and p99 of each variant in microseconds, as medians of alternating rounds: sequential requests over one loopback
-/// connection.
+/// The p50 and p99 of each variant in microseconds, as medians of alternating rounds: sequential requests over one
+/// loopback connection.
 async fn latencies() -> Result<[[f64; 2]; 3], Failure> {
     const ROUNDS: usize = 31;
     let handle = handle()?;

@@ -20,7 +20,8 @@ pub struct OrderStream {
 }
 
 impl OrderStream {
-    /// Connects, and makes the stream if there is none. The broker drops a message that arrives twice within two minutes.
+    /// Connects, and makes the stream if there is none. The broker drops a message that arrives twice within two
+    /// minutes.
     pub async fn connect(url: &str) -> Result<Self, Error> {
         let client = ConnectOptions::new().connection_timeout(Duration::from_secs(2)).connect(url).await?;
         let mut context = jetstream::new(client);

@@ -7,9 +7,9 @@
 //! curl http://127.0.0.1:3000/orders -H content-type:application/json -d '{"item":"book","quantity":1}'
 //! ```
 //!
-//! An order that was answered with 201 is committed, and survives SIGKILL. The event only wakes the relay: if it is lost, the
-//! next one or the next start relays the messages that were left. The price is that each request waits for its transaction.
-//! The other variables are those of `stores_shop`.
+//! An order that was answered with 201 is committed, and survives SIGKILL. The event only wakes the relay: if it is
+//! lost, the next one or the next start relays the messages that were left. The price is that each request waits for
+//! its transaction. The other variables are those of `stores_shop`.
 
 use std::{error::Error, process::ExitCode};
 
@@ -80,7 +80,8 @@ impl Relay {
                 return Ok(());
             }
             let orders = rows.iter().map(|row| serde_json::from_str(row.get(1))).collect::<Result<Vec<_>, _>>()?;
-            // If this process dies between the two, the messages are sent again, and the broker drops them by their ids.
+            // If this process dies between the two, the messages are sent again, and the broker drops them by their
+            // ids.
             self.stream.publish(&orders).await?;
             let sent: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
             transaction.execute("DELETE FROM outbox WHERE seq = ANY($1)", &[&sent]).await?;

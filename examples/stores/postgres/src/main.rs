@@ -41,8 +41,8 @@ impl EventSink<Order> for OrderTable {
     type Error = tokio_postgres::Error;
 
     async fn deliver(&mut self, orders: Batch<Order>) -> Result<(), Self::Error> {
-        // Put back when the statement has succeeded. So a client that is broken, or in the middle of a statement when this
-        // future is dropped, is not used again.
+        // Put back when the statement has succeeded. So a client that is broken, or in the middle of a statement when
+        // this future is dropped, is not used again.
         let client = match self.client.take() {
             Some(client) => client,
             None => self.connect().await?,

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! An order has completed when Redis has answered, so its durability depends on the settings of Redis (`appendonly`,
-//! `appendfsync`). A stream does not drop duplicates: consumers recognise them by the id of the order. The other variables
-//! are those of `stores_shop`.
+//! `appendfsync`). A stream does not drop duplicates: consumers recognise them by the id of the order. The other
+//! variables are those of `stores_shop`.
 
 use std::{error::Error, process::ExitCode};
 

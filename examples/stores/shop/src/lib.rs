@@ -1,11 +1,12 @@
 //! An orders API: what the stores have in common.
 //!
-//! Each example makes a [`TrackEventsHandle`] and the routes for its store, and passes both to [`serve`]. These variables
-//! change its behaviour:
+//! Each example makes a [`TrackEventsHandle`] and the routes for its store, and passes both to [`serve`]. These
+//! variables change its behaviour:
 //!
 //! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
 //! - `DRAIN_LIMIT_MS`: the most that stopping may take, counted from the signal, 5000 unless set.
-//! - `SPILL`: the file for orders that could not be stored in time, in the system's folder for temporary files unless set.
+//! - `SPILL`: the file for orders that could not be stored in time, in the system's folder for temporary files unless
+//!   set.
 
 use std::{
     env,
