@@ -51,13 +51,13 @@ pub(crate) mod models;
 mod shard;
 mod source;
 mod ticket;
+mod waiter;
 mod waiters;
 
 use std::{
     collections::{BTreeMap, HashMap},
     mem,
     sync::Arc,
-    task::Waker,
 };
 
 use tokio::time::Instant;
@@ -70,11 +70,12 @@ pub(crate) use self::{
     shard::{NewEvent, Origin, QueuedSlot, Shard, Shards, Slot},
     source::{Detach, Detached, Flush, LockedSource, RunningSink, Source},
     ticket::Ticket,
+    waiter::Waiter,
 };
 
 use self::{
     capacity::Capacity,
-    drains::{Drains, Left},
+    drains::Drains,
     entry::OnAbort,
     epoch::CurrentEpoch,
     shard::{Locked, State},
@@ -463,74 +464,5 @@ impl<'a, 'b> AllLocked<'a, 'b> {
 
     fn detach(&mut self, reason: Detach) -> Vec<Detached> {
         self.sources.iter_mut().filter_map(|source| source.detach(reason)).collect()
-    }
-}
-
-/// One place in the list of those who wait, left when dropped.
-pub(crate) struct Waiter<C> {
-    registry: Arc<Registry<C>>,
-    id: u64,
-    is_drain: bool,
-}
-
-impl<C> Waiter<C> {
-    /// For a wait for idleness.
-    pub(crate) fn new(registry: &Arc<Registry<C>>) -> Self {
-        Self::with(registry, false)
-    }
-
-    /// For a drain with this deadline, if it has one and that is known. When the last of them is dropped, everything is
-    /// accepted again, unless the registry is closed.
-    pub(crate) fn for_drain(registry: &Arc<Registry<C>>, deadline: Option<Instant>) -> Self {
-        let waiter = Self::with(registry, true);
-        registry.drains.enter(waiter.id, deadline);
-        waiter
-    }
-
-    fn with(registry: &Arc<Registry<C>>, is_drain: bool) -> Self {
-        Self { registry: Arc::clone(registry), id: registry.waiters.next_id(), is_drain }
-    }
-
-    /// Lets `waker` be woken, once, when a shard or a source has run out of holders or of pending events, or when the
-    /// registry has closed. To be called before the look after which one waits.
-    pub(crate) fn register(&self, waker: &Waker) {
-        self.registry.waiters.register(self.id, waker);
-    }
-
-    /// Whether no other drain has a later deadline.
-    pub(crate) fn is_latest_drain(&self) -> bool {
-        self.registry.drains.is_latest(self.id)
-    }
-}
-
-impl<C> Drop for Waiter<C> {
-    fn drop(&mut self) {
-        self.registry.waiters.leave(self.id);
-        if !self.is_drain {
-            return;
-        }
-        match self.registry.drains.leave(self.id) {
-            Left::Earlier => {}
-            Left::Later if seeded!("a drain that was the latest wakes no other") => {}
-            // The last call may be due for another one now.
-            Left::Later => self.registry.wake_waiters(),
-            Left::Last => self.reopen(),
-        }
-    }
-}
-
-impl<C> Waiter<C> {
-    /// The last drain has gone.
-    fn reopen(&self) {
-        if self.registry.states[0].lock().phase == Phase::Closing {
-            self.registry.at_one_instant(|all| {
-                // A drain that is polled from now on closes by itself.
-                let is_last = self.registry.drains.is_empty();
-                let is_last = is_last || seeded!("a drain that is dropped does not look for others again");
-                if is_last && all.shards[0].phase == Phase::Closing {
-                    all.set_phase(Phase::Open);
-                }
-            });
-        }
     }
 }
