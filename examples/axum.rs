@@ -18,7 +18,7 @@ use axum::{
     Router,
     body::Bytes,
     extract::{
-        State,
+        MatchedPath, State,
         ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code},
     },
     http::{StatusCode, request::Parts},
@@ -125,7 +125,12 @@ fn audited(handle: TrackEventsHandle) -> TrackEventsLayer {
             writeln!(io::stdout(), "{line} {status} {outcome} {body_bytes} bytes")
         }
     };
-    TrackEventsLayer::builder(handle).track_when("audit", no_probe, audit).build()
+    // The report of a drain names open requests by their route.
+    let label = |request: &Parts| match request.extensions.get::<MatchedPath>() {
+        Some(route) => format!("{} {}", request.method, route.as_str()).into(),
+        None => "no route".into(),
+    };
+    TrackEventsLayer::builder(handle).label(label).track_when("audit", no_probe, audit).build()
 }
 
 /// Reads a setting, or ends the process if it makes no sense.

@@ -109,14 +109,6 @@ impl Shards {
         }
     }
 
-    /// Starts the events that wait for the end of their exchange.
-    pub(crate) fn make_last_call(&self) {
-        let events = self.registry().last_call();
-        if events > 0 {
-            tracing::info!(events, "last call: events start although their responses are not over");
-        }
-    }
-
     /// When the drain began; now, if that is the first question. Raises no signal.
     pub(crate) fn drain_began(&self) -> &DrainBegan {
         let registry = self.registry();

@@ -215,7 +215,7 @@ impl Drain {
         let (Some(due), Some(waiter)) = (&mut self.last_call, &self.waiter) else { return Ok(()) };
         if poll_sleep(due, cx)? && waiter.is_latest_drain() {
             self.last_call = None;
-            self.shards.make_last_call();
+            make_last_call(&self.shards);
         }
         Ok(())
     }
@@ -259,6 +259,16 @@ impl Drain {
                 tracing::info!("{progress}");
             }
         }
+    }
+}
+
+/// Starts the events that wait for the end of their exchange.
+pub(crate) fn make_last_call(shards: &Shards) {
+    let registry = shards.registry();
+    let events = registry.last_call();
+    if events > 0 && tracing::enabled!(tracing::Level::INFO) {
+        let requests = report::open_requests(&registry.account().open);
+        tracing::info!(events, requests, "last call: events start although their responses are not over");
     }
 }
 

@@ -163,7 +163,8 @@ impl fmt::Display for DrainReport {
 pub struct OpenItem {
     /// What they are.
     pub kind: OpenKind,
-    /// The name of the events or the sink; `None` for requests, guards and permits.
+    /// The name of the events or the sink; the [label](crate::TrackEventsLayerBuilder::label) of the requests; `None` for
+    /// requests without a label, guards and permits.
     pub name: Option<Cow<'static, str>>,
     /// How many there are.
     pub count: u64,
@@ -230,12 +231,18 @@ impl OpenKind {
 impl OpenItem {
     /// Each group of what is open, in no particular order.
     pub(super) fn all(open: &Open, now: Instant) -> impl Iterator<Item = Self> {
-        open.iter().map(move |(&(kind, location), group)| Self::new(kind, location, *group, now))
+        open.iter().map(move |((kind, location, label), group)| Self::new(*kind, location, label.clone(), *group, now))
     }
 
-    fn new(kind: Kind, location: &'static Location<'static>, group: Group, now: Instant) -> Self {
+    fn new(
+        kind: Kind,
+        location: &'static Location<'static>,
+        label: Option<Cow<'static, str>>,
+        group: Group,
+        now: Instant,
+    ) -> Self {
         let (kind, name, location) = match kind {
-            Kind::Request => (OpenKind::Request, None, None),
+            Kind::Request => (OpenKind::Request, label, None),
             Kind::Guard => (OpenKind::Guard, None, Some(location)),
             Kind::Permit => (OpenKind::Permit, None, Some(location)),
             Kind::Event { name, stage } => {
@@ -278,7 +285,8 @@ impl fmt::Display for OpenItem {
         let Self { kind, name, count, oldest, location } = self;
         let name = name.as_deref().map(OneLine);
         match (kind, name) {
-            (OpenKind::Request, _) => write!(f, "{} open", Plural(*count, "request"))?,
+            (OpenKind::Request, Some(label)) => write!(f, "{label} x{count} open")?,
+            (OpenKind::Request, None) => write!(f, "{} open", Plural(*count, "request"))?,
             (OpenKind::Guard, _) => write!(f, "{} held", Plural(*count, "guard"))?,
             (OpenKind::Permit, _) => write!(f, "{} held", Plural(*count, "permit"))?,
             (OpenKind::Sink, name) => write!(f, "sink {} still running", name.unwrap_or(OneLine("")))?,
@@ -392,7 +400,15 @@ impl fmt::Display for Progress {
         } else if now.holders() + now.pending == 0 {
             f.write_str("nothing open, waiting for the quiet period to pass")?;
         } else {
-            write!(f, "{} open, ", Plural(now.open_requests, "request"))?;
+            write!(f, "{} open", Plural(now.open_requests, "request"))?;
+            write_names(
+                f,
+                open.iter().filter_map(|((kind, _, label), group)| match kind {
+                    Kind::Request => Some((label.as_deref()?, group.count)),
+                    _ => None,
+                }),
+            )?;
+            f.write_str(", ")?;
             for (count, word) in [(now.open_guards, "guard"), (now.reserved, "permit")] {
                 if count > 0 {
                     write!(f, "{} held, ", Plural(count, word))?;
@@ -400,21 +416,37 @@ impl fmt::Display for Progress {
             }
             write!(f, "{} pending", Plural(now.pending, "event"))?;
         }
-        let mut by_name: BTreeMap<&str, u64> = BTreeMap::new();
-        for (&(kind, _), group) in open {
-            if let Kind::Event { name, .. } = kind {
-                *by_name.entry(name).or_default() += group.count;
-            }
-        }
-        let mut by_name: Vec<_> = by_name.into_iter().collect();
-        by_name.sort_by_key(|(_, count)| Reverse(*count));
-        if !by_name.is_empty() {
-            let names = by_name.iter().map(|(name, count)| format!("{} x{count}", OneLine(name)));
-            write!(f, " ({})", Joined(names))?;
-        }
+        write_names(
+            f,
+            open.iter().filter_map(|((kind, ..), group)| match *kind {
+                Kind::Event { name, .. } => Some((name, group.count)),
+                _ => None,
+            }),
+        )?;
         write!(f, ", {}", Seconds(*elapsed))?;
         limit.map_or(Ok(()), |limit| write!(f, " of {}", Seconds(limit)))
     }
+}
+
+/// The requests among what is open, as a line: `GET /export x3 open (oldest 4.2 s), 1 request open (oldest 0.3 s)`.
+pub(super) fn open_requests(open: &Open) -> String {
+    let mut requests: Vec<_> =
+        OpenItem::all(open, Instant::now()).filter(|item| item.kind == OpenKind::Request).collect();
+    requests.sort_by_key(|item| Reverse(item.oldest));
+    Joined(requests.iter()).to_string()
+}
+
+/// Writes ` (order.created x15, audit x2)`, or nothing if there are no names.
+fn write_names<'a>(f: &mut fmt::Formatter<'_>, counts: impl Iterator<Item = (&'a str, u64)>) -> fmt::Result {
+    let mut by_name: BTreeMap<&str, u64> = BTreeMap::new();
+    counts.for_each(|(name, count)| *by_name.entry(name).or_default() += count);
+    let mut by_name: Vec<_> = by_name.into_iter().collect();
+    by_name.sort_by_key(|(_, count)| Reverse(*count));
+    if by_name.is_empty() {
+        return Ok(());
+    }
+    let names = by_name.iter().map(|(name, count)| format!("{} x{count}", OneLine(name)));
+    write!(f, " ({})", Joined(names))
 }
 
 #[cfg(feature = "serde")]

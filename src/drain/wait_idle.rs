@@ -136,7 +136,7 @@ impl WaitIdle {
 /// The events among what is open, the oldest group first.
 pub(crate) fn pending(open: &crate::registry::Open) -> Vec<OpenItem> {
     let mut events = open.clone();
-    events.retain(|(kind, _), _| matches!(kind, Kind::Event { .. }));
+    events.retain(|(kind, ..), _| matches!(kind, Kind::Event { .. }));
     let mut events: Vec<_> = OpenItem::all(&events, Instant::now()).collect();
     events.sort_by_key(|item| Reverse(item.oldest));
     events

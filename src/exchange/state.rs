@@ -4,9 +4,10 @@
 //! The lock of an exchange is never held together with another one, and no user code runs under it.
 
 use std::{
+    borrow::Cow,
     fmt, iter, mem,
     panic::Location,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use tokio::{runtime, time::Instant};
@@ -50,6 +51,8 @@ pub(crate) struct State {
     opened_by: HookListId,
     /// The open exchange of another handle in which this one was opened.
     outer: Option<Arc<State>>,
+    /// What the request is called in reports, if a layer names it.
+    label: OnceLock<Cow<'static, str>>,
     phase: Mutex<Phase>,
 }
 
@@ -99,7 +102,12 @@ impl State {
         let open =
             Open { progress, events: Vec::new(), observers: Vec::new(), joined: Vec::new(), is_last_call: false };
         let phase = Mutex::new(Phase::Open(open));
-        Arc::new(Self { shard: Arc::clone(shard), began, opened_by, outer, phase })
+        Arc::new(Self { shard: Arc::clone(shard), began, opened_by, outer, label: OnceLock::new(), phase })
+    }
+
+    /// Names the request in reports. The first name stays.
+    pub(crate) fn set_label(&self, label: Cow<'static, str>) {
+        let _ = self.label.set(label);
     }
 
     /// Accepts an event, or rejects it. It is kept until the exchange is over, and starts now if it is already.
@@ -282,6 +290,10 @@ impl OpenRequest for State {
         }
         // Without the lock: each counts as aborted as it is dropped, which is user code.
         drop(aborted);
+    }
+
+    fn label(&self) -> Option<Cow<'static, str>> {
+        self.label.get().cloned()
     }
 
     fn last_call(&self) -> usize {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    drain::{Drain, Draining, WaitIdle},
+    drain::{self, Drain, Draining, WaitIdle},
     handle::TrackEventsHandle,
     shutdown::Shutdown,
 };
@@ -126,7 +126,7 @@ impl TrackEventsHandle {
     /// # Ok(()) }
     /// ```
     pub fn make_last_call(&self) {
-        self.shards.make_last_call();
+        drain::make_last_call(&self.shards);
     }
 
     /// Whether a drain has closed the handle: nothing was open or pending then, and everything is rejected for good.

@@ -1,6 +1,7 @@
 //! The hooks of a layer: the events that it tracks for every exchange, and its observers.
 
 use std::{
+    borrow::Cow,
     fmt,
     panic::Location,
     sync::{
@@ -18,7 +19,7 @@ use crate::{
         overflow::{WaitingEvent, WaitingEvents, keep_or_end},
     },
     registry::{Slot, Stage},
-    util::panic::catch,
+    util::{panic::catch, text::OneLine},
 };
 
 type Filter = Box<dyn Fn(&Parts) -> bool + Send + Sync>;
@@ -40,28 +41,43 @@ pub(crate) struct Observer {
     pub(crate) make: MakeObserver,
 }
 
+/// Names a request in reports.
+pub(crate) type Label = Box<dyn Fn(&Parts) -> Cow<'static, str> + Send + Sync>;
+
 /// The hooks of one layer and its clones.
 pub(crate) struct HookList {
     pub(crate) id: HookListId,
+    label: Option<Label>,
     hooks: Box<[Hook]>,
     observers: Box<[Observer]>,
     overflow: Overflow,
 }
 
 impl HookList {
-    pub(crate) fn new(hooks: Vec<Hook>, observers: Vec<Observer>, overflow: Overflow) -> Arc<Self> {
+    pub(crate) fn new(
+        label: Option<Label>,
+        hooks: Vec<Hook>,
+        observers: Vec<Observer>,
+        overflow: Overflow,
+    ) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(NO_HOOKS + 1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { id, hooks: hooks.into(), observers: observers.into(), overflow })
+        Arc::new(Self { id, label, hooks: hooks.into(), observers: observers.into(), overflow })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.hooks.is_empty() && self.observers.is_empty()
+        self.label.is_none() && self.hooks.is_empty() && self.observers.is_empty()
     }
 
     /// Tracks an event for each hook that applies, and returns those that wait for capacity. One that is rejected is
     /// only counted: there is no caller to return an error to.
     pub(crate) fn track(&self, state: &Arc<State>, request: &Parts) -> Option<WaitingEvents> {
+        if let Some(label) = &self.label {
+            match catch(|| label(request)) {
+                Ok(label) => state.set_label(label),
+                Err(panic) => tracing::error!(panic = %OneLine(&panic), "label panicked; the request has none"),
+            }
+        }
         for Observer { location, make } in &self.observers {
             match catch(|| make(request)) {
                 Ok(observe) => state.observe(observe, location),
@@ -123,7 +139,7 @@ impl Hook {
 
 impl fmt::Debug for HookList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id: _, hooks, observers: _, overflow: _ } = self;
+        let Self { id: _, label: _, hooks, observers: _, overflow: _ } = self;
         f.debug_list().entries(hooks.iter().map(|hook| hook.name)).finish()
     }
 }

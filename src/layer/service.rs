@@ -73,7 +73,7 @@ impl<S> TrackEvents<S> {
     /// let service = TrackEvents::new(handler, TrackEventsHandle::new());
     /// ```
     pub fn new(inner: S, handle: TrackEventsHandle) -> Self {
-        Self::with_hooks(inner, handle, HookList::new(Vec::new(), Vec::new(), Overflow::default()))
+        Self::with_hooks(inner, handle, HookList::new(None, Vec::new(), Vec::new(), Overflow::default()))
     }
 
     pub(crate) fn with_hooks(inner: S, handle: TrackEventsHandle, hooks: Arc<HookList>) -> Self {

@@ -1,6 +1,6 @@
 //! The counts of a registry: how many events there are of each kind, and how they ended.
 
-use std::{collections::BTreeMap, fmt, ops, panic::Location};
+use std::{borrow::Cow, collections::BTreeMap, fmt, ops, panic::Location};
 
 use tokio::time::Instant;
 
@@ -318,8 +318,8 @@ pub(crate) struct Account {
     pub(crate) is_unused: bool,
 }
 
-/// What is open, grouped by what it is and where in the source it comes from.
-pub(crate) type Open = BTreeMap<(Kind, &'static Location<'static>), Group>;
+/// What is open, grouped by what it is, where in the source it comes from, and the label of its request.
+pub(crate) type Open = BTreeMap<(Kind, &'static Location<'static>, Option<Cow<'static, str>>), Group>;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Group {

@@ -1,6 +1,6 @@
 //! What a registry keeps of each thing that a drain waits for.
 
-use std::{panic::Location, sync::Arc, task::Waker};
+use std::{borrow::Cow, panic::Location, sync::Arc, task::Waker};
 
 use tokio::time::Instant;
 
@@ -36,6 +36,9 @@ pub(crate) trait OpenRequest: Send + Sync {
     /// Starts the events that are kept for the end of the exchange, and returns how many these were. Called without a
     /// lock.
     fn last_call(&self) -> usize;
+
+    /// What it is called in reports, if it has a name. Called under the locks of all shards.
+    fn label(&self) -> Option<Cow<'static, str>>;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

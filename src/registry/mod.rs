@@ -438,7 +438,11 @@ impl<'a, 'b> AllLocked<'a, 'b> {
         let mut open: HashMap<_, Group> = HashMap::new();
         for (_, entry) in self.shards.iter().flat_map(|state| &state.entries) {
             let group = Group { count: 1, oldest: entry.since };
-            open.entry((entry.kind, entry.location)).and_modify(|sum| sum.add(group)).or_insert(group);
+            let label = match &entry.on_abort {
+                OnAbort::Request(request) => request.label(),
+                OnAbort::Wake(_) | OnAbort::Nothing => None,
+            };
+            open.entry((entry.kind, entry.location, label)).and_modify(|sum| sum.add(group)).or_insert(group);
         }
         let mut open = open.into_iter().collect();
         self.sources.iter().for_each(|source| source.add_open(&mut open));

@@ -209,7 +209,7 @@ impl<E: Send + Sync + 'static> LockedSource for Locked<'_, E> {
 
     fn add_open(&self, open: &mut Open) {
         let mut add = |kind, location, group| {
-            open.entry((kind, location)).and_modify(|sum: &mut Group| sum.add(group)).or_insert(group);
+            open.entry((kind, location, None)).and_modify(|sum: &mut Group| sum.add(group)).or_insert(group);
         };
         for (_, &(location, oldest)) in &self.state.permits {
             add(Kind::Permit, location, Group { count: 1, oldest });

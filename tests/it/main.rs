@@ -12,6 +12,7 @@ mod extractor;
 mod http2;
 mod idle;
 mod isolation;
+mod label;
 mod last_call;
 mod layer;
 mod observer;

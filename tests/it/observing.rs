@@ -34,7 +34,7 @@ use crate::support::{OnDrop, drain, run_tasks};
 
 /// The lines that are logged on this thread.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
 
 /// Registers the callsite of each line before a test captures lines.
 ///
@@ -80,7 +80,7 @@ fn write_each_line_once() {
 }
 
 impl Lines {
-    fn capture() -> (Self, DefaultGuard) {
+    pub(crate) fn capture() -> (Self, DefaultGuard) {
         write_each_line_once();
         let lines = Self::default();
         let writer = lines.clone();
@@ -93,7 +93,7 @@ impl Lines {
         (lines, tracing::subscriber::set_default(subscriber))
     }
 
-    fn take(&self) -> Vec<String> {
+    pub(crate) fn take(&self) -> Vec<String> {
         let bytes = std::mem::take(&mut *self.0.lock().unwrap());
         String::from_utf8(bytes).unwrap().lines().map(|line| line.trim().to_owned()).collect()
     }

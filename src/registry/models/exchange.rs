@@ -1,6 +1,6 @@
 //! An exchange and the tasks of its events, for the models.
 
-use std::{mem, sync};
+use std::{borrow::Cow, mem, sync};
 
 use crate::{
     registry::{
@@ -124,5 +124,9 @@ impl OpenRequest for Exchange {
         let count = kept.len();
         self.started.lock().unwrap().extend(kept.into_iter().map(|ticket| Running::new(Some(ticket))));
         count
+    }
+
+    fn label(&self) -> Option<Cow<'static, str>> {
+        None
     }
 }

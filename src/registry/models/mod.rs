@@ -24,6 +24,7 @@ mod queue;
 mod sources;
 
 use std::{
+    borrow::Cow,
     cell::Cell,
     panic::Location,
     sync::{self, Arc},
@@ -301,6 +302,10 @@ impl OpenRequest for NothingKept {
 
     fn last_call(&self) -> usize {
         0
+    }
+
+    fn label(&self) -> Option<Cow<'static, str>> {
+        None
     }
 }
 
