@@ -228,6 +228,10 @@ where
     /// `tokio::try_join!`.
     ///
     /// If the signals cannot be listened to, `serve` is not called, and that is the error of the servers.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the servers, and each [`Stop`] ends. No event is lost, but nothing waits for them.
     pub async fn serve<Serve, Servers>(self, serve: Serve) -> ShutdownReport
     where
         Serve: FnOnce(Stop) -> Servers,
