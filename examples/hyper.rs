@@ -33,7 +33,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::IntervalStream;
 use tower::{Layer, service_fn};
-use tower_track_events::{Exchange, Stop, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{Exchange, RequestInfo, Stop, TrackEventsHandle, TrackEventsLayer};
 
 /// How long a client may take to send a request head, or to answer a ping.
 const CLIENT_LIMIT: Duration = Duration::from_secs(20);
@@ -123,16 +123,14 @@ fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
 fn audited(handle: TrackEventsHandle) -> TrackEventsLayer {
     let delay = Duration::from_millis(setting("EVENT_DELAY_MS", 1));
     let no_probe = |request: &Parts| request.uri.path() != "/healthz";
-    let audit = move |request: &Parts| {
-        let line = format!("audit {} {}", request.method, request.uri.path());
-        move |Exchange { status, outcome, body_bytes, .. }: Exchange| async move {
-            sleep(delay).await;
-            let status = status.map_or("-".to_owned(), |status| status.as_u16().to_string());
-            // An `Err` is logged, counted, and in the report.
-            writeln!(io::stdout(), "{line} {status} {outcome} {body_bytes} bytes")
-        }
+    let audit = move |Exchange { request, status, outcome, body_bytes, .. }: Exchange| async move {
+        sleep(delay).await;
+        let RequestInfo { method, uri, .. } = request.expect("it is kept for hooks");
+        let (path, status) = (uri.path(), status.map_or("-".to_owned(), |status| status.as_u16().to_string()));
+        // An `Err` is logged, counted, and in the report.
+        writeln!(io::stdout(), "audit {method} {path} {status} {outcome} {body_bytes} bytes")
     };
-    TrackEventsLayer::builder(handle).track_when("audit", no_probe, audit).build()
+    TrackEventsLayer::new(handle).track_when("audit", no_probe, audit)
 }
 
 /// Reads a setting, or ends the process if it makes no sense.

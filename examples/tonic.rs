@@ -16,7 +16,6 @@
 use std::{env, fmt::Display, io, io::Write, net::SocketAddr, process, str::FromStr, time::Duration};
 
 use futures_util::{StreamExt, future::ready, stream, stream::BoxStream};
-use http::request::Parts;
 use tokio::{net::TcpListener, time::sleep};
 use tonic::{
     Request, Response, Status,
@@ -84,16 +83,14 @@ impl Health for DrainingHealth {
 /// Writes a line to standard output after each response.
 fn audited(handle: TrackEventsHandle) -> TrackEventsLayer {
     let delay = Duration::from_millis(setting("EVENT_DELAY_MS", 1));
-    let audit = move |request: &Parts| {
-        let call = request.uri.path().to_owned();
-        move |Exchange { grpc_status, outcome, body_bytes, .. }: Exchange| async move {
-            sleep(delay).await;
-            let status = grpc_status.map_or("-".to_owned(), |status| status.to_string());
-            // An `Err` is logged, counted, and in the report.
-            writeln!(io::stdout(), "audit {call} {status} {outcome} {body_bytes} bytes")
-        }
-    };
-    TrackEventsLayer::builder(handle).track("audit", audit).build()
+    TrackEventsLayer::new(handle).track("audit", move |exchange: Exchange| async move {
+        sleep(delay).await;
+        let Exchange { request, grpc_status, outcome, body_bytes, .. } = exchange;
+        let call = request.as_ref().map_or("-", |request| request.uri.path());
+        let status = grpc_status.map_or("-".to_owned(), |status| status.to_string());
+        // An `Err` is logged, counted, and in the report.
+        writeln!(io::stdout(), "audit {call} {status} {outcome} {body_bytes} bytes")
+    })
 }
 
 /// Reads a setting, or ends the process if it makes no sense.

@@ -66,22 +66,15 @@ pub(crate) async fn serve(capacity: usize, event: Duration) -> ExitCode {
 
 fn router(soaked: Soaked) -> Router {
     let audited = soaked.clone();
-    let layer = TrackEventsLayer::builder(soaked.handle.clone())
-        .track("audit", move |_request| {
-            let audited = audited.clone();
-            move |exchange: Exchange| async move {
-                *audited
-                    .outcomes
-                    .lock()
-                    .expect("nobody panics with it")
-                    .entry(exchange.outcome.as_str())
-                    .or_default() += 1;
-                if !audited.event.is_zero() {
-                    sleep(audited.event).await;
-                }
+    let layer = TrackEventsLayer::new(soaked.handle.clone()).track_from_request("audit", move |_request| {
+        let audited = audited.clone();
+        move |exchange: Exchange| async move {
+            *audited.outcomes.lock().expect("nobody panics with it").entry(exchange.outcome.as_str()).or_default() += 1;
+            if !audited.event.is_zero() {
+                sleep(audited.event).await;
             }
-        })
-        .build();
+        }
+    });
     Router::new()
         .route("/", get(hello))
         .route("/panic", get(async || -> &'static str { panic!("part of the mix") }))

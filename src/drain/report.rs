@@ -163,7 +163,7 @@ impl fmt::Display for DrainReport {
 pub struct OpenItem {
     /// What they are.
     pub kind: OpenKind,
-    /// The name of the events or the sink; the [label](crate::TrackEventsLayerBuilder::label) of the requests; `None` for
+    /// The name of the events or the sink; the [label](crate::TrackEventsLayer::label) of the requests; `None` for
     /// requests without a label, guards and permits.
     pub name: Option<Cow<'static, str>>,
     /// How many there are.

@@ -9,7 +9,7 @@ mod test;
 
 use std::{fmt, time::Duration};
 
-use http::StatusCode;
+use http::{Method, StatusCode, Uri, Version, request::Parts};
 
 pub use self::{events::Events, overflow::Overflow, test::TestExchange};
 pub(crate) use self::{
@@ -119,13 +119,14 @@ impl fmt::Display for Outcome {
 /// use tower_track_events::{Exchange, TrackEventsHandle, TrackEventsLayer};
 ///
 /// # async fn bill(bytes: u64) {}
-/// let layer = TrackEventsLayer::builder(TrackEventsHandle::new())
-///     .track("bill", |_request| |exchange: Exchange| bill(exchange.body_bytes))
-///     .build();
+/// let layer = TrackEventsLayer::new(TrackEventsHandle::new())
+///     .track("bill", |exchange: Exchange| bill(exchange.body_bytes));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Exchange {
+    /// The request; `None` where no layer has hooks, since it is kept for them alone.
+    pub request: Option<RequestInfo>,
     /// How the exchange ended.
     pub outcome: Outcome,
     /// The status of the response; `None` when there was none.
@@ -156,6 +157,44 @@ impl Exchange {
     /// assert_eq!(exchange.status, None);
     /// ```
     pub fn new(outcome: Outcome) -> Self {
-        Self { outcome, status: None, body_bytes: 0, time_to_head: None, elapsed: Duration::ZERO, grpc_status: None }
+        Self {
+            request: None,
+            outcome,
+            status: None,
+            body_bytes: 0,
+            time_to_head: None,
+            elapsed: Duration::ZERO,
+            grpc_status: None,
+        }
+    }
+}
+
+/// The head of a request, as the outermost layer with hooks has seen it, without the headers.
+///
+/// # Examples
+///
+/// ```
+/// use http::Request;
+/// use tower_track_events::{Exchange, Outcome, RequestInfo};
+///
+/// let (parts, ()) = Request::get("/orders").body(()).unwrap().into_parts();
+/// let mut exchange = Exchange::new(Outcome::Complete);
+/// exchange.request = Some(RequestInfo::from(&parts));
+/// assert_eq!(exchange.request.unwrap().uri.path(), "/orders");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RequestInfo {
+    /// Its method.
+    pub method: Method,
+    /// Its URI. On HTTP/1 that is usually the path and the query alone.
+    pub uri: Uri,
+    /// Its version.
+    pub version: Version,
+}
+
+impl From<&Parts> for RequestInfo {
+    fn from(parts: &Parts) -> Self {
+        Self { method: parts.method.clone(), uri: parts.uri.clone(), version: parts.version }
     }
 }

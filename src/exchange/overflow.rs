@@ -19,10 +19,10 @@ use crate::{
 };
 
 /// What a layer does with the events of its hooks when the capacity is used up, set by
-/// [`overflow`](crate::TrackEventsLayerBuilder::overflow).
+/// [`overflow`](crate::TrackEventsLayer::overflow).
 ///
-/// It applies to the events of [`track`](crate::TrackEventsLayerBuilder::track) and
-/// [`track_when`](crate::TrackEventsLayerBuilder::track_when) of the layer. Where a handler or the application tracks
+/// It applies to the events of [`track`](crate::TrackEventsLayer::track) and
+/// [`track_when`](crate::TrackEventsLayer::track_when) of the layer. Where a handler or the application tracks
 /// an event, the answer is always [`TrackError::Full`](crate::TrackError::Full), at once.
 ///
 /// # Examples
@@ -32,10 +32,9 @@ use crate::{
 /// use tower_track_events::{Exchange, Overflow, TrackEventsHandle, TrackEventsLayer};
 ///
 /// # async fn write_row(exchange: Exchange) {}
-/// let layer = TrackEventsLayer::builder(TrackEventsHandle::new())
-///     .track("audit", |_request| write_row)
-///     .overflow(Overflow::Wait(Duration::from_millis(50)))
-///     .build();
+/// let layer = TrackEventsLayer::new(TrackEventsHandle::new())
+///     .track("audit", write_row)
+///     .overflow(Overflow::Wait(Duration::from_millis(50)));
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

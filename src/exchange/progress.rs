@@ -156,7 +156,8 @@ impl From<&Facts> for Exchange {
     fn from(facts: &Facts) -> Self {
         let Facts { outcome, status, body_bytes, grpc_status, began, head_at, ended_at } = *facts;
         let since = |at: Instant| at.saturating_duration_since(began);
-        Self { outcome, status, body_bytes, time_to_head: head_at.map(since), elapsed: since(ended_at), grpc_status }
+        let (request, time_to_head, elapsed) = (None, head_at.map(since), since(ended_at));
+        Self { request, outcome, status, body_bytes, time_to_head, elapsed, grpc_status }
     }
 }
 

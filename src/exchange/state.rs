@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
+use http::request::Parts;
 use tokio::{runtime, time::Instant};
 use tracing::Span;
 
@@ -20,7 +21,7 @@ use crate::{
         BoxedEvent, event_span,
         together::{self, Kept},
     },
-    exchange::{Exchange, Progress, progress::Facts},
+    exchange::{Exchange, Progress, RequestInfo, progress::Facts},
     metrics,
     registry::{Epoch, OpenRequest, Stage},
     util::{
@@ -31,7 +32,7 @@ use crate::{
 };
 
 /// Is called when the exchange is over.
-pub(crate) type Observe = Box<dyn FnOnce(&Exchange) + Send>;
+pub(crate) type Observe = Arc<dyn Fn(&Exchange) + Send + Sync>;
 
 /// The name under which the panics of observers are counted.
 const OBSERVER: &str = "(observer)";
@@ -51,6 +52,8 @@ pub(crate) struct State {
     opened_by: HookListId,
     /// The open exchange of another handle in which this one was opened.
     outer: Option<Arc<State>>,
+    /// The request, if a layer has hooks.
+    request: OnceLock<Box<RequestInfo>>,
     /// What the request is called in reports, if a layer names it.
     label: OnceLock<Cow<'static, str>>,
     phase: Mutex<Phase>,
@@ -102,7 +105,13 @@ impl State {
         let open =
             Open { progress, events: Vec::new(), observers: Vec::new(), joined: Vec::new(), is_last_call: false };
         let phase = Mutex::new(Phase::Open(open));
-        Arc::new(Self { shard: Arc::clone(shard), began, opened_by, outer, label: OnceLock::new(), phase })
+        let (request, label) = (OnceLock::new(), OnceLock::new());
+        Arc::new(Self { shard: Arc::clone(shard), began, opened_by, outer, request, label, phase })
+    }
+
+    /// Keeps the request for the hooks. The first one stays.
+    pub(crate) fn set_request(&self, request: &Parts) {
+        self.request.get_or_init(|| Box::new(request.into()));
     }
 
     /// Names the request in reports. The first name stays.
@@ -149,7 +158,7 @@ impl State {
         match &mut *phase {
             Phase::Open(open) if !open.is_last_call => open.observers.push((observe, location)),
             known => {
-                let exchange = known.exchange();
+                let exchange = self.with_request(known.exchange());
                 drop(phase);
                 self.call(observe, location, &exchange);
             }
@@ -223,7 +232,7 @@ impl State {
         observers: Vec<(Observe, &'static Location<'static>)>,
         now: Instant,
     ) -> usize {
-        let for_observers = (!observers.is_empty()).then(|| phase.exchange());
+        let for_observers = (!observers.is_empty()).then(|| self.with_request(phase.exchange()));
         drop(phase);
         if let Some(exchange) = for_observers {
             observers.into_iter().for_each(|(observe, location)| self.call(observe, location, &exchange));
@@ -235,12 +244,19 @@ impl State {
 
     /// The facts, for an event that runs: of an exchange that is over, or so far.
     pub(crate) fn exchange(&self) -> Exchange {
-        self.lock().exchange()
+        self.with_request(self.lock().exchange())
     }
 
     /// Whether neither an event nor an observer waits for the end of the exchange.
     pub(super) fn is_unheard(&self) -> bool {
         matches!(&*self.lock(), Phase::Open(Open { events, observers, .. }) if events.is_empty() && observers.is_empty())
+    }
+
+    fn with_request(&self, mut exchange: Exchange) -> Exchange {
+        if exchange.request.is_none() {
+            exchange.request = self.request.get().map(|request| (**request).clone());
+        }
+        exchange
     }
 
     pub(crate) fn is_over(&self) -> bool {

@@ -22,7 +22,7 @@ use crate::{
     util::{panic::catch, text::OneLine},
 };
 
-type Filter = Box<dyn Fn(&Parts) -> bool + Send + Sync>;
+pub(crate) type Filter = Box<dyn Fn(&Parts) -> bool + Send + Sync>;
 pub(crate) type Make = Box<dyn Fn(&Arc<State>, &Parts) -> BoxedEvent + Send + Sync>;
 
 /// One event for every exchange that its filter lets pass.
@@ -33,36 +33,36 @@ pub(crate) struct Hook {
     pub(crate) make: Make,
 }
 
-/// Makes the observer of one exchange.
-type MakeObserver = Box<dyn Fn(&Parts) -> Observe + Send + Sync>;
-
 pub(crate) struct Observer {
     pub(crate) location: &'static Location<'static>,
-    pub(crate) make: MakeObserver,
+    pub(crate) observe: Observe,
 }
 
 /// Names a request in reports.
-pub(crate) type Label = Box<dyn Fn(&Parts) -> Cow<'static, str> + Send + Sync>;
+pub(crate) type Label = Arc<dyn Fn(&Parts) -> Cow<'static, str> + Send + Sync>;
 
 /// The hooks of one layer and its clones.
+#[derive(Clone)]
 pub(crate) struct HookList {
     pub(crate) id: HookListId,
-    label: Option<Label>,
-    hooks: Box<[Hook]>,
-    observers: Box<[Observer]>,
-    overflow: Overflow,
+    pub(crate) label: Option<Label>,
+    pub(crate) hooks: Vec<Arc<Hook>>,
+    pub(crate) observers: Vec<Arc<Observer>>,
+    pub(crate) overflow: Overflow,
 }
 
 impl HookList {
-    pub(crate) fn new(
-        label: Option<Label>,
-        hooks: Vec<Hook>,
-        observers: Vec<Observer>,
-        overflow: Overflow,
-    ) -> Arc<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(NO_HOOKS + 1);
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { id, label, hooks: hooks.into(), observers: observers.into(), overflow })
+    pub(crate) fn new() -> Arc<Self> {
+        let (hooks, observers) = (Vec::new(), Vec::new());
+        Arc::new(Self { id: next_id(), label: None, hooks, observers, overflow: Overflow::default() })
+    }
+
+    /// Returns a changed list, which is another one for requests that pass through both.
+    pub(crate) fn change(self: Arc<Self>, change: impl FnOnce(&mut Self)) -> Arc<Self> {
+        let mut list = Arc::unwrap_or_clone(self);
+        list.id = next_id();
+        change(&mut list);
+        Arc::new(list)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -78,11 +78,11 @@ impl HookList {
                 Err(panic) => tracing::error!(panic = %OneLine(&panic), "label panicked; the request has none"),
             }
         }
-        for Observer { location, make } in &self.observers {
-            match catch(|| make(request)) {
-                Ok(observe) => state.observe(observe, location),
-                Err(panic) => state.observer_panicked(&panic, location),
-            }
+        if !self.hooks.is_empty() || !self.observers.is_empty() {
+            state.set_request(request);
+        }
+        for observer in &self.observers {
+            state.observe(Arc::clone(&observer.observe), observer.location);
         }
         let limit = match self.overflow {
             Overflow::Wait(limit) if !limit.is_zero() => limit,
@@ -135,6 +135,11 @@ impl Hook {
         let applies = || self.filter.as_ref().is_none_or(|filter| filter(request));
         catch(|| applies().then(|| (self.make)(state, request))).transpose()
     }
+}
+
+fn next_id() -> HookListId {
+    static NEXT: AtomicU64 = AtomicU64::new(NO_HOOKS + 1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl fmt::Debug for HookList {

@@ -11,7 +11,7 @@ use http_body::Body;
 use tower_service::Service;
 
 use crate::{
-    exchange::{Events, ExchangeGuard, Joined, Overflow, State},
+    exchange::{Events, ExchangeGuard, Joined, State},
     handle::TrackEventsHandle,
     layer::{body::ResponseBody, future::ResponseFuture, hooks::HookList},
 };
@@ -73,7 +73,7 @@ impl<S> TrackEvents<S> {
     /// let service = TrackEvents::new(handler, TrackEventsHandle::new());
     /// ```
     pub fn new(inner: S, handle: TrackEventsHandle) -> Self {
-        Self::with_hooks(inner, handle, HookList::new(None, Vec::new(), Vec::new(), Overflow::default()))
+        Self::with_hooks(inner, handle, HookList::new())
     }
 
     pub(crate) fn with_hooks(inner: S, handle: TrackEventsHandle, hooks: Arc<HookList>) -> Self {

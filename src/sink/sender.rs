@@ -15,7 +15,7 @@ use crate::{
 ///
 /// An event is pending from [`send`](Self::send) on, and has completed when the sink has acknowledged it: a drain waits
 /// for it. It is sent at once, not when the response is over; to send when it is, call `send` in
-/// [an observer](crate::TrackEventsLayerBuilder::observe) or in a [tracked](crate::Events::track) event.
+/// [an observer](crate::TrackEventsLayer::observe) or in a [tracked](crate::Events::track) event.
 ///
 /// # Examples
 ///

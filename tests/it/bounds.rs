@@ -38,7 +38,7 @@ use tower_http::{
 };
 use tower_track_events::{
     Drain, DrainError, DrainGuard, DrainReport, Events, Exchange, OpenItem, Outcome, Permit, ResponseBody,
-    ResponseFuture, Snapshot, TrackError, TrackEvents, TrackEventsHandle, TrackEventsLayer, TrackEventsLayerBuilder,
+    ResponseFuture, Snapshot, TrackError, TrackEvents, TrackEventsHandle, TrackEventsLayer,
 };
 
 use crate::support::drain;
@@ -47,7 +47,6 @@ is!(TrackEventsHandle: Clone, std::fmt::Debug, Send, Sync, Unpin);
 // With a `Default`, a second handle could be made by accident, whose drain waits for nothing.
 is_not!(TrackEventsHandle: Default);
 is!(TrackEventsLayer: Clone, std::fmt::Debug, Send, Sync, Unpin);
-is!(TrackEventsLayerBuilder: std::fmt::Debug, Send, Sync);
 is!(Events: Clone, std::fmt::Debug, Send, Sync, Unpin);
 is!(Permit: std::fmt::Debug, Send, Sync, Unpin);
 is!(DrainGuard: std::fmt::Debug, Send, Sync, Unpin);

@@ -632,9 +632,8 @@ async fn a_request_that_comes_while_closing_is_served_and_waited_for() {
         tokio::spawn(async move { events.handle().track("by a subtask", async {}) }).await.unwrap().unwrap();
         Answer::Ok(Response::new(Script::empty()))
     });
-    let service = TrackEventsLayer::builder(handle.clone())
-        .track("of the layer", |_request| |_exchange| sleep(Duration::from_millis(1)))
-        .build()
+    let service = TrackEventsLayer::new(handle.clone())
+        .track("of the layer", |_exchange| sleep(Duration::from_millis(1)))
         .layer(service);
     // The task drops the response.
     let request = tokio::spawn(async { service.oneshot(Request::new(())).await.map(drop) });

@@ -330,9 +330,8 @@ async fn the_report_counts_events_that_ended_since_the_drain_began() {
 #[tokio::test(start_paused = true)]
 async fn an_event_has_its_own_age() {
     let handle = without_quiet_period();
-    let service = TrackEventsLayer::builder(handle.clone())
-        .track("audit", |_| |_| pending::<()>())
-        .build()
+    let service = TrackEventsLayer::new(handle.clone())
+        .track("audit", |_| pending::<()>())
         .layer(service_fn(|_: Request<()>| async { Answer::Ok(Response::new(Script::new([]))) }));
     let response = service.oneshot(Request::new(())).await.unwrap();
     tokio::time::advance(Duration::from_secs(3600)).await;

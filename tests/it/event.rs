@@ -277,8 +277,8 @@ fn all_events_run_on_the_runtime_of_the_builder() {
 
     track("outside of any");
     other.block_on(async { track("inside another") });
-    let service = TrackEventsLayer::builder(handle.clone())
-        .track("layer", {
+    let service = TrackEventsLayer::new(handle.clone())
+        .track_from_request("layer", {
             let sender = sender.clone();
             move |_request| {
                 let sender = sender.clone();
@@ -287,7 +287,6 @@ fn all_events_run_on_the_runtime_of_the_builder() {
                 }
             }
         })
-        .build()
         .layer(service_fn(|_: Request<()>| async {
             Ok::<_, std::convert::Infallible>(http::Response::new(Script::empty()))
         }));
@@ -304,8 +303,8 @@ fn all_events_run_on_the_runtime_of_the_builder() {
 fn without_a_runtime_a_request_is_served_and_its_events_are_rejected() {
     let handle = TrackEventsHandle::new();
     for overflow in [Overflow::Reject, Overflow::Wait(Duration::from_secs(1))] {
-        let layer = TrackEventsLayer::builder(handle.clone()).track("audit", |_request| |_exchange| async {});
-        let service = layer.overflow(overflow).build().layer(service_fn(|request: Request<()>| async move {
+        let layer = TrackEventsLayer::new(handle.clone()).track("audit", |_exchange| async {});
+        let service = layer.overflow(overflow).layer(service_fn(|request: Request<()>| async move {
             let events = Events::from_extensions(request.extensions()).unwrap();
             assert_eq!(events.track("handler", async {}), Err(TrackError::NoRuntime));
             Ok::<_, std::convert::Infallible>(http::Response::new(Script::empty()))

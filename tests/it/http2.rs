@@ -598,12 +598,10 @@ struct Observed {
 impl Observed {
     fn layer() -> (TrackEventsLayer, mpsc::UnboundedReceiver<Exchange>) {
         let (sender, exchanges) = mpsc::unbounded_channel();
-        let layer = TrackEventsLayer::builder(without_quiet_period())
-            .track("observed", move |_request| {
-                let sender = sender.clone();
-                async move |exchange: Exchange| sender.send(exchange)
-            })
-            .build();
+        let layer = TrackEventsLayer::new(without_quiet_period()).track_from_request("observed", move |_request| {
+            let sender = sender.clone();
+            async move |exchange: Exchange| sender.send(exchange)
+        });
         (layer, exchanges)
     }
 

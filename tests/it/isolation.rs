@@ -34,15 +34,16 @@ async fn a_rejected_event_of_the_layer_whose_destructor_panics_does_not_cost_the
     for (handle, overflow) in [(&full, Overflow::Reject), (&drained, Overflow::Reject), (&drained, wait)] {
         let (rejected, dropped) = (handle.snapshot().rejected, Counter::default());
         let counter = dropped.clone();
-        let layer = TrackEventsLayer::builder(handle.clone()).overflow(overflow).track("rejected", move |_| {
-            let counter = counter.clone();
-            let made = OnDrop::new(move || {
-                counter.add();
-                panic!("a destructor that panics");
+        let layer =
+            TrackEventsLayer::new(handle.clone()).overflow(overflow).track_from_request("rejected", move |_| {
+                let counter = counter.clone();
+                let made = OnDrop::new(move || {
+                    counter.add();
+                    panic!("a destructor that panics");
+                });
+                |_| async { drop(made) }
             });
-            |_| async { drop(made) }
-        });
-        let response = layer.build().layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap();
+        let response = layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap();
         assert_eq!((response.status().as_u16(), dropped.get(), handle.snapshot().rejected), (200, 1, rejected + 1));
     }
 }
@@ -127,8 +128,8 @@ fn the_waker_of_a_request_that_waits_for_capacity_is_not_dropped_under_a_lock() 
         let _entered = runtime.enter();
         let handle = TrackEventsHandle::builder().capacity(1).build().unwrap();
         let waker = Waker::from(Arc::new(Holding(Mutex::new(Some(handle.reserve().unwrap())))));
-        let layer = TrackEventsLayer::builder(handle.clone()).overflow(Overflow::Wait(Duration::MAX));
-        let service = layer.track("waits", |_| |_| async {}).build().layer(service_fn(ok));
+        let layer = TrackEventsLayer::new(handle.clone()).overflow(Overflow::Wait(Duration::MAX));
+        let service = layer.track("waits", |_| async {}).layer(service_fn(ok));
         let mut request = Box::pin(service.oneshot(Request::new(())));
         assert!(request.as_mut().poll(&mut task::Context::from_waker(&waker)).is_pending());
         drop(waker);

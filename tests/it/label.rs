@@ -15,7 +15,7 @@ fn method_and_path(request: &Parts) -> Cow<'static, str> {
 }
 
 fn labelled(handle: &TrackEventsHandle) -> TrackEventsLayer {
-    TrackEventsLayer::builder(handle.clone()).label(method_and_path).build()
+    TrackEventsLayer::new(handle.clone()).label(method_and_path)
 }
 
 /// A response that is not dropped, so its request stays open.
@@ -51,7 +51,7 @@ async fn a_report_counts_open_requests_by_their_label() {
 async fn a_label_is_one_line_of_a_report() {
     let handle = without_quiet_period();
     let forged = |_: &Parts| Cow::Borrowed("GET /\ndrained 0.0 s after the signal");
-    let response = open(&TrackEventsLayer::builder(handle.clone()).label(forged).build(), "/").await;
+    let response = open(&TrackEventsLayer::new(handle.clone()).label(forged), "/").await;
     assert_eq!(open_items(&handle).await, ["GET /\\ndrained 0.0 s after the signal x1 open"]);
     drop(response);
 }
@@ -59,7 +59,7 @@ async fn a_label_is_one_line_of_a_report() {
 #[tokio::test]
 async fn the_outermost_label_of_one_handle_names_the_request() {
     let handle = without_quiet_period();
-    let inner = TrackEventsLayer::builder(handle.clone()).label(|_| Cow::Borrowed("inner")).build();
+    let inner = TrackEventsLayer::new(handle.clone()).label(|_| Cow::Borrowed("inner"));
     let service = inner.layer(service_fn(async |_: Request<()>| Answer::Ok(Response::new(Script::empty()))));
     let both = labelled(&handle).layer(service.clone()).oneshot(Request::new(())).await.unwrap();
     assert_eq!(open_items(&handle).await, ["GET / x1 open"]);
@@ -74,7 +74,7 @@ async fn the_outermost_label_of_one_handle_names_the_request() {
 async fn a_label_that_panics_serves_the_request_without_one() {
     let handle = without_quiet_period();
     let panics = |_: &Parts| -> Cow<'static, str> { std::panic::resume_unwind(Box::new("no name")) };
-    let response = open(&TrackEventsLayer::builder(handle.clone()).label(panics).build(), "/").await;
+    let response = open(&TrackEventsLayer::new(handle.clone()).label(panics), "/").await;
     assert_eq!(open_items(&handle).await, ["1 request open"]);
     drop(response);
     assert_eq!(drain(&handle).await.ended.total(), 0);
@@ -88,7 +88,7 @@ async fn a_layer_with_a_label_alone_is_asked_once_for_each_request() {
         counts.add();
         Cow::Borrowed("counted")
     };
-    let layer = TrackEventsLayer::builder(handle.clone()).label(label).build();
+    let layer = TrackEventsLayer::new(handle.clone()).label(label);
     let service = service_fn(async |request: Request<()>| {
         let events = Events::from_extensions(request.extensions()).unwrap();
         events.track("event", async {}).unwrap();

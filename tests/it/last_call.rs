@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response, StatusCode, request::Parts};
+use http::{Request, Response, StatusCode};
 use tokio::{sync::oneshot, time::Instant};
 use tokio_test::{assert_pending, assert_ready, task};
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -166,12 +166,7 @@ async fn another_call_reaches_the_requests_that_have_opened_since() {
 async fn observers_are_called_once_with_the_facts_so_far() {
     let (handle, seen) = (TrackEventsHandle::new(), Seen::default());
     let sees = seen.clone();
-    let layer = TrackEventsLayer::builder(handle.clone())
-        .observe(move |_request| {
-            let sees = sees.clone();
-            move |exchange: &Exchange| sees.push(exchange.clone())
-        })
-        .build();
+    let layer = TrackEventsLayer::new(handle.clone()).observe(move |exchange| sees.push(exchange.clone()));
     let (_, response) = unread(&layer).await;
     handle.make_last_call();
     assert_eq!(facts(&seen.only()), (Outcome::Unfinished, Some(201), 0));
@@ -233,13 +228,12 @@ async fn a_request_that_waits_for_capacity_goes_on_and_its_event_is_rejected() {
     let handle = TrackEventsHandle::builder().capacity(1).quiet_period(Duration::ZERO).build().unwrap();
     let seen = Seen::default();
     let sees = seen.clone();
-    let layer = TrackEventsLayer::builder(handle.clone())
-        .track("seen", move |_request| {
+    let layer = TrackEventsLayer::new(handle.clone())
+        .track_from_request("seen", move |_request| {
             let sees = sees.clone();
             move |exchange: Exchange| async move { sees.push(exchange) }
         })
-        .overflow(Overflow::Wait(LIMIT))
-        .build();
+        .overflow(Overflow::Wait(LIMIT));
     let respond = |_: Request<()>| std::future::ready(Ok::<_, Infallible>(Response::new(Script::new([Data(b"abc")]))));
     let mut service = layer.layer(service_fn(respond));
     let first = service.call(Request::new(())).await.unwrap();
@@ -497,14 +491,9 @@ async fn an_abandoned_delivery_is_open_until_its_future_has_been_dropped() {
 async fn an_observer_that_is_added_after_the_last_call_is_called_at_once() {
     let handle = TrackEventsHandle::new();
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let observe = {
-        let seen = Arc::clone(&seen);
-        move |_: &Parts| {
-            let seen = Arc::clone(&seen);
-            move |exchange: &Exchange| seen.lock().unwrap().push(exchange.outcome)
-        }
-    };
-    let inner = TrackEventsLayer::builder(handle.clone()).observe(observe).build();
+    let observed = Arc::clone(&seen);
+    let inner = TrackEventsLayer::new(handle.clone());
+    let inner = inner.observe(move |exchange| observed.lock().unwrap().push(exchange.outcome));
     let inner = inner.layer(service_fn(async |_: Request<()>| Answer::Ok(Response::new(Script::empty()))));
     let (calls, sees) = (handle.clone(), Arc::clone(&seen));
     let outer = service_fn(move |request: Request<()>| {

@@ -6,10 +6,12 @@ use std::{
     time::Duration,
 };
 
-use http::{Extensions, Request, Response};
+use http::{Extensions, Method, Request, Response, Version};
 use tokio::sync::oneshot;
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_track_events::{Events, Exchange, Outcome, TrackError, TrackEvents, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{
+    Events, Exchange, Outcome, RequestInfo, TrackError, TrackEvents, TrackEventsHandle, TrackEventsLayer,
+};
 
 use crate::support::{Answer, Counter, Script, Seen, assert_conserved, drain, poll_once, run_tasks};
 
@@ -35,24 +37,15 @@ async fn each_event_of_the_layer_runs_once_for_each_exchange_that_its_filter_acc
     let handle = TrackEventsHandle::new();
     let (all, some) = (Counter::default(), Counter::default());
     let (every, filtered) = (all.clone(), some.clone());
-    let layer = TrackEventsLayer::builder(handle.clone())
-        .track("all", move |_| {
-            let every = every.clone();
-            move |_| async move { every.add() }
-        })
-        .track_when(
-            "some",
-            |request| request.uri.path() != "/healthz",
-            move |request| {
-                assert_eq!(request.uri.path(), "/orders");
-                let filtered = filtered.clone();
-                move |exchange: Exchange| async move {
-                    assert_eq!(exchange.outcome, Outcome::Complete);
-                    filtered.add();
-                }
-            },
-        )
-        .build();
+    let layer = TrackEventsLayer::new(handle.clone()).track("all", move |_| async move { every.add() }).track_when(
+        "some",
+        |request| request.uri.path() != "/healthz",
+        async move |exchange| {
+            assert_eq!(exchange.outcome, Outcome::Complete);
+            assert_eq!(exchange.request.unwrap().uri.path(), "/orders");
+            filtered.add();
+        },
+    );
     for path in ["/orders", "/healthz", "/orders"] {
         let request = Request::builder().uri(path).body(()).unwrap();
         drop(layer.layer(service_fn(ok)).oneshot(request).await.unwrap());
@@ -67,15 +60,11 @@ async fn a_panic_of_a_hook_is_counted_as_its_event_and_the_request_is_served() {
     let handle = TrackEventsHandle::new();
     let ran = Counter::default();
     let last = ran.clone();
-    let layer = TrackEventsLayer::builder(handle.clone())
-        .track("make", |_| -> fn(Exchange) -> std::future::Ready<()> { panic!("in make") })
-        .track_when("filter", |_| panic!("in the filter"), |_| |_| async {})
-        .track("closure", |_| |_| -> std::future::Ready<()> { panic!("in the closure") })
-        .track("last", move |_| {
-            let last = last.clone();
-            move |_| async move { last.add() }
-        })
-        .build();
+    let layer = TrackEventsLayer::new(handle.clone())
+        .track_from_request("make", |_| -> fn(Exchange) -> std::future::Ready<()> { panic!("in make") })
+        .track_when("filter", |_| panic!("in the filter"), |_| async {})
+        .track("closure", |_| -> std::future::Ready<()> { panic!("in the closure") })
+        .track("last", move |_| async move { last.add() });
     drop(layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap());
     let report = drain(&handle).await;
     assert_eq!((ran.get(), report.accepted), (1, 4));
@@ -207,7 +196,7 @@ async fn a_request_after_the_drain_is_served_and_its_events_are_rejected() {
     drain(&handle).await;
     let rejected = Counter::default();
     let counted = rejected.clone();
-    let layer = TrackEventsLayer::builder(handle.clone()).track("audit", |_| |_| async {}).build();
+    let layer = TrackEventsLayer::new(handle.clone()).track("audit", |_| async {});
     let service = layer.layer(handler(move |events| {
         if events.track("audit", async {}) == Err(TrackError::Closed) {
             counted.add();
@@ -383,4 +372,74 @@ async fn the_service_returns_its_inner_service_and_its_handle() {
     handle.begin_drain();
     assert!(service.handle().is_draining());
     assert_eq!(service.into_inner(), 8);
+}
+
+#[tokio::test]
+async fn the_request_is_known_where_a_layer_has_hooks() {
+    let handle = TrackEventsHandle::new();
+    let seen = Seen::default();
+    let track = {
+        let seen = seen.clone();
+        move |events: &Events| {
+            let sees = seen.clone();
+            events.track_with("audit", async move |exchange| sees.push(exchange)).unwrap();
+        }
+    };
+    let request = || Request::put("/orders/7?dry=1").version(Version::HTTP_2).body(()).unwrap();
+    let without = TrackEventsLayer::new(handle.clone());
+    drop(without.layer(handler(track.clone())).oneshot(request()).await.unwrap());
+    drop(without.observe(|_| {}).layer(handler(track)).oneshot(request()).await.unwrap());
+    drain(&handle).await;
+
+    let all = seen.all();
+    assert_eq!(all[0].request, None);
+    let RequestInfo { method, uri, version, .. } = all[1].request.clone().unwrap();
+    assert_eq!((method, uri.to_string().as_str(), version), (Method::PUT, "/orders/7?dry=1", Version::HTTP_2));
+}
+
+/// The forms that people write first; state that events share is in an `Arc`.
+#[tokio::test]
+async fn a_hook_is_cloned_for_each_event() {
+    #[derive(Clone)]
+    struct Db(Counter);
+    impl Db {
+        async fn audit(&self, exchange: &Exchange) -> std::io::Result<()> {
+            assert_eq!(exchange.outcome, Outcome::Complete);
+            self.0.add();
+            Ok(())
+        }
+    }
+    let handle = TrackEventsHandle::new();
+    let (first, second, third) = (Db(Counter::default()), Db(Counter::default()), Db(Counter::default()));
+    let (one, two, three) = (first.clone(), second.clone(), third.clone());
+    let layer = handle
+        .layer()
+        .track("closure", move |exchange| async move { one.audit(&exchange).await })
+        .track("async closure", async move |exchange| two.audit(&exchange).await)
+        .track_when(
+            "filtered",
+            |request| request.method == Method::GET,
+            async move |exchange| three.audit(&exchange).await,
+        );
+    for method in [Method::GET, Method::POST, Method::GET] {
+        let request = Request::builder().method(method).body(()).unwrap();
+        drop(layer.layer(service_fn(ok)).oneshot(request).await.unwrap());
+    }
+    drain(&handle).await;
+    assert_eq!([first, second, third].map(|db| db.0.get()), [3, 3, 2]);
+}
+
+#[tokio::test]
+async fn a_clone_that_is_changed_is_another_layer() {
+    let handle = TrackEventsHandle::new();
+    let (base, more) = (Counter::default(), Counter::default());
+    let (counts, counts_more) = (base.clone(), more.clone());
+    let layer = handle.layer().observe(move |_| counts.add());
+    let changed = layer.clone().observe(move |_| counts_more.add());
+    drop(layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap());
+    assert_eq!((base.get(), more.get()), (1, 0));
+    // Around each other they are two layers, and each adds its own.
+    drop(changed.layer(layer.layer(service_fn(ok))).oneshot(Request::new(())).await.unwrap());
+    assert_eq!((base.get(), more.get()), (3, 1));
+    drain(&handle).await;
 }

@@ -6,11 +6,9 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response, StatusCode, request::Parts};
+use http::{Request, Response, StatusCode};
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_track_events::{
-    Batch, DrainError, Exchange, Outcome, TrackEventsHandle, TrackEventsLayer, TrackEventsLayerBuilder,
-};
+use tower_track_events::{Batch, DrainError, Exchange, Outcome, TrackEventsHandle, TrackEventsLayer};
 
 use crate::support::{Answer, Counter, Script, Step, assert_conserved, drain, poll_once, without_quiet_period};
 
@@ -21,13 +19,12 @@ async fn ok(_: Request<()>) -> Answer {
 type Log = Arc<Mutex<Vec<(String, Outcome, Option<StatusCode>, u64)>>>;
 
 /// Adds an observer that logs the path of the request, and how the exchange ended.
-fn observing(builder: TrackEventsLayerBuilder, log: &Log) -> TrackEventsLayerBuilder {
+fn observing(layer: TrackEventsLayer, log: &Log) -> TrackEventsLayer {
     let log = Arc::clone(log);
-    builder.observe(move |request: &Parts| {
-        let (path, log) = (request.uri.path().to_owned(), Arc::clone(&log));
-        move |exchange: &Exchange| {
-            log.lock().unwrap().push((path, exchange.outcome, exchange.status, exchange.body_bytes));
-        }
+    layer.observe(move |exchange| {
+        let Exchange { request, outcome, status, body_bytes, .. } = exchange;
+        let path = request.as_ref().unwrap().uri.path().to_owned();
+        log.lock().unwrap().push((path, *outcome, *status, *body_bytes));
     })
 }
 
@@ -37,14 +34,11 @@ async fn an_observer_is_called_once_when_an_exchange_is_over_and_before_its_even
     let log = Log::default();
     let at_start = Arc::new(Mutex::new(None));
     let (seen, into) = (Arc::clone(&log), Arc::clone(&at_start));
-    let builder = TrackEventsLayer::builder(handle.clone()).track("event", move |_| {
-        let (seen, into) = (Arc::clone(&seen), Arc::clone(&into));
-        move |_| {
-            *into.lock().unwrap() = Some(seen.lock().unwrap().len());
-            async {}
-        }
+    let layer = TrackEventsLayer::new(handle.clone()).track("event", move |_| {
+        *into.lock().unwrap() = Some(seen.lock().unwrap().len());
+        async {}
     });
-    let layer = observing(builder, &log).build();
+    let layer = observing(layer, &log);
     let request = Request::builder().uri("/orders").body(()).unwrap();
     let response = layer.layer(service_fn(ok)).oneshot(request).await.unwrap();
     assert_eq!(log.lock().unwrap().len(), 0);
@@ -61,7 +55,7 @@ async fn an_observer_is_called_once_when_an_exchange_is_over_and_before_its_even
 async fn an_observer_is_called_also_without_a_response() {
     let handle = without_quiet_period();
     let log = Log::default();
-    let layer = observing(TrackEventsLayer::builder(handle.clone()), &log).build();
+    let layer = observing(TrackEventsLayer::new(handle.clone()), &log);
     let mut service = layer.layer(service_fn(|_: Request<()>| pending::<Answer>()));
     let mut future = Box::pin(service.call(Request::new(())));
     assert!(poll_once(future.as_mut()).is_pending());
@@ -75,22 +69,16 @@ async fn a_panic_of_an_observer_is_counted_and_the_request_is_served() {
     let handle = without_quiet_period();
     let after = Counter::default();
     let last = after.clone();
-    let layer = TrackEventsLayer::builder(handle.clone())
-        .observe(|_: &Parts| -> fn(&Exchange) { panic!("in make") })
-        .observe(|_: &Parts| |_: &Exchange| panic!("in the observer"))
-        .observe(move |_: &Parts| {
-            let last = last.clone();
-            move |_: &Exchange| last.add()
-        })
-        .build();
+    let layer =
+        TrackEventsLayer::new(handle.clone()).observe(|_| panic!("in the observer")).observe(move |_| last.add());
     let response = layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     drop(response);
     assert_eq!(after.get(), 1);
     assert_conserved(&handle.snapshot());
     let report = drain(&handle).await;
-    assert_eq!((report.accepted, report.ended.panicked), (2, 2));
-    assert_eq!(report.by_name["(observer)"].counts.panicked, 2);
+    assert_eq!((report.accepted, report.ended.panicked), (1, 1));
+    assert_eq!(report.by_name["(observer)"].counts.panicked, 1);
     assert!(!report.all_completed());
 }
 
@@ -98,8 +86,8 @@ async fn a_panic_of_an_observer_is_counted_and_the_request_is_served() {
 async fn layers_on_one_handle_share_the_exchange_and_each_observer_is_called_once() {
     let handle = without_quiet_period();
     let (outer, inner) = (Log::default(), Log::default());
-    let outside = observing(TrackEventsLayer::builder(handle.clone()), &outer).build();
-    let inside = observing(TrackEventsLayer::builder(handle.clone()), &inner).build();
+    let outside = observing(TrackEventsLayer::new(handle.clone()), &outer);
+    let inside = observing(TrackEventsLayer::new(handle.clone()), &inner);
     let service = outside.layer(outside.layer(inside.layer(service_fn(ok))));
     drop(service.oneshot(Request::new(())).await.unwrap());
     assert_eq!((outer.lock().unwrap().len(), inner.lock().unwrap().len()), (1, 1));
@@ -119,16 +107,11 @@ async fn values_that_an_observer_sends_during_a_drain_are_delivered() {
         .max_delay(Duration::from_secs(3600))
         .build()
         .unwrap();
-    let layer = TrackEventsLayer::builder(handle.clone())
-        .observe(move |_: &Parts| {
-            let (log, counted) = (log.clone(), counted.clone());
-            move |exchange: &Exchange| {
-                if log.send(exchange.status.map_or(0, |status| status.as_u16())).is_err() {
-                    counted.add();
-                }
-            }
-        })
-        .build();
+    let layer = TrackEventsLayer::new(handle.clone()).observe(move |exchange| {
+        if log.send(exchange.status.map_or(0, |status| status.as_u16())).is_err() {
+            counted.add();
+        }
+    });
     let response = layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap();
     let drain = tokio::spawn(handle.drain(Duration::from_secs(60)));
     tokio::task::yield_now().await;
@@ -146,12 +129,8 @@ async fn a_drain_inside_an_observer_is_an_error() {
     let handle = TrackEventsHandle::new();
     let (inside, answer) = (handle.clone(), Arc::new(Mutex::new(None)));
     let into = Arc::clone(&answer);
-    let layer = TrackEventsLayer::builder(handle.clone())
-        .observe(move |_: &Parts| {
-            let (inside, into) = (inside.clone(), Arc::clone(&into));
-            move |_: &Exchange| *into.lock().unwrap() = Some(poll_once(inside.drain(Duration::MAX)))
-        })
-        .build();
+    let layer = TrackEventsLayer::new(handle.clone());
+    let layer = layer.observe(move |_| *into.lock().unwrap() = Some(poll_once(inside.drain(Duration::MAX))));
     drop(layer.layer(service_fn(ok)).oneshot(Request::new(())).await.unwrap());
     assert!(matches!(*answer.lock().unwrap(), Some(std::task::Poll::Ready(Err(DrainError::InsideItself)))));
 }

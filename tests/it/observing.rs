@@ -201,12 +201,12 @@ async fn a_rejection_is_logged_before_the_destructor_of_the_event_can_panic() {
     assert!(tracked.is_err() && is_logged());
 
     let (handle, _permit) = full();
-    let layer = TrackEventsLayer::builder(handle).track("rejected", move |_| {
+    let layer = TrackEventsLayer::new(handle).track_from_request("rejected", move |_| {
         let made = bomb();
         |_: Exchange| async { drop(made) }
     });
     let service = service_fn(async |_: Request<()>| Ok::<_, io::Error>(Response::new(Empty::<bytes::Bytes>::new())));
-    layer.build().layer(service).oneshot(Request::new(())).await.unwrap();
+    layer.layer(service).oneshot(Request::new(())).await.unwrap();
     assert!(is_logged());
 }
 
@@ -514,7 +514,7 @@ fn metrics_count_values_of_a_sink_and_panics_of_an_observer() {
             sender.flush(Duration::MAX).await.unwrap();
             sender.send(4).unwrap();
             handle.abort();
-            let layer = TrackEventsLayer::builder(handle.clone()).observe(|_| |_: &Exchange| panic!("no ink")).build();
+            let layer = TrackEventsLayer::new(handle.clone()).observe(|_| panic!("no ink"));
             let service = layer.layer(service_fn(|_: Request<()>| async {
                 Ok::<_, std::convert::Infallible>(Response::new(Empty::<bytes::Bytes>::new()))
             }));

@@ -875,17 +875,17 @@ impl System {
             has_ended: false,
         };
         let shared = Arc::new(Shared { model: Mutex::new(model), taken: Mutex::default() });
-        let mut layer = TrackEventsLayer::builder(handle.clone());
+        let mut layer = TrackEventsLayer::new(handle.clone());
         if let Some(overflow) = setup.hook {
             let shared = Arc::clone(&shared);
-            layer = layer.overflow(overflow).track("hook", move |parts| {
+            layer = layer.overflow(overflow).track_from_request("hook", move |parts| {
                 let order = *parts.extensions.get::<Order>().expect("the request says what to do");
                 let id = shared.lock().offer(Act::Complete, Stage::Waiting, Some(order.exchange));
                 let future = EventFuture { id, shared: Arc::clone(&shared) };
                 move |_exchange: Exchange| future
             });
         }
-        let service = tower_layer::Layer::layer(&layer.build(), Handler { shared: Arc::clone(&shared) });
+        let service = tower_layer::Layer::layer(&layer, Handler { shared: Arc::clone(&shared) });
         Self {
             handle,
             service,

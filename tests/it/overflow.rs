@@ -35,17 +35,13 @@ impl Setup {
         let permits = (0..capacity).map(|_| handle.reserve().unwrap()).collect();
         let (served, fired) = (Counter::default(), Counter::default());
         let fires = fired.clone();
-        let layer = TrackEventsLayer::builder(handle.clone())
+        let layer = TrackEventsLayer::new(handle.clone())
             .track_when(
                 "audit",
                 |request| request.uri.path() != "/healthz",
-                move |_request| {
-                    let fires = fires.clone();
-                    move |_exchange: Exchange| async move { fires.add() }
-                },
+                move |_exchange| async move { fires.add() },
             )
-            .overflow(overflow)
-            .build();
+            .overflow(overflow);
         (Self { handle, layer, served, fired }, permits)
     }
 
@@ -204,10 +200,9 @@ fn without_a_timer_events_are_rejected_at_once() {
 async fn a_hook_that_panics_at_capacity_is_counted_when_a_slot_is_free() {
     let handle = TrackEventsHandle::builder().capacity(1).quiet_period(Duration::ZERO).build().unwrap();
     let permit = handle.reserve().unwrap();
-    let layer = TrackEventsLayer::builder(handle.clone())
-        .track("bomb", |_request| -> fn(Exchange) -> std::future::Ready<()> { panic!("a hook") })
-        .overflow(Overflow::Wait(LIMIT))
-        .build();
+    let layer = TrackEventsLayer::new(handle.clone())
+        .track_from_request("bomb", |_request| -> fn(Exchange) -> std::future::Ready<()> { panic!("a hook") })
+        .overflow(Overflow::Wait(LIMIT));
     let mut future = call(&layer, "/", &Counter::default());
     assert_pending!(future.poll());
     drop(permit);
@@ -251,13 +246,12 @@ async fn an_abort_frees_slots_for_waiting_requests() {
     handle.track("endless", pending::<()>()).unwrap();
     let (sender, receiver) = oneshot::channel();
     let sender = std::sync::Mutex::new(Some(sender));
-    let layer = TrackEventsLayer::builder(handle.clone())
-        .track("audit", move |_request| {
+    let layer = TrackEventsLayer::new(handle.clone())
+        .track_from_request("audit", move |_request| {
             let sender = sender.lock().unwrap().take();
             move |_exchange: Exchange| async move { sender.unwrap().send(()).unwrap() }
         })
-        .overflow(Overflow::Wait(LIMIT))
-        .build();
+        .overflow(Overflow::Wait(LIMIT));
     let mut future = call(&layer, "/", &Counter::default());
     assert_pending!(future.poll());
     handle.abort();
@@ -298,8 +292,8 @@ async fn a_slot_that_is_granted_while_a_drain_is_closing_keeps_it_from_closing()
     let handle = TrackEventsHandle::builder().capacity(1).quiet_period(Duration::ZERO).build().unwrap();
     let (release, released) = oneshot::channel::<()>();
     handle.track("first", async { drop(released.await) }).unwrap();
-    let layer = TrackEventsLayer::builder(handle.clone()).overflow(Overflow::Wait(Duration::MAX));
-    let inner = layer.track("waits", |_| |_: Exchange| async {}).build();
+    let layer = TrackEventsLayer::new(handle.clone()).overflow(Overflow::Wait(Duration::MAX));
+    let inner = layer.track("waits", |_| async {});
     let inner = inner.layer(service_fn(async |_: Request<()>| Answer::Ok(Response::new(Script::empty()))));
     let (keep, mut kept) = mpsc::unbounded_channel();
     let outer = service_fn(move |request: Request<()>| {

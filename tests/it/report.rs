@@ -48,7 +48,7 @@ async fn a_clean_report_is_short() {
 #[tokio::test(start_paused = true)]
 async fn a_timed_out_drain_names_what_is_open_with_its_age_and_location() {
     let handle = TrackEventsHandle::builder().last_call(Duration::ZERO).build().unwrap();
-    let layer = TrackEventsLayer::builder(handle.clone()).track("audit", |_| |_| async {}).build();
+    let layer = TrackEventsLayer::new(handle.clone()).track("audit", |_| async {});
     let mut service = layer.layer(service_fn(|_: Request<()>| pending::<Answer>()));
     let _request = service.call(Request::new(()));
     let _guard = handle.guard().unwrap();

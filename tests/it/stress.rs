@@ -119,12 +119,10 @@ fn concurrent_requests_that_end_in_every_way_lose_no_event() {
     let ran = Counter::default();
     let layer = {
         let ran = ran.clone();
-        TrackEventsLayer::builder(handle.clone())
-            .track("audit", move |_| {
-                let ran = ran.clone();
-                move |_| async move { ran.add() }
-            })
-            .build()
+        TrackEventsLayer::new(handle.clone()).track_from_request("audit", move |_| {
+            let ran = ran.clone();
+            move |_| async move { ran.add() }
+        })
     };
     let watching = Arc::new(AtomicBool::new(true));
     let watcher = {

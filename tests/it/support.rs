@@ -154,12 +154,10 @@ impl Seen {
     /// A layer with one event, which adds its exchange here.
     pub(crate) fn layer(&self, handle: &TrackEventsHandle) -> TrackEventsLayer {
         let seen = self.clone();
-        TrackEventsLayer::builder(handle.clone())
-            .track("seen", move |_request| {
-                let seen = seen.clone();
-                move |exchange: Exchange| async move { seen.push(exchange) }
-            })
-            .build()
+        TrackEventsLayer::new(handle.clone()).track_from_request("seen", move |_request| {
+            let seen = seen.clone();
+            move |exchange: Exchange| async move { seen.push(exchange) }
+        })
     }
 
     pub(crate) fn push(&self, exchange: Exchange) {

@@ -52,14 +52,14 @@ const SUBJECTS: &[(&str, Option<&str>, Subject)] = &[
     ("layer, one event", Some("AddExtension, one spawn"), request::layer::<1>),
     ("layer, four events", Some("AddExtension, four spawns"), request::layer::<4>),
     ("layer, an event of its own", Some("AddExtension, one spawn"), |runtime, count| {
-        let layer = TrackEventsLayer::builder(handle()).track("bench", |_| |_: Exchange| yields()).build();
+        let layer = TrackEventsLayer::new(handle()).track("bench", |_: Exchange| yields());
         request::serve(runtime, count, layer.layer(request::handler(|_| ())))
     }),
     ("layer, an observer", None, |runtime, count| {
         let observe = |exchange: &Exchange| {
             black_box(exchange);
         };
-        let layer = TrackEventsLayer::builder(handle()).observe(move |_| observe).build();
+        let layer = TrackEventsLayer::new(handle()).observe(observe);
         request::serve(runtime, count, layer.layer(request::handler(|_| ())))
     }),
     ("guard()", None, |_, count| admission::guard(1, count)),

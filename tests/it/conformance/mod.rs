@@ -195,11 +195,9 @@ fn the_published_tables_are_those_that_were_run() {
 /// A layer with one event, which sends its exchange to the test.
 fn sending_layer(handle: &TrackEventsHandle) -> (TrackEventsLayer, mpsc::UnboundedReceiver<Exchange>) {
     let (sender, exchanges) = mpsc::unbounded_channel();
-    let layer = TrackEventsLayer::builder(handle.clone())
-        .track("sent", move |_request| {
-            let sender = sender.clone();
-            move |exchange| async move { sender.send(exchange).map_err(|_| "no receiver") }
-        })
-        .build();
+    let layer = TrackEventsLayer::new(handle.clone()).track_from_request("sent", move |_request| {
+        let sender = sender.clone();
+        move |exchange| async move { sender.send(exchange).map_err(|_| "no receiver") }
+    });
     (layer, exchanges)
 }
