@@ -8,6 +8,7 @@
 //! - [`capacity`]: what happens at capacity, and what to do about it.
 //! - [`testing`]: tests of handlers without a server, a paused clock, and what to assert.
 //! - [`task_tracker`]: migrating from `tokio_util`'s `TaskTracker` to this crate, call by call.
+//! - [`context`]: what an event knows of its request: values, task-locals, spans.
 //! - [`observing`]: counts, log lines, spans and metrics.
 
 pub mod capacity {
@@ -15,6 +16,9 @@ pub mod capacity {
 }
 pub mod client_left {
     #![doc = include_str!("../docs/guide/client_left.md")]
+}
+pub mod context {
+    #![doc = include_str!("../docs/guide/context.md")]
 }
 pub mod observing {
     #![doc = include_str!("../docs/guide/observing.md")]

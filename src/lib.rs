@@ -106,6 +106,7 @@
 //! - [`guide::capacity`]: what to do when the capacity is used up.
 //! - [`guide::testing`]: tests of handlers without a server.
 //! - [`guide::sinks`]: typed events in batches, and what each store survives.
+//! - [`guide::context`]: what an event knows of its request.
 //! - [`guide::observing`]: counts, log lines, spans and metrics.
 //! - [`guide::task_tracker`]: migrating from `TaskTracker`.
 //!
