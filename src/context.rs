@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime, sync::watch, time::Instant};
+use tokio::{
+    runtime,
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 
 use crate::{
     error::TrackError,
@@ -32,6 +36,8 @@ pub(crate) struct Context {
     /// The first runtime in which the handle was used: for what is tracked outside of any.
     first_runtime: OnceLock<runtime::Handle>,
     draining: watch::Sender<bool>,
+    /// If the number of events that run is limited.
+    pub(crate) turns: Option<Arc<Semaphore>>,
     drain_began: OnceLock<DrainBegan>,
     shards: Mutex<Weak<Shards>>,
 }
@@ -41,6 +47,8 @@ pub(crate) struct Settings {
     pub(crate) capacity: u32,
     pub(crate) quiet_period: Duration,
     pub(crate) event_timeout: Option<Duration>,
+    /// How many events may run at one time, if that is limited.
+    pub(crate) concurrency_limit: Option<usize>,
     /// How long before its deadline a drain makes the last call, if that was set.
     pub(crate) last_call: Option<Duration>,
     pub(crate) progress: Duration,
@@ -66,6 +74,7 @@ impl Context {
         let context = Self {
             first_runtime: OnceLock::new(),
             draining: watch::Sender::new(false),
+            turns: settings.concurrency_limit.map(|limit| Arc::new(Semaphore::new(limit))),
             drain_began: OnceLock::new(),
             shards: Mutex::default(),
             settings,

@@ -2,6 +2,8 @@
 
 use std::{error::Error, fmt};
 
+use tokio::sync::Semaphore;
+
 /// The largest capacity of a handle or a sink.
 pub(crate) const MAX_CAPACITY: usize = u32::MAX as usize;
 
@@ -69,6 +71,8 @@ pub enum BuildError {
     Capacity(usize),
     /// The event timeout must be longer than zero.
     EventTimeout,
+    /// The concurrency limit, which is given here, must be at least 1, and at most what tokio's semaphore allows.
+    ConcurrencyLimit(usize),
     /// The time limit of a delivery must be longer than zero.
     DeliverTimeout,
     /// The maximum size of a batch must be at least one event.
@@ -87,6 +91,9 @@ impl fmt::Display for BuildError {
                 write!(f, "the capacity must be from 1 to {MAX_CAPACITY}, and is {capacity}")
             }
             Self::EventTimeout => f.write_str("the event timeout must be longer than zero; leave it out for no limit"),
+            Self::ConcurrencyLimit(limit) => {
+                write!(f, "the concurrency limit must be from 1 to {}, and is {limit}", Semaphore::MAX_PERMITS)
+            }
             Self::DeliverTimeout => f.write_str("the time limit of a delivery must be longer than zero"),
             Self::MaxBatch => f.write_str("the maximum size of a batch must be at least one event"),
             Self::MaxAttempts => {

@@ -202,6 +202,9 @@ pub enum OpenKind {
     WaitingEvent,
     /// Events that have been started.
     RunningEvent,
+    /// Events that wait for their turn, because as many run as the
+    /// [concurrency limit](crate::TrackEventsHandleBuilder::concurrency_limit) allows.
+    LimitedEvent,
     /// Events that run on a blocking thread. Nothing can end them but their own return:
     /// [`abort`](crate::TrackEventsHandle::abort) cannot, and neither can an event timeout.
     BlockingEvent,
@@ -249,6 +252,7 @@ impl OpenItem {
                 let kind = match stage {
                     Stage::Waiting => OpenKind::WaitingEvent,
                     Stage::Running => OpenKind::RunningEvent,
+                    Stage::Limited => OpenKind::LimitedEvent,
                     Stage::Blocking => OpenKind::BlockingEvent,
                     Stage::Queued => OpenKind::QueuedEvent,
                 };
@@ -293,6 +297,7 @@ impl fmt::Display for OpenItem {
             (_, name) => {
                 let state = match kind {
                     OpenKind::WaitingEvent => "waiting for the response",
+                    OpenKind::LimitedEvent => "waiting for a turn",
                     OpenKind::BlockingEvent => "running on blocking threads",
                     OpenKind::QueuedEvent => "queued for the sink",
                     OpenKind::UndeliveredEvent => "undelivered and handed over",
@@ -423,6 +428,14 @@ impl fmt::Display for Progress {
                 _ => None,
             }),
         )?;
+        let limited = |((kind, ..), group): (&(Kind, _, _), &Group)| match kind {
+            Kind::Event { stage: Stage::Limited, .. } => group.count,
+            _ => 0,
+        };
+        let limited: u64 = open.iter().map(limited).sum();
+        if limited > 0 {
+            write!(f, ", {limited} of them waiting for a turn")?;
+        }
         write!(f, ", {}", Seconds(*elapsed))?;
         limit.map_or(Ok(()), |limit| write!(f, " of {}", Seconds(limit)))
     }

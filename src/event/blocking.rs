@@ -11,7 +11,7 @@ use tracing::Span;
 
 use crate::{
     context::Ticket,
-    event::{BoxedEvent, End, Event, EventOutput, Run},
+    event::{Alone, BoxedEvent, End, Event, EventOutput, Run},
     util::{
         panic::catch,
         text::{error_chain, one_line},
@@ -25,7 +25,13 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: EventOutput,
 {
-    let queued = Queued::new(work, Run::new(ticket, span));
+    let run = Run::new(ticket, span);
+    if run.needs_turn() {
+        // Work that has a thread cannot wait for its turn without blocking it.
+        runtime.spawn(Alone::new(NotQueued { work: Some(work), run: Some(run) }));
+        return;
+    }
+    let queued = Queued::new(work, run);
     // Tokio panics if it cannot start a thread. The event has been dropped then, and counted.
     let _ = catch(|| runtime.spawn_blocking(move || queued.run()));
 }
@@ -54,7 +60,16 @@ where
 {
     type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(run) = &mut self.run {
+            if run.ticket.is_aborted() {
+                self.abort();
+                return Poll::Ready(());
+            }
+            if !run.has_turn(cx) {
+                return Poll::Pending;
+            }
+        }
         if let (Some(work), Some(run)) = (self.work.take(), self.run.take()) {
             let queued = Queued::new(work, run);
             let _ = catch(|| runtime::Handle::current().spawn_blocking(move || queued.run()));
@@ -77,11 +92,17 @@ where
     }
 }
 
-impl<F> Drop for NotQueued<F> {
-    fn drop(&mut self) {
+impl<F> NotQueued<F> {
+    fn abort(&mut self) {
         if let (Some(work), Some(run)) = (self.work.take(), self.run.take()) {
             run.drop_work(|| drop(work), End::Aborted);
         }
+    }
+}
+
+impl<F> Drop for NotQueued<F> {
+    fn drop(&mut self) {
+        self.abort();
     }
 }
 

@@ -6,6 +6,7 @@
 pub(crate) mod blocking;
 mod output;
 pub(crate) mod together;
+mod turn;
 
 use std::{
     panic::Location,
@@ -20,6 +21,7 @@ use tracing::{Span, level_filters::LevelFilter};
 
 pub use self::output::EventOutput;
 pub(crate) use self::output::sealed::IntoResult;
+use self::turn::Turn;
 use crate::{
     context::{Shard, Ticket},
     error::TrackError,
@@ -134,6 +136,8 @@ pub(crate) struct Run {
 struct Extra {
     span: Option<Span>,
     deadline: Option<Deadline>,
+    /// If the number of events that run is limited.
+    turn: Option<Turn>,
 }
 
 /// How an event ended.
@@ -150,10 +154,26 @@ enum End {
 impl Run {
     #[inline]
     fn new(ticket: Ticket, span: Option<Span>) -> Self {
-        let timeout = ticket.shard().context().settings.event_timeout;
-        let is_needed = span.is_some() || timeout.is_some();
-        let extra = is_needed.then(|| Box::new(Extra { span, deadline: timeout.map(Deadline::after) }));
+        let context = ticket.shard().context();
+        let timeout = context.settings.event_timeout;
+        let turn = context.turns.as_ref().and_then(|turns| {
+            // An event that waits for one that it has tracked must not keep it waiting.
+            let is_nested = reentrancy::is_inside_event(ticket.shard().registry.id());
+            (!is_nested).then(|| Turn::new(turns))
+        });
+        let is_needed = span.is_some() || timeout.is_some() || turn.is_some();
+        let extra = is_needed.then(|| Box::new(Extra { span, deadline: timeout.map(Deadline::after), turn }));
         Self { ticket, started: None, extra }
+    }
+
+    fn needs_turn(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.turn.is_some())
+    }
+
+    /// Whether the concurrency limit lets the event run.
+    fn has_turn(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(turn) = self.extra.as_mut().and_then(|extra| extra.turn.as_mut()) else { return true };
+        turn.poll(&self.ticket, cx)
     }
 
     fn span(&self) -> Option<&Span> {
@@ -167,7 +187,10 @@ impl Run {
     /// Runs user code of the event.
     #[inline]
     fn enter<T>(&self, run: impl FnOnce() -> T) -> Result<T, String> {
-        reentrancy::enter(self.ticket.shard().registry.id(), || match self.span() {
+        let shard = self.ticket.shard();
+        // Asked for by the concurrency limit alone.
+        let _event = shard.context().turns.is_some().then(|| reentrancy::EventMark::new(shard.registry.id()));
+        reentrancy::enter(shard.registry.id(), || match self.span() {
             Some(span) => span.in_scope(|| catch(run)),
             None => catch(run),
         })
@@ -296,6 +319,8 @@ where
         // The order of these questions decides which ending wins.
         let end = if run.ticket.is_aborted() {
             End::Aborted
+        } else if !run.has_turn(cx) {
+            return Poll::Pending;
         } else {
             run.start();
             let polled = run.enter(|| {

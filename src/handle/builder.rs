@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::runtime;
+use tokio::{runtime, sync::Semaphore};
 
 use crate::{
     context::{Context, Settings},
@@ -35,6 +35,7 @@ pub struct TrackEventsHandleBuilder {
     capacity: usize,
     quiet_period: Duration,
     event_timeout: Option<Duration>,
+    concurrency_limit: Option<usize>,
     last_call: Option<Duration>,
     progress: Duration,
     runtime: Option<runtime::Handle>,
@@ -46,6 +47,7 @@ impl TrackEventsHandleBuilder {
             capacity: DEFAULT_CAPACITY as usize,
             quiet_period: DEFAULT_QUIET_PERIOD,
             event_timeout: None,
+            concurrency_limit: None,
             last_call: None,
             progress: DEFAULT_PROGRESS,
             runtime: None,
@@ -92,6 +94,31 @@ impl TrackEventsHandleBuilder {
     /// [`track_blocking`]: TrackEventsHandle::track_blocking
     pub fn event_timeout(mut self, limit: Duration) -> Self {
         self.event_timeout = Some(limit);
+        self
+    }
+
+    /// Sets how many events may run at one time. Default: no limit.
+    ///
+    /// For a database with ten connections, for example: events that would only wait for one of them wait here instead,
+    /// first come, first served. An event takes its turn when it would start, and gives it back when it has ended; blocking
+    /// work takes its turn before its thread. Until then it is pending, counts against the
+    /// [capacity](Self::capacity), and can be aborted; [`event_timeout`](Self::event_timeout) counts from its turn. A
+    /// drain waits for it, and its report names it.
+    ///
+    /// What is tracked inside an event needs no turn: an event that waits for it would wait forever. The limit holds for
+    /// what these events do themselves, and not for what they spawn. [Sinks](TrackEventsHandle::sink) are not limited.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), tower_track_events::BuildError> {
+    /// use tower_track_events::TrackEventsHandle;
+    ///
+    /// let handle = TrackEventsHandle::builder().concurrency_limit(10).build()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn concurrency_limit(mut self, limit: usize) -> Self {
+        self.concurrency_limit = Some(limit);
         self
     }
 
@@ -146,7 +173,8 @@ impl TrackEventsHandleBuilder {
     ///
     /// # Errors
     ///
-    /// [`BuildError`] for a capacity of zero or beyond 4,294,967,295, or an event timeout of zero.
+    /// [`BuildError`] for a capacity of zero or beyond 4,294,967,295, a concurrency limit of zero, or an event timeout
+    /// of zero.
     pub fn build(self) -> Result<TrackEventsHandle, BuildError> {
         let capacity = match u32::try_from(self.capacity) {
             Ok(capacity) if capacity > 0 => capacity,
@@ -155,11 +183,14 @@ impl TrackEventsHandleBuilder {
         if self.event_timeout == Some(Duration::ZERO) {
             return Err(BuildError::EventTimeout);
         }
+        if let Some(limit) = self.concurrency_limit.filter(|limit| !(1..=Semaphore::MAX_PERMITS).contains(limit)) {
+            return Err(BuildError::ConcurrencyLimit(limit));
+        }
         Ok(TrackEventsHandle { shards: Context::build(self.settings(capacity)) })
     }
 
     fn settings(self, capacity: u32) -> Settings {
-        let Self { capacity: _, quiet_period, event_timeout, last_call, progress, runtime } = self;
-        Settings { capacity, quiet_period, event_timeout, last_call, progress, runtime }
+        let Self { capacity: _, quiet_period, event_timeout, concurrency_limit, last_call, progress, runtime } = self;
+        Settings { capacity, quiet_period, event_timeout, concurrency_limit, last_call, progress, runtime }
     }
 }

@@ -55,6 +55,8 @@ pub(crate) enum Stage {
     /// Its exchange is not over.
     Waiting,
     Running,
+    /// It waits until fewer events run than the concurrency limit.
+    Limited,
     /// It runs on a blocking thread and cannot be aborted.
     Blocking,
     /// It was sent to a sink that has not taken it.

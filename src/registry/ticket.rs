@@ -103,6 +103,15 @@ impl<C> Ticket<C> {
         }
     }
 
+    /// Changes what reports say of the event.
+    pub(crate) fn set_stage(&self, new: Stage) {
+        if let Some(Kind::Event { stage, .. }) =
+            self.shard.lock().entries.get_mut(self.key).map(|entry| &mut entry.kind)
+        {
+            *stage = new;
+        }
+    }
+
     /// The event runs on a blocking thread: an abort cannot reach it any more.
     pub(crate) fn set_blocking(&self) {
         let mut state = self.shard.lock();

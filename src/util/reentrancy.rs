@@ -13,8 +13,33 @@ const NONE: usize = 0;
 thread_local! {
     /// The registry whose mark was set last. A cell of its own, because a second mark is rare.
     static INNERMOST: Cell<usize> = const { Cell::new(NONE) };
+    /// The registry of the event that runs, if that has a concurrency limit.
+    static EVENT: Cell<usize> = const { Cell::new(NONE) };
     /// The registries whose marks were set before it.
     static OUTER: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Keeps the thread marked as one that runs an event of a registry, until it is dropped.
+#[must_use = "the mark is gone when this is dropped"]
+pub(crate) struct EventMark {
+    before: usize,
+}
+
+impl EventMark {
+    pub(crate) fn new(registry: usize) -> Self {
+        Self { before: EVENT.with(|event| event.replace(registry)) }
+    }
+}
+
+impl Drop for EventMark {
+    fn drop(&mut self) {
+        EVENT.with(|event| event.set(self.before));
+    }
+}
+
+/// Whether this thread runs an event of `registry`, which has a concurrency limit.
+pub(crate) fn is_inside_event(registry: usize) -> bool {
+    EVENT.with(Cell::get) == registry
 }
 
 /// Keeps the thread under the mark of a registry until it is dropped.

@@ -4,6 +4,7 @@ mod abort;
 mod bounds;
 mod capacity;
 mod closing;
+mod concurrency_limit;
 mod conformance;
 mod drain;
 mod event;

@@ -1,0 +1,55 @@
+//! [`Turn`]: an event waits until the concurrency limit lets it run.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task,
+};
+
+use crate::{context::Ticket, registry::Stage};
+
+/// First come, first served over all events of the handle. Dropping it lets the next one run.
+pub(super) enum Turn {
+    Waiting {
+        acquire: Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>,
+        /// Whether reports say that the event waits.
+        is_reported: bool,
+    },
+    /// Until the event has ended.
+    Taken { _permit: OwnedSemaphorePermit },
+}
+
+impl Turn {
+    pub(super) fn new(turns: &Arc<Semaphore>) -> Self {
+        let turns = Arc::clone(turns);
+        // Not subject to the budget of the task, which would change the order.
+        let acquire = task::unconstrained(async { turns.acquire_owned().await.expect("it is never closed") });
+        Self::Waiting { acquire: Box::pin(acquire), is_reported: false }
+    }
+
+    /// Whether the event may run. Enters the queue when it is asked first.
+    pub(super) fn poll(&mut self, ticket: &Ticket, cx: &mut Context<'_>) -> bool {
+        let Self::Waiting { acquire, is_reported } = self else { return true };
+        match acquire.as_mut().poll(cx) {
+            Poll::Ready(permit) => {
+                if *is_reported {
+                    ticket.set_stage(Stage::Running);
+                }
+                *self = Self::Taken { _permit: permit };
+                true
+            }
+            Poll::Pending => {
+                if !*is_reported {
+                    *is_reported = true;
+                    ticket.set_stage(Stage::Limited);
+                }
+                false
+            }
+        }
+    }
+}
