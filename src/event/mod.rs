@@ -140,6 +140,15 @@ struct Extra {
     turn: Option<Turn>,
 }
 
+impl Extra {
+    #[inline(never)]
+    fn new(ticket: &Ticket, span: Option<Span>) -> Box<Self> {
+        let context = ticket.shard().context();
+        let turn = context.turns.as_ref().and_then(|turns| Turn::of(ticket, turns));
+        Box::new(Self { span, deadline: context.settings.event_timeout.map(Deadline::after), turn })
+    }
+}
+
 /// How an event ended.
 enum End {
     Completed,
@@ -155,14 +164,8 @@ impl Run {
     #[inline]
     fn new(ticket: Ticket, span: Option<Span>) -> Self {
         let context = ticket.shard().context();
-        let timeout = context.settings.event_timeout;
-        let turn = context.turns.as_ref().and_then(|turns| {
-            // An event that waits for one that it has tracked must not keep it waiting.
-            let is_nested = reentrancy::is_inside_event(ticket.shard().registry.id());
-            (!is_nested).then(|| Turn::new(turns))
-        });
-        let is_needed = span.is_some() || timeout.is_some() || turn.is_some();
-        let extra = is_needed.then(|| Box::new(Extra { span, deadline: timeout.map(Deadline::after), turn }));
+        let is_needed = span.is_some() || context.settings.event_timeout.is_some() || context.turns.is_some();
+        let extra = if is_needed { Some(Extra::new(&ticket, span)) } else { None };
         Self { ticket, started: None, extra }
     }
 
@@ -171,6 +174,7 @@ impl Run {
     }
 
     /// Whether the concurrency limit lets the event run.
+    #[inline]
     fn has_turn(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(turn) = self.extra.as_mut().and_then(|extra| extra.turn.as_mut()) else { return true };
         turn.poll(&self.ticket, cx)
@@ -187,10 +191,7 @@ impl Run {
     /// Runs user code of the event.
     #[inline]
     fn enter<T>(&self, run: impl FnOnce() -> T) -> Result<T, String> {
-        let shard = self.ticket.shard();
-        // Asked for by the concurrency limit alone.
-        let _event = shard.context().turns.is_some().then(|| reentrancy::EventMark::new(shard.registry.id()));
-        reentrancy::enter(shard.registry.id(), || match self.span() {
+        reentrancy::enter_event(self.ticket.shard().registry.id(), || match self.span() {
             Some(span) => span.in_scope(|| catch(run)),
             None => catch(run),
         })

@@ -11,7 +11,7 @@ use tokio::{
     task,
 };
 
-use crate::{context::Ticket, registry::Stage};
+use crate::{context::Ticket, registry::Stage, util::reentrancy};
 
 /// First come, first served over all events of the handle. Dropping it lets the next one run.
 pub(super) enum Turn {
@@ -25,14 +25,20 @@ pub(super) enum Turn {
 }
 
 impl Turn {
-    pub(super) fn new(turns: &Arc<Semaphore>) -> Self {
+    /// An event that is tracked inside another needs none: that may wait for it.
+    #[cold]
+    pub(super) fn of(ticket: &Ticket, turns: &Arc<Semaphore>) -> Option<Self> {
+        if reentrancy::is_inside_event(ticket.shard().registry.id()) {
+            return None;
+        }
         let turns = Arc::clone(turns);
         // Not subject to the budget of the task, which would change the order.
         let acquire = task::unconstrained(async { turns.acquire_owned().await.expect("it is never closed") });
-        Self::Waiting { acquire: Box::pin(acquire), is_reported: false }
+        Some(Self::Waiting { acquire: Box::pin(acquire), is_reported: false })
     }
 
     /// Whether the event may run. Enters the queue when it is asked first.
+    #[cold]
     pub(super) fn poll(&mut self, ticket: &Ticket, cx: &mut Context<'_>) -> bool {
         let Self::Waiting { acquire, is_reported } = self else { return true };
         match acquire.as_mut().poll(cx) {

@@ -10,36 +10,14 @@ use crate::util::sync::thread_local;
 /// No registry has this number.
 const NONE: usize = 0;
 
+/// The bit of a mark that says that an event runs. The numbers of registries are addresses, and even.
+const EVENT: usize = 1;
+
 thread_local! {
     /// The registry whose mark was set last. A cell of its own, because a second mark is rare.
     static INNERMOST: Cell<usize> = const { Cell::new(NONE) };
-    /// The registry of the event that runs, if that has a concurrency limit.
-    static EVENT: Cell<usize> = const { Cell::new(NONE) };
     /// The registries whose marks were set before it.
     static OUTER: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Keeps the thread marked as one that runs an event of a registry, until it is dropped.
-#[must_use = "the mark is gone when this is dropped"]
-pub(crate) struct EventMark {
-    before: usize,
-}
-
-impl EventMark {
-    pub(crate) fn new(registry: usize) -> Self {
-        Self { before: EVENT.with(|event| event.replace(registry)) }
-    }
-}
-
-impl Drop for EventMark {
-    fn drop(&mut self) {
-        EVENT.with(|event| event.set(self.before));
-    }
-}
-
-/// Whether this thread runs an event of `registry`, which has a concurrency limit.
-pub(crate) fn is_inside_event(registry: usize) -> bool {
-    EVENT.with(Cell::get) == registry
 }
 
 /// Keeps the thread under the mark of a registry until it is dropped.
@@ -53,8 +31,13 @@ pub(crate) struct Mark {
 impl Mark {
     #[inline]
     pub(crate) fn new(registry: usize) -> Self {
-        let before = INNERMOST.with(|innermost| innermost.replace(registry));
-        let pushed = before != NONE && before != registry && push_outer(before);
+        Self::set(registry)
+    }
+
+    #[inline]
+    fn set(mark: usize) -> Self {
+        let before = INNERMOST.with(|innermost| innermost.replace(mark));
+        let pushed = before != NONE && before | EVENT != mark | EVENT && push_outer(before | EVENT);
         Self { before, pushed }
     }
 }
@@ -82,32 +65,59 @@ pub(crate) fn enter<T>(registry: usize, run: impl FnOnce() -> T) -> T {
     run()
 }
 
+/// Runs `run` under the mark of `registry`, as a part of an event.
+#[inline(always)]
+pub(crate) fn enter_event<T>(registry: usize, run: impl FnOnce() -> T) -> T {
+    let _mark = Mark::set(registry | EVENT);
+    run()
+}
+
 /// Whether this thread is under the mark of `registry`.
 pub(crate) fn is_inside(registry: usize) -> bool {
-    INNERMOST.with(Cell::get) == registry || OUTER.try_with(|outer| outer.borrow().contains(&registry)).unwrap_or(false)
+    let mark = registry | EVENT;
+    INNERMOST.with(Cell::get) | EVENT == mark || OUTER.try_with(|outer| outer.borrow().contains(&mark)).unwrap_or(false)
+}
+
+/// Whether this thread runs an event of `registry`.
+pub(crate) fn is_inside_event(registry: usize) -> bool {
+    INNERMOST.with(Cell::get) == registry | EVENT
 }
 
 #[cfg(all(test, not(track_events_loom)))]
 mod tests {
-    use super::{Mark, enter, is_inside};
+    use super::{Mark, enter, enter_event, is_inside, is_inside_event};
 
     #[test]
     fn marks_nest_and_end_in_the_reverse_order() {
-        assert!(!is_inside(1));
-        let outer = Mark::new(1);
-        enter(2, || {
-            assert!(is_inside(1) && is_inside(2));
-            enter(1, || assert!(is_inside(1) && is_inside(2)));
-            assert!(is_inside(1) && is_inside(2));
+        assert!(!is_inside(2));
+        let outer = Mark::new(2);
+        enter(4, || {
+            assert!(is_inside(2) && is_inside(4));
+            enter(2, || assert!(is_inside(2) && is_inside(4)));
+            assert!(is_inside(2) && is_inside(4));
         });
-        assert!(is_inside(1) && !is_inside(2));
+        assert!(is_inside(2) && !is_inside(4));
         drop(outer);
-        assert!(!is_inside(1));
+        assert!(!is_inside(2));
+    }
+
+    #[test]
+    fn an_event_is_told_from_other_code_of_its_registry() {
+        enter(2, || {
+            assert!(is_inside(2) && !is_inside_event(2));
+            enter_event(2, || {
+                assert!(is_inside(2) && is_inside_event(2));
+                enter(4, || assert!(is_inside(2) && is_inside(4) && !is_inside_event(4)));
+                enter_event(4, || assert!(is_inside(2) && is_inside_event(4) && !is_inside_event(2)));
+                assert!(is_inside_event(2) && !is_inside(4));
+            });
+            assert!(is_inside(2) && !is_inside_event(2));
+        });
     }
 
     #[test]
     fn a_panic_takes_the_mark_away() {
-        let _ = crate::util::panic::catch(|| enter(1, || panic!("user code")));
-        assert!(!is_inside(1));
+        let _ = crate::util::panic::catch(|| enter(2, || panic!("user code")));
+        assert!(!is_inside(2));
     }
 }
