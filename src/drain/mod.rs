@@ -1,6 +1,7 @@
 //! [`Drain`]: the future that ends when nothing is left.
 
 mod draining;
+mod progress;
 mod report;
 mod wait_idle;
 
@@ -16,7 +17,7 @@ use std::{
 
 use tokio::time::{Instant, Sleep};
 
-use self::report::Progress;
+use self::progress::Progress;
 pub(crate) use self::wait_idle::pending;
 pub use self::{
     draining::Draining,
@@ -267,7 +268,7 @@ pub(crate) fn make_last_call(shards: &Shards) {
     let registry = shards.registry();
     let events = registry.last_call();
     if events > 0 && tracing::enabled!(tracing::Level::INFO) {
-        let requests = report::open_requests(&registry.account().open);
+        let requests = progress::open_requests(&registry.account().open);
         tracing::info!(events, requests, "last call: events start although their responses are not over");
     }
 }
