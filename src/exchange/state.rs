@@ -1,7 +1,7 @@
 //! The shared state of one exchange: its events and observers until it is over, and its facts from then on. At the last
 //! call events and observers get the facts so far.
 //!
-//! The lock of an exchange is never held together with another one, and no user code runs under it.
+//! No user code runs under the lock of an exchange, and no lock is taken under it but that of a shard, by `waiting`.
 
 use std::{
     borrow::Cow,
@@ -250,6 +250,16 @@ impl State {
     /// Whether neither an event nor an observer waits for the end of the exchange.
     pub(super) fn is_unheard(&self) -> bool {
         matches!(&*self.lock(), Phase::Open(Open { events, observers, .. }) if events.is_empty() && observers.is_empty())
+    }
+
+    /// The names of the events that wait for the end of the exchange, in the order in which they were tracked.
+    pub(super) fn waiting(&self) -> Vec<&'static str> {
+        match &*self.lock() {
+            Phase::Open(open) => {
+                open.events.iter().filter_map(Kept::ticket).map(|ticket| ticket.name_and_location().0).collect()
+            }
+            Phase::Over(_) => Vec::new(),
+        }
     }
 
     fn with_request(&self, mut exchange: Exchange) -> Exchange {

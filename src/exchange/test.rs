@@ -81,6 +81,27 @@ impl TestExchange {
         request.extensions_mut().insert(self.events.clone());
     }
 
+    /// Returns the names of the events that the handler has tracked and that wait for the end of this exchange, in the
+    /// order in which they were tracked.
+    ///
+    /// A slot that is reserved is not among them, nor is what was aborted, or started by a last call.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_track_events::{TrackEventsHandle, test::TestExchange};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let exchange = TestExchange::new(&TrackEventsHandle::new());
+    /// exchange.events().track("audit", async {})?;
+    /// exchange.events().track("bill", async {})?;
+    /// assert_eq!(exchange.tracked(), ["audit", "bill"]);
+    /// # Ok(()) }
+    /// ```
+    pub fn tracked(&self) -> Vec<&'static str> {
+        self.guard.state().waiting()
+    }
+
     /// Ends the exchange as [`Complete`](Outcome::Complete) with this status. Its events start.
     pub fn complete(self, status: StatusCode) {
         let mut exchange = Exchange::new(Outcome::Complete);

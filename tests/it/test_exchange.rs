@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use axum::{Router, body::Body, routing::post};
 use http::{Request, StatusCode};
+use tower::ServiceExt;
 use tower_track_events::{
     DrainError, Events, Exchange, OpenKind, Outcome, TrackError, TrackEventsHandle, test::TestExchange,
 };
@@ -106,4 +108,57 @@ async fn a_request_gets_its_events_through_the_extensions() {
     idle(&handle).await;
     let all = seen.all();
     assert_eq!((all.len(), all[0].outcome, all[0].status), (1, Outcome::Complete, Some(StatusCode::CREATED)));
+}
+
+#[tokio::test]
+async fn what_waits_for_its_end_is_listed_in_order() {
+    let handle = TrackEventsHandle::new();
+    let exchange = TestExchange::new(&handle);
+    assert!(exchange.tracked().is_empty());
+    let permit = exchange.events().reserve().unwrap();
+    for name in ["one", "two", "three"] {
+        exchange.events().track(name, async {}).unwrap();
+    }
+    assert_eq!(exchange.tracked(), ["one", "two", "three"]);
+    permit.track("four", async {});
+    assert_eq!(exchange.tracked(), ["one", "two", "three", "four"]);
+    // An event of another exchange and one of the handle do not wait for this one.
+    let other = TestExchange::new(&handle);
+    other.events().track("five", async {}).unwrap();
+    handle.track("six", async {}).unwrap();
+    assert_eq!((exchange.tracked().len(), other.tracked()), (4, vec!["five"]));
+    handle.abort();
+    assert!(exchange.tracked().is_empty());
+    exchange.events().track("seven", async {}).unwrap();
+    assert_eq!(exchange.tracked(), ["seven"]);
+    handle.make_last_call();
+    assert!(exchange.tracked().is_empty());
+    exchange.complete(StatusCode::OK);
+    idle(&handle).await;
+    assert_eq!((handle.snapshot().ended.aborted, handle.snapshot().ended.completed), (6, 1));
+}
+
+#[tokio::test]
+async fn a_router_uses_it_with_and_without_the_layer() {
+    async fn create(events: Events) -> Result<StatusCode, TrackError> {
+        events.track("order.created", async {})?;
+        Ok(StatusCode::CREATED)
+    }
+    let handle = TrackEventsHandle::new();
+    let bare = Router::new().route("/", post(create));
+    let layered = bare.clone().layer(handle.layer().track("access", async |_| ()));
+    for (app, tracked) in [(bare, ["order.created"].as_slice()), (layered, &["access", "order.created"])] {
+        let exchange = TestExchange::new(&handle);
+        let mut request = Request::post("/").body(Body::empty()).unwrap();
+        exchange.attach(&mut request);
+        let response = app.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::CREATED);
+        drop(response);
+        // The exchange of the test is the one of the request: the response does not end it.
+        assert_eq!(exchange.tracked(), tracked);
+        assert_eq!(handle.snapshot().open_requests, 1);
+        exchange.complete(StatusCode::CREATED);
+        idle(&handle).await;
+    }
+    assert_eq!(handle.snapshot().ended.completed, 3);
 }
