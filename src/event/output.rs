@@ -37,10 +37,11 @@ pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 /// handle.track("answer", async { 42 }); // not an `EventOutput`: add `.map(|_| ())`
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "an event cannot return `{Self}`",
+    message = "an event or a server cannot return `{Self}`",
     label = "returns `{Self}`, from which it is unknown whether the event completed or failed",
-    note = "an event returns `()`, `!`, or a `Result` of these whose error converts into `Box<dyn Error + Send + Sync>`",
+    note = "it returns `()`, `!`, or a `Result` of these whose error converts into `Box<dyn Error + Send + Sync>`",
     note = "if the value does not matter, drop it: add `.map(|_| ())` to the result, or end the block with `;`",
+    note = "to run a future, use `track`: a closure of `track_blocking` blocks its thread and returns no future",
     note = "if the error type only implements `Display`, add `.map_err(|error| error.to_string())`"
 )]
 pub trait EventOutput: sealed::IntoResult {}

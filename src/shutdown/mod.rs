@@ -191,7 +191,8 @@ impl<S, O, F> Shutdown<S, O, F> {
     /// Sets a future that runs after the drain, with what is left of the limit: it flushes broker clients and
     /// telemetry.
     ///
-    /// It is polled at least once, also when nothing is left of the limit.
+    /// It is polled at least once, also when nothing is left of the limit. What is spawned while the shutdown is built
+    /// runs at once, before the servers: write `async move { spawn_blocking(..).await }` and not `spawn_blocking(..)`.
     ///
     /// # Examples
     ///
