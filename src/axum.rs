@@ -8,7 +8,9 @@ use axum_core::{
 };
 use http::{StatusCode, request::Parts};
 
-use crate::{error::TrackError, exchange::Events, sink::SendError};
+#[cfg(feature = "sink")]
+use crate::sink::{AckError, TrySendError};
+use crate::{error::TrackError, exchange::Events};
 
 /// Extracts the [`Events`] of the exchange.
 ///
@@ -76,8 +78,21 @@ impl IntoResponse for TrackError {
 }
 
 /// Answers as [`TrackError`] does.
-impl<E> IntoResponse for SendError<E> {
+#[cfg(feature = "sink")]
+impl<E> IntoResponse for TrySendError<E> {
     fn into_response(self) -> Response {
         self.reason.into_response()
+    }
+}
+
+/// Answers 503 for an event that was not accepted, and 500 for one that was not delivered, without the error of the
+/// store.
+#[cfg(feature = "sink")]
+impl<E> IntoResponse for AckError<E> {
+    fn into_response(self) -> Response {
+        match self {
+            Self::NotSent(error) => error.into_response(),
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, "not stored").into_response(),
+        }
     }
 }

@@ -75,8 +75,10 @@ pub enum BuildError {
     ConcurrencyLimit(usize),
     /// The time limit of a delivery must be longer than zero.
     DeliverTimeout,
-    /// The maximum size of a batch must be at least one event.
+    /// The maximum size of a batch must be at least one event, and one byte.
     MaxBatch,
+    /// The number of batches in flight, which is given here, must be at least 1; and 1 for a blocking delivery.
+    MaxInFlight(usize),
     /// The maximum number of attempts must be at least one.
     MaxAttempts,
     /// A sink delivers on a tokio runtime with timers: build it inside one, or
@@ -95,7 +97,10 @@ impl fmt::Display for BuildError {
                 write!(f, "the concurrency limit must be from 1 to {}, and is {limit}", Semaphore::MAX_PERMITS)
             }
             Self::DeliverTimeout => f.write_str("the time limit of a delivery must be longer than zero"),
-            Self::MaxBatch => f.write_str("the maximum size of a batch must be at least one event"),
+            Self::MaxBatch => f.write_str("the maximum size of a batch must be at least one event, and one byte"),
+            Self::MaxInFlight(batches) => {
+                write!(f, "the number of batches in flight must be at least 1, or 1 for `deliver_blocking`, and is {batches}")
+            }
             Self::MaxAttempts => {
                 f.write_str("the maximum number of attempts must be at least one; leave it out for no limit")
             }

@@ -115,10 +115,11 @@
 //! `axum` and `signal` are on by default. None changes behaviour.
 //!
 //! - `signal`: SIGTERM and Ctrl-C begin a [`shutdown`](TrackEventsHandle::shutdown).
-//! - `axum`: [`Events`] as an extractor, [`TrackError`] and [`SendError`] as 503 responses.
+//! - `axum`: [`Events`] as an extractor, [`TrackError`] and [`TrySendError`] as 503 responses.
 //! - `metrics`: counters, gauges and histograms for the [`metrics`](https://docs.rs/metrics) facade, see
 //!   [`guide::observing`].
 //! - `hyper`: `TrackEventsHandle::executor`, for servers built directly on hyper.
+//! - `sink`: typed events in batches, [`guide::sinks`].
 //! - `serde`: `Serialize` for [`Snapshot`], [`DrainReport`] and what they contain.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -128,6 +129,7 @@
 struct Readme;
 
 pub mod guide;
+#[cfg(feature = "sink")]
 pub mod sink;
 
 /// Tests of handlers and hooks without a server.
@@ -161,10 +163,11 @@ pub use self::{
     layer::{ResponseBody, ResponseFuture, TrackEvents, TrackEventsLayer},
     registry::{EventCounts, EventFailures, SinkSnapshot, Snapshot},
     shutdown::{Shutdown, ShutdownReport, StepOutcome, Stop},
-    sink::{Batch, EventSender, EventSink, SendError, SendPermit, SinkBuilder, Undelivered},
 };
 
 #[cfg(feature = "axum")]
 pub use self::axum::MissingTrackEventsLayer;
 #[cfg(feature = "hyper")]
 pub use self::hyper::{DrainExecutor, Guarded};
+#[cfg(feature = "sink")]
+pub use self::sink::{AckError, Batch, EventSender, SendPermit, SinkBuilder, SinkError, TrySendError, Undelivered};

@@ -9,12 +9,13 @@ use crate::{context::Ticket, error::TrackError, registry::Ending};
 
 /// Defines functions whose bodies need the feature.
 macro_rules! measure {
-    ($($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),*) $body:block)*) => {
+    ($($(#[$attribute:meta])* fn $name:ident($($argument:ident: $type:ty),*) $body:block)*) => {
         $(
-            $(#[$doc])*
+            $(#[$attribute])*
             #[cfg(feature = "metrics")]
             pub(crate) fn $name($($argument: $type),*) $body
 
+            $(#[$attribute])*
             #[cfg(not(feature = "metrics"))]
             #[inline(always)]
             pub(crate) fn $name($(_: $type),*) {}
@@ -46,11 +47,13 @@ measure! {
     }
 
     /// Values that were sent to a sink: counted when the worker takes them, because each send would pay for it.
+    #[cfg(feature = "sink")]
     fn accepted_by_sink(event: &'static str, count: u64) {
         counter!("tower_track_events_accepted_total", "event" => event).increment(count);
         gauge!("tower_track_events_pending_events").increment(count as f64);
     }
 
+    #[cfg(feature = "sink")]
     fn ended_in_sink(event: &'static str, ending: Ending, count: u64) {
         counter!("tower_track_events_ended_total", "event" => event, "ending" => label(ending)).increment(count);
         gauge!("tower_track_events_pending_events").decrement(count as f64);

@@ -12,6 +12,8 @@
 //! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
 //! - `EVENTS_DB`: the database, a file in the system's folder for temporary files unless set.
 //! - `EVENT_DELAY_MS`: how slow the store is with each batch, 1 unless set.
+//! - `ACK`: with 1 an order is answered with 201 when it is on the disk, and not when it is accepted. Then SIGKILL and a
+//!   power failure lose no order that was answered.
 //! - `DRAIN_LIMIT_MS`: the most that stopping may take, counted from the signal, 5000 unless set.
 //!
 //! Exit code: 0 if every order was written, 1 if not or if it could not start, 2 if a setting is invalid.
@@ -25,7 +27,7 @@ use std::{
     fmt::Display,
     io::{self, Write},
     num::NonZeroU32,
-    process,
+    process, thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -42,10 +44,7 @@ use tokio::net::TcpListener;
 use tower_track_events::{EventSender, Snapshot, Stop, TrackEventsHandle, TrackEventsLayer};
 use uuid::Uuid;
 
-use crate::{
-    settings::Settings,
-    store::{OrderRow, OrderTable},
-};
+use crate::{settings::Settings, store::OrderRow};
 
 #[tokio::main]
 async fn main() {
@@ -63,16 +62,19 @@ async fn main() {
 }
 
 async fn serve(settings: Settings, handle: TrackEventsHandle, stop: Stop) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let table = OrderTable::open(&settings.db, settings.event_delay)
+    let mut db = store::open(&settings.db, settings.ack)
         .map_err(|error| format!("EVENTS_DB must be a file for SQLite, and is {:?}: {error}", settings.db))?;
     let undelivered = settings.undelivered();
     let orders = handle
-        .sink("order.created", table)
+        .sink::<OrderRow>("order.created")
         .on_undelivered(move |orders| {
             // After a panic here the orders are lost: that is logged, and they are counted as panicked.
             store::append(&undelivered, &orders).unwrap_or_else(|error| panic!("{}: {error}", undelivered.display()));
         })
-        .build()?;
+        .deliver_blocking(move |orders| {
+            thread::sleep(settings.event_delay);
+            store::insert(&mut db, orders)
+        })?;
     let listener = TcpListener::bind(settings.addr).await?;
     let addr = listener.local_addr()?;
     say(
@@ -85,7 +87,7 @@ async fn serve(settings: Settings, handle: TrackEventsHandle, stop: Stop) -> Res
             settings.db.display(),
         ),
     );
-    axum::serve(listener, router(Shop { orders, handle })).with_graceful_shutdown(stop).await?;
+    axum::serve(listener, router(Shop { orders, handle, ack: settings.ack })).with_graceful_shutdown(stop).await?;
     Ok(())
 }
 
@@ -93,6 +95,7 @@ async fn serve(settings: Settings, handle: TrackEventsHandle, stop: Stop) -> Res
 struct Shop {
     orders: EventSender<OrderRow>,
     handle: TrackEventsHandle,
+    ack: bool,
 }
 
 fn router(shop: Shop) -> Router {
@@ -125,8 +128,14 @@ async fn create_order(
     }
     let id = Uuid::new_v4();
     let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
-    // Pending from here on. If it is rejected, the client gets 503 and can try again.
-    shop.orders.send(OrderRow { id, item, quantity, created_at })?;
+    let order = OrderRow { id, item, quantity, created_at };
+    if shop.ack {
+        // Committed, together with the orders of other requests.
+        shop.orders.send_acked(order).await?;
+    } else {
+        // Pending from here on. If it is rejected, the client gets 503 and can try again.
+        shop.orders.try_send(order)?;
+    }
     Ok((StatusCode::CREATED, Json(json!({ "id": id }))))
 }
 

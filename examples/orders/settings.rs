@@ -8,6 +8,8 @@ pub(crate) struct Settings {
     /// How slow the store is with each batch.
     pub(crate) event_delay: Duration,
     pub(crate) drain_limit: Duration,
+    /// Whether an order is answered when it is stored, and not when it is accepted.
+    pub(crate) ack: bool,
 }
 
 impl Settings {
@@ -19,6 +21,7 @@ impl Settings {
             db: db.unwrap_or_else(|| env::temp_dir().join("tower-track-events-orders.db")),
             event_delay: milliseconds("EVENT_DELAY_MS", 1)?,
             drain_limit: milliseconds("DRAIN_LIMIT_MS", 5000)?,
+            ack: variable::<u8>("ACK", "0 or 1")?.unwrap_or(0) != 0,
         })
     }
 

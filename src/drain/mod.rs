@@ -18,6 +18,7 @@ use std::{
 use tokio::time::{Instant, Sleep};
 
 use self::progress::Progress;
+#[cfg(feature = "sink")]
 pub(crate) use self::wait_idle::pending;
 pub use self::{
     draining::Draining,

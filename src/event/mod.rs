@@ -19,6 +19,8 @@ use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tracing::{Span, level_filters::LevelFilter};
 
+#[cfg(feature = "sink")]
+pub(crate) use self::output::BoxError;
 pub use self::output::EventOutput;
 pub(crate) use self::output::sealed::IntoResult;
 use self::turn::Turn;

@@ -14,13 +14,14 @@ pub use self::{
     guard::{DrainGuard, Scope},
     permit::Permit,
 };
+#[cfg(feature = "sink")]
+use crate::sink::SinkBuilder;
 use crate::{
     context::{GUARD, Shard, Shards},
     error::TrackError,
     event::{self, EventOutput, blocking, event_span},
     layer::TrackEventsLayer,
     registry::{Origin, SinkSnapshot, Snapshot, Stage},
-    sink::{EventSink, SinkBuilder},
 };
 
 /// Tracks events, drains them, and counts them.
@@ -195,18 +196,18 @@ impl TrackEventsHandle {
         Permit::reserve(self.shard(), None, Location::caller())
     }
 
-    /// Makes a builder for a sender of typed events, which `sink` is given in batches: one task and one statement for
-    /// many of them.
+    /// Makes a builder for a sink of typed events: a Tower service or a closure that is given them in batches, one
+    /// statement for many of them.
     ///
-    /// They are events called `name` like all others: pending until the sink has acknowledged them, counted, and waited
-    /// for by a drain.
+    /// They are events called `name` like all others: pending until the sink has taken them, counted, and waited for by
+    /// a drain.
     ///
     /// # Examples
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use std::time::Duration;
-    /// use tower_track_events::{Batch, TrackEventsHandle};
+    /// use tower_track_events::TrackEventsHandle;
     ///
     /// # async fn insert(rows: &[Audit]) -> std::io::Result<()> { Ok(()) }
     /// struct Audit {
@@ -215,21 +216,16 @@ impl TrackEventsHandle {
     /// }
     ///
     /// let handle = TrackEventsHandle::new();
-    /// let audit = handle
-    ///     .sink("audit", |batch: Batch<Audit>| async move { insert(&batch).await })
-    ///     .build()?;
-    /// audit.send(Audit { user: 7, action: "login" })?;
+    /// let audit = handle.sink::<Audit>("audit").deliver(|rows| async move { insert(&rows).await })?;
+    /// audit.try_send(Audit { user: 7, action: "login" })?;
     ///
     /// handle.drain(Duration::from_secs(8)).await?; // it is in the table
     /// # Ok(()) }
     /// ```
+    #[cfg(feature = "sink")]
     #[track_caller]
-    pub fn sink<E, S>(&self, name: &'static str, sink: S) -> SinkBuilder<E, S>
-    where
-        E: Send + Sync + 'static,
-        S: EventSink<E>,
-    {
-        SinkBuilder::new(Arc::clone(self.shard()), name, Location::caller(), sink)
+    pub fn sink<E: Send + Sync + 'static>(&self, name: &'static str) -> SinkBuilder<E> {
+        SinkBuilder::new(Arc::clone(self.shard()), name, Location::caller())
     }
 
     /// Returns the counts of each sink, by name.

@@ -174,7 +174,7 @@ impl TrackEventsLayer {
     /// Adds an observer, which is called synchronously with the facts of each exchange when it is over. It needs no
     /// task and no capacity.
     ///
-    /// It should be fast, because the connection waits for it: send to a [sink](crate::EventSender::send), for example.
+    /// It should be fast, because the connection waits for it: send to a [sink](crate::EventSender::try_send), for example.
     /// Work that takes time, or must be awaited, is an [event](Self::track). A panic is caught and logged, and counted
     /// as that of an event called `(observer)`; the request is served. Repeatable: each call adds one more observer. They
     /// are called before the events of the exchange start.
@@ -185,15 +185,13 @@ impl TrackEventsLayer {
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_track_events::BuildError> {
-    /// use tower_track_events::{Batch, Exchange, TrackEventsHandle};
+    /// use tower_track_events::{Exchange, TrackEventsHandle};
     ///
     /// # async fn write(lines: &[Exchange]) -> std::io::Result<()> { Ok(()) }
     /// let handle = TrackEventsHandle::new();
-    /// let log = handle
-    ///     .sink("access.log", |batch: Batch<Exchange>| async move { write(&batch).await })
-    ///     .build()?;
+    /// let log = handle.sink::<Exchange>("access.log").deliver(|lines| async move { write(&lines).await })?;
     /// let layer = handle.layer().observe(move |exchange| {
-    ///     let _ = log.send(exchange.clone()); // a rejection is counted
+    ///     let _ = log.try_send(exchange.clone()); // a rejection is counted
     /// });
     /// # Ok(()) }
     /// ```

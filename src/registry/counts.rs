@@ -224,15 +224,11 @@ impl EventFailures {
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::time::Duration;
-/// use tower_track_events::{Batch, TrackEventsHandle};
+/// use tower_track_events::TrackEventsHandle;
 ///
 /// let handle = TrackEventsHandle::new();
-/// let sink = |batch: Batch<&'static str>| async move {
-///     // store the batch ..
-///     std::io::Result::Ok(())
-/// };
-/// let visits = handle.sink("visit", sink).build()?;
-/// visits.send("/index.html")?;
+/// let visits = handle.sink::<&str>("visit").deliver(|batch| async { /* store it */ })?;
+/// visits.try_send("/index.html")?;
 /// assert_eq!(visits.snapshot().pending, 1);
 ///
 /// visits.flush(Duration::from_secs(1)).await?;

@@ -60,6 +60,7 @@ pub(crate) enum Stage {
     /// It runs on a blocking thread and cannot be aborted.
     Blocking,
     /// It was sent to a sink that has not taken it.
+    #[cfg_attr(not(feature = "sink"), allow(dead_code, reason = "only sinks have queues"))]
     Queued,
 }
 

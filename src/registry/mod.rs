@@ -304,6 +304,7 @@ impl<C> Registry<C> {
         list.open.iter().for_each(|source| source.lock().flush(flush));
     }
 
+    #[cfg_attr(not(feature = "sink"), allow(dead_code, reason = "only sinks are sources"))]
     pub(crate) fn add_source(&self, source: Arc<dyn Source>) {
         let state = self.states[0].lock();
         let phase = state.phase;
@@ -320,14 +321,14 @@ impl<C> Registry<C> {
         list.open.push(source);
     }
 
+    #[cfg_attr(not(feature = "sink"), allow(dead_code, reason = "only sinks are sources"))]
     /// Takes over the counts of a source in which nothing will happen any more.
     pub(crate) fn retire_source(&self, source: &Arc<dyn Source>) {
         // The lock of a shard keeps looks at one instant away.
         let state = self.states[0].lock();
         let mut list = lock(&self.sources);
         let Some(index) = list.position(source) else { return };
-        let mut locked = source.lock();
-        locked.retire();
+        let locked = source.lock();
         let retired = Retired {
             snapshot: locked.snapshot(),
             failures: locked.failures().cloned(),
@@ -347,6 +348,7 @@ impl<C> Registry<C> {
         self.waiters.wake_all();
     }
 
+    #[cfg_attr(not(feature = "sink"), allow(dead_code, reason = "only sinks are sources"))]
     /// Lets `enter` open a permit of a source, in one step with accepting everything again.
     pub(crate) fn reopen_and<T>(&self, enter: impl FnOnce() -> T) -> T {
         let state = self.reopen(0, false);

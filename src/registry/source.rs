@@ -39,9 +39,6 @@ pub(crate) trait LockedSource {
     /// Lets what is queued be delivered without waiting for more.
     fn flush(&mut self, flush: Flush);
 
-    /// Its counts have been taken over: rejections are counted elsewhere from now on.
-    fn retire(&mut self);
-
     /// Takes what is pending away, so that nothing else ends it.
     fn detach(&mut self, reason: Detach) -> Option<Detached>;
 }
@@ -96,6 +93,7 @@ pub(super) struct Retired {
 }
 
 impl Sources {
+    #[cfg_attr(not(feature = "sink"), allow(dead_code, reason = "only sinks are sources"))]
     pub(super) fn position(&self, source: &Arc<dyn Source>) -> Option<usize> {
         self.open.iter().position(|other| Arc::as_ptr(other).addr() == Arc::as_ptr(source).addr())
     }
@@ -104,6 +102,7 @@ impl Sources {
         self.open.iter().map(|source| source.lock()).collect()
     }
 
+    #[cfg_attr(not(feature = "sink"), allow(dead_code, reason = "only sinks are sources"))]
     /// Adds the last counts of a source that is gone.
     pub(super) fn retire(&mut self, last: Retired) {
         match self.retired.get_mut(last.snapshot.name) {

@@ -1,89 +1,6 @@
-//! [`EventSink`], and what it is given: [`Batch`].
+//! [`Batch`]: the values of one delivery; and [`Undelivered`]: those that could not be delivered.
 
-use std::{fmt, ops::Deref, sync::Arc};
-
-/// Where typed events go, in batches: a table, a stream, a file.
-///
-/// [`TrackEventsHandle::sink`](crate::TrackEventsHandle::sink) makes a queue in front of it. The sink is given one
-/// batch at a time, in the order in which the events were sent. It is implemented for closures as well.
-///
-/// # How often a batch is delivered
-///
-/// At least once. An `Err`, a panic, and an attempt that takes too long make the batch be retried, as a whole.
-/// None of them says whether the store has taken it, or a part of it: give each event an identity, and let the
-/// store ignore duplicates. When [`deliver`](Self::deliver) is `Ok` the events of the batch have completed, so
-/// it must not return before the store has acknowledged them.
-///
-/// # Examples
-///
-/// A transaction for each batch:
-///
-/// ```
-/// use tower_track_events::{Batch, EventSink};
-///
-/// # struct Transaction;
-/// # impl Transaction {
-/// #     async fn insert(&mut self, _: &Visit) -> std::io::Result<()> { Ok(()) }
-/// #     async fn commit(self) -> std::io::Result<()> { Ok(()) }
-/// # }
-/// # struct Connection;
-/// # impl Connection { async fn begin(&mut self) -> std::io::Result<Transaction> { Ok(Transaction) } }
-/// struct Visit {
-///     path: String,
-/// }
-///
-/// struct VisitTable {
-///     db: Connection,
-/// }
-///
-/// impl EventSink<Visit> for VisitTable {
-///     type Error = std::io::Error;
-///
-///     async fn deliver(&mut self, batch: Batch<Visit>) -> Result<(), Self::Error> {
-///         let mut transaction = self.db.begin().await?;
-///         for visit in batch.iter() {
-///             transaction.insert(visit).await?;
-///         }
-///         transaction.commit().await
-///     }
-/// }
-/// ```
-pub trait EventSink<E>: Send + 'static {
-    /// Why a batch was not delivered: logged, and part of the report.
-    type Error: fmt::Display;
-
-    /// Delivers a batch; `Ok` when the store has acknowledged all of it.
-    ///
-    /// # Errors
-    ///
-    /// Any: the batch is retried, after a [back-off](crate::SinkBuilder::backoff), for as many
-    /// [attempts](crate::SinkBuilder::max_attempts) as the sink has.
-    ///
-    /// # Panics
-    ///
-    /// A panic is caught, and counts as an attempt that failed.
-    ///
-    /// # Cancel safety
-    ///
-    /// The future is dropped when it takes longer than its
-    /// [time limit](crate::SinkBuilder::deliver_timeout), when a drain that times out or an abort takes the
-    /// events away, and when its runtime shuts down. After the first of these, and after a panic, the sink is used
-    /// again: it must replace whatever may be half done, such as a connection in the middle of a protocol.
-    fn deliver(&mut self, batch: Batch<E>) -> impl Future<Output = Result<(), Self::Error>> + Send;
-}
-
-impl<E, F, O, R> EventSink<E> for F
-where
-    F: FnMut(Batch<E>) -> O + Send + 'static,
-    O: Future<Output = Result<(), R>> + Send,
-    R: fmt::Display,
-{
-    type Error = R;
-
-    fn deliver(&mut self, batch: Batch<E>) -> impl Future<Output = Result<(), R>> + Send {
-        self(batch)
-    }
-}
+use std::{fmt, ops::Deref, ops::Range, sync::Arc};
 
 /// Events that are delivered together, in the order in which they were sent; never empty.
 ///
@@ -92,27 +9,85 @@ where
 /// # Examples
 ///
 /// ```
-/// use tower_track_events::{Batch, TrackEventsHandle};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_track_events::TrackEventsHandle;
 ///
 /// let handle = TrackEventsHandle::new();
-/// let numbers = handle.sink("numbers", |batch: Batch<u32>| async move {
+/// let numbers = handle.sink::<u32>("numbers").deliver(|batch| async move {
 ///     let sum: u32 = batch.iter().sum(); // a slice
 ///     if sum > 0 { Ok(()) } else { Err("nothing") }
-/// });
+/// })?;
+/// # Ok(()) }
 /// ```
 pub struct Batch<E> {
-    events: Arc<Vec<E>>,
+    values: Arc<Vec<E>>,
+    range: Range<usize>,
 }
 
 impl<E> Batch<E> {
-    pub(crate) fn new(events: Vec<E>) -> Self {
-        Self { events: Arc::new(events) }
+    pub(super) fn new(values: Vec<E>) -> Self {
+        let range = 0..values.len();
+        Self { values: Arc::new(values), range }
     }
+
+    /// A part of this batch. The values are shared with it.
+    fn part(&self, range: Range<usize>) -> Self {
+        let at = self.range.start;
+        Self { values: Arc::clone(&self.values), range: at + range.start..at + range.end }
+    }
+
+    /// Two parts of the same length, or nearly.
+    pub(super) fn halves(self) -> [Self; 2] {
+        let (middle, end) = (self.len() / 2, self.len());
+        [self.part(0..middle), self.part(middle..end)]
+    }
+
+    /// Separates the values with these indices, which are in order, from the others. Both are one batch if nobody else
+    /// has a part of this one, and otherwise one for each run of values.
+    pub(super) fn separate(self, indices: &[usize]) -> Separated<E> {
+        let is_named = |index: &usize| indices.binary_search(index).is_ok();
+        let Self { values, range } = self;
+        if range == (0..values.len()) {
+            match Arc::try_unwrap(values) {
+                Ok(values) => {
+                    let (named, others): (Vec<_>, Vec<_>) =
+                        values.into_iter().enumerate().partition(|(index, _)| is_named(index));
+                    let batch = |part: Vec<(usize, E)>| {
+                        let (indices, values): (Vec<_>, Vec<_>) = part.into_iter().unzip();
+                        (indices, Self::new(values))
+                    };
+                    let batches = |part: Vec<_>| if part.is_empty() { Vec::new() } else { vec![batch(part)] };
+                    return Separated { named: batches(named), others: batches(others) };
+                }
+                Err(shared) => return Self { values: shared, range }.runs(is_named),
+            }
+        }
+        Self { values, range }.runs(is_named)
+    }
+
+    fn runs(&self, is_named: impl Fn(&usize) -> bool) -> Separated<E> {
+        let mut separated = Separated { named: Vec::new(), others: Vec::new() };
+        let mut start = 0;
+        while start < self.len() {
+            let named = is_named(&start);
+            let end = (start..self.len()).find(|index| is_named(index) != named).unwrap_or(self.len());
+            let runs = if named { &mut separated.named } else { &mut separated.others };
+            runs.push(((start..end).collect(), self.part(start..end)));
+            start = end;
+        }
+        separated
+    }
+}
+
+/// Batches with the indices that their values had before.
+pub(super) struct Separated<E> {
+    pub(super) named: Vec<(Vec<usize>, Batch<E>)>,
+    pub(super) others: Vec<(Vec<usize>, Batch<E>)>,
 }
 
 impl<E> Clone for Batch<E> {
     fn clone(&self) -> Self {
-        Self { events: Arc::clone(&self.events) }
+        Self { values: Arc::clone(&self.values), range: self.range.clone() }
     }
 }
 
@@ -120,7 +95,7 @@ impl<E> Deref for Batch<E> {
     type Target = [E];
 
     fn deref(&self) -> &[E] {
-        &self.events
+        &self.values[self.range.clone()]
     }
 }
 
@@ -130,7 +105,7 @@ impl<E: fmt::Debug> fmt::Debug for Batch<E> {
     }
 }
 
-/// Events that could not be delivered, all that there are and in the order in which they were sent; never empty.
+/// Events that could not be delivered, in the order in which they were sent; never empty.
 ///
 /// [`SinkBuilder::on_undelivered`](crate::SinkBuilder::on_undelivered) says when. The store may have taken some of
 /// them, if an attempt did not come to its end.
@@ -138,17 +113,20 @@ impl<E: fmt::Debug> fmt::Debug for Batch<E> {
 /// # Examples
 ///
 /// ```
-/// use tower_track_events::{Batch, TrackEventsHandle, Undelivered};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_track_events::TrackEventsHandle;
 ///
 /// let handle = TrackEventsHandle::new();
 /// let numbers = handle
-///     .sink("numbers", |_batch: Batch<u32>| async { Err("the store is gone") })
-///     .on_undelivered(|numbers: Undelivered<u32>| {
+///     .sink::<u32>("numbers")
+///     .on_undelivered(|numbers| {
 ///         eprintln!("{}: {} left, because {:?}", numbers.name(), numbers.len(), numbers.last_error());
 ///         for number in numbers.iter() {
 ///             eprintln!("{number}");
 ///         }
-///     });
+///     })
+///     .deliver(|_batch| async { Err::<(), _>("the store is gone") })?;
+/// # Ok(()) }
 /// ```
 pub struct Undelivered<E> {
     name: &'static str,
@@ -157,7 +135,7 @@ pub struct Undelivered<E> {
 }
 
 impl<E> Undelivered<E> {
-    pub(crate) fn new(name: &'static str, batches: Vec<Batch<E>>, last_error: Option<String>) -> Self {
+    pub(super) fn new(name: &'static str, batches: Vec<Batch<E>>, last_error: Option<String>) -> Self {
         Self { name, batches, last_error }
     }
 
@@ -192,5 +170,40 @@ impl<E: fmt::Debug> fmt::Debug for Undelivered<E> {
             .field("batches", batches)
             .field("last_error", last_error)
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Batch;
+
+    fn parts(batches: &[(Vec<usize>, Batch<u32>)]) -> Vec<(Vec<usize>, Vec<u32>)> {
+        batches.iter().map(|(indices, batch)| (indices.clone(), batch.to_vec())).collect()
+    }
+
+    #[test]
+    fn halves_share_the_values_and_lose_none() {
+        let [left, right] = Batch::new(vec![1, 2, 3, 4, 5]).halves();
+        assert_eq!((left.to_vec(), right.to_vec()), (vec![1, 2], vec![3, 4, 5]));
+        let [left, right] = right.halves();
+        assert_eq!((left.to_vec(), right.to_vec()), (vec![3], vec![4, 5]));
+    }
+
+    #[test]
+    fn values_are_separated_into_two_batches_or_into_runs_if_they_are_shared() {
+        let batch = Batch::new(vec![10, 11, 12, 13, 14]);
+        let shared = batch.clone().separate(&[1, 4]);
+        assert_eq!(parts(&shared.named), [(vec![1], vec![11]), (vec![4], vec![14])]);
+        assert_eq!(parts(&shared.others), [(vec![0], vec![10]), (vec![2, 3], vec![12, 13])]);
+        drop(shared);
+        let alone = batch.separate(&[1, 4]);
+        assert_eq!(parts(&alone.named), [(vec![1, 4], vec![11, 14])]);
+        assert_eq!(parts(&alone.others), [(vec![0, 2, 3], vec![10, 12, 13])]);
+
+        let [_, right] = Batch::new(vec![10, 11, 12, 13]).halves();
+        let part = right.separate(&[0]);
+        assert_eq!(parts(&part.named), [(vec![0], vec![12])]);
+        assert_eq!(parts(&part.others), [(vec![1], vec![13])]);
+        assert!(Batch::new(vec![1]).separate(&[0]).others.is_empty());
     }
 }

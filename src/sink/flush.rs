@@ -32,11 +32,11 @@ use crate::{
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::time::Duration;
 ///
-/// use tower_track_events::{Batch, TrackEventsHandle, sink::Flush};
+/// use tower_track_events::{TrackEventsHandle, sink::Flush};
 ///
 /// let handle = TrackEventsHandle::new();
-/// let lines = handle.sink("lines", |_batch: Batch<&str>| async { Ok::<_, String>(()) }).build()?;
-/// lines.send("a line")?;
+/// let lines = handle.sink::<&str>("lines").deliver(|_batch| async { /* write them */ })?;
+/// lines.try_send("a line")?;
 /// let flush: Flush<&str> = lines.flush(Duration::from_secs(1));
 /// flush.await?;
 /// assert_eq!(lines.snapshot().ended.completed, 1);
@@ -46,7 +46,7 @@ use crate::{
 pub struct Flush<E> {
     queue: Arc<EventQueue<E>>,
     deadline: Deadline,
-    /// When it was first polled, and how many values have ended when it is over.
+    /// When it was first polled, and the number of the first value that it does not wait for.
     started: Option<(Instant, u64)>,
     has_ended: bool,
 }
@@ -57,7 +57,7 @@ impl<E: Send + Sync + 'static> Flush<E> {
     }
 
     fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WaitIdleError>> {
-        if reentrancy::is_inside(self.queue.shard.registry.id()) {
+        if reentrancy::is_inside(self.queue.id()) {
             return Poll::Ready(Err(WaitIdleError::InsideItself));
         }
         let Ok(is_late) = self.deadline.poll(cx) else { return Poll::Ready(Err(WaitIdleError::NoTimer)) };

@@ -1,7 +1,11 @@
-//! Sinks: typed events, delivered in batches.
+//! Sinks: typed events, delivered in batches by a Tower service.
 
 mod batch;
+mod blocking;
 mod builder;
+mod deliver;
+mod error;
+mod flight;
 mod flush;
 mod queue;
 mod sender;
@@ -9,8 +13,11 @@ mod state;
 mod worker;
 
 pub use self::{
-    batch::{Batch, EventSink, Undelivered},
+    batch::{Batch, Undelivered},
+    blocking::DeliverBlocking,
     builder::SinkBuilder,
+    deliver::{Deliver, DeliveryOutput, Ignored},
+    error::SinkError,
     flush::Flush,
-    sender::{EventSender, SendError, SendPermit},
+    sender::{AckError, EventSender, SendPermit, TrySendError},
 };

@@ -2,19 +2,21 @@
 //!
 //! # Invariants, and why they hold
 //!
-//! 1. *Values and counts change together*, under the one lock of the queue. A batch that is being delivered stays here
-//!    until it is acknowledged: the attempt has a clone. So nothing that the sink does, or does not do, can lose it.
+//! 1. *Values and counts change together*, under the one lock of the queue. What is being delivered stays here until it
+//!    is acknowledged: the attempt has a clone. So nothing that the sink does, or does not do, can lose it.
 //! 2. *Each value ends once.* The code that ends values takes them out of here first. An attempt whose batch was
 //!    detached meanwhile finds another generation, and ends nothing.
-//! 3. *Values end in order.* While detached values have not ended, nothing is delivered.
+//! 3. *What was detached ends before anything else is delivered.*
 //! 4. *The worker does not sleep through a value.* It looks at the queue and sets `wake_at` under the lock; the send
 //!    that makes the queue so long notifies it, and a notification without a waiter is kept.
+//! 5. *No sender waits while a slot is free.* Whatever frees a slot gives it to the first in the line, in the same step.
+//!    A slot that was given and is not taken is given on.
 
 use std::{
     mem,
     panic::Location,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    task::Waker,
+    task::{Poll, Waker},
     time::Duration,
 };
 
@@ -27,7 +29,9 @@ use crate::{
     registry::{Ending, EventFailures, Flush, LockedSource, Open, Phase, SinkSnapshot, Source},
     sink::{
         batch::{Batch, Undelivered},
-        state::{DetachedBatches, Locked, State},
+        error::Meaning,
+        flight::{Ack, Attempted, Flight, Piece, Wait},
+        state::{DetachedValues, Locked, State},
     },
     util::{
         panic::catch,
@@ -37,21 +41,25 @@ use crate::{
 };
 
 /// Takes what is not delivered.
-pub(crate) type OnUndelivered<E> = Box<dyn Fn(Undelivered<E>) + Send + Sync>;
+pub(super) type OnUndelivered<E> = Box<dyn Fn(Undelivered<E>) + Send + Sync>;
+
+/// How large a value is.
+pub(super) type Size<E> = Box<dyn Fn(&E) -> usize + Send + Sync>;
 
 /// How values become batches.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Batching {
-    pub(crate) max_batch: usize,
-    pub(crate) max_delay: Duration,
-    pub(crate) capacity: u64,
+pub(super) struct Batching<E> {
+    pub(super) max_batch: usize,
+    pub(super) max_bytes: Option<(usize, Size<E>)>,
+    pub(super) max_delay: Duration,
+    pub(super) capacity: u64,
+    pub(super) max_in_flight: usize,
 }
 
-pub(crate) struct EventQueue<E> {
-    pub(crate) shard: Arc<Shard>,
-    pub(crate) name: &'static str,
+pub(super) struct EventQueue<E> {
+    pub(super) shard: Arc<Shard>,
+    pub(super) name: &'static str,
     pub(super) location: &'static Location<'static>,
-    batching: Batching,
+    batching: Batching<E>,
     pub(super) on_undelivered: Option<OnUndelivered<E>>,
     /// Notified when the worker should look.
     pub(super) changed: Notify,
@@ -64,24 +72,34 @@ pub(crate) struct EventQueue<E> {
 #[repr(align(128))]
 struct OwnLines<E>(Mutex<State<E>>);
 
-/// A batch to deliver.
-pub(crate) struct Due<E> {
-    pub(crate) batch: Batch<E>,
-    generation: u64,
+/// Tells the worker's deliveries apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FlightId {
+    first: u64,
+    pub(super) generation: u64,
 }
 
-/// How the delivery of a batch ended.
-pub(crate) enum Answer {
-    Delivered,
-    /// It is not to be attempted again.
-    NotDelivered,
-    /// It was detached meanwhile.
-    Detached,
+/// Why an attempt did not succeed.
+pub(super) struct Failure {
+    pub(super) text: String,
+    /// `None` if the service will not recover.
+    pub(super) meaning: Option<Meaning>,
+}
+
+/// What follows an attempt.
+pub(super) enum Next {
+    /// Nothing of the batch is left, or it was detached.
+    Over,
+    Again {
+        wait: Wait,
+        /// How many attempts the next piece has had.
+        attempts: u32,
+    },
 }
 
 /// What the worker does next.
-pub(crate) enum Next<E> {
-    Deliver(Due<E>),
+pub(super) enum Work {
+    Deliver(FlightId),
     /// Wait until something changes, or so much time has passed.
     Wait(Option<Duration>),
     /// Nothing is left, and nothing will come.
@@ -89,11 +107,11 @@ pub(crate) enum Next<E> {
 }
 
 impl<E: Send + Sync + 'static> EventQueue<E> {
-    pub(crate) fn new(
+    pub(super) fn new(
         shard: Arc<Shard>,
         name: &'static str,
         location: &'static Location<'static>,
-        batching: Batching,
+        batching: Batching<E>,
         on_undelivered: Option<OnUndelivered<E>>,
     ) -> Arc<Self> {
         let queue = Arc::new_cyclic(|this| Self {
@@ -114,13 +132,21 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         Arc::clone(self) as Arc<dyn Source>
     }
 
-    pub(crate) fn snapshot(&self) -> SinkSnapshot {
+    /// Marks code of this sink, see [`reentrancy`].
+    pub(super) fn id(&self) -> usize {
+        (&raw const *self).addr()
+    }
+
+    pub(super) fn snapshot(&self) -> SinkSnapshot {
         Locked { queue: self, state: self.lock() }.snapshot()
     }
 
+    // Sending.
+
     /// Accepts a value, or returns it.
     #[inline]
-    pub(crate) fn send(&self, event: E) -> Result<(), (E, TrackError)> {
+    pub(super) fn try_send(&self, event: E) -> Result<(), (E, TrackError)> {
+        let size = self.size(&event);
         let mut state = self.lock();
         if let Err(error) = self.admit(&state) {
             self.reject(state, error);
@@ -128,36 +154,55 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         }
         state.accepted += 1;
         state.pending += 1;
-        self.push(state, event);
+        self.push(state, event, size, None);
         Ok(())
     }
 
     #[inline]
+    fn size(&self, event: &E) -> Option<usize> {
+        self.batching.max_bytes.as_ref().map(|(_, size)| size(event))
+    }
+
+    #[inline]
     fn admit(&self, state: &State<E>) -> Result<(), TrackError> {
-        if state.phase != Phase::Open || state.is_dead {
-            self.admit_not_open(state)?;
-        }
+        self.admit_phase(state)?;
         if state.taken() >= self.batching.capacity { Err(TrackError::Full) } else { Ok(()) }
+    }
+
+    #[inline]
+    fn admit_phase(&self, state: &State<E>) -> Result<(), TrackError> {
+        if state.phase != Phase::Open || state.dead.is_some() { self.admit_not_open(state) } else { Ok(()) }
     }
 
     #[cold]
     fn admit_not_open(&self, state: &State<E>) -> Result<(), TrackError> {
-        match state.phase {
-            Phase::Closed => Err(TrackError::Closed),
-            _ if state.is_dead => Err(TrackError::NoRuntime),
-            Phase::Closing if !reentrancy::is_inside(self.shard.registry.id()) => Err(TrackError::Closed),
-            Phase::Open | Phase::Closing => Ok(()),
+        match (state.phase, state.dead) {
+            (Phase::Closed, _) => Err(TrackError::Closed),
+            (_, Some(error)) => Err(error),
+            (Phase::Closing, _) if !reentrancy::is_inside(self.shard.registry.id()) => Err(TrackError::Closed),
+            (Phase::Open | Phase::Closing, None) => Ok(()),
         }
     }
 
     #[inline]
-    fn push(&self, mut state: MutexGuard<'_, State<E>>, event: E) {
+    fn push(&self, mut state: MutexGuard<'_, State<E>>, event: E, size: Option<usize>, ack: Option<Ack>) {
         if state.queue.is_empty() {
             // The clock is read for the first value of a queue only.
             state.queue_since = Instant::now();
         }
         state.queue.push_back(event);
-        let should_notify = state.queue.len() == state.wake_at;
+        if let Some(size) = size {
+            state.sizes.push_back(size);
+            state.bytes = state.bytes.saturating_add(size);
+        }
+        if let Some(ack) = ack {
+            let number = state.accepted - 1;
+            state.acks.push_back((number, ack));
+        }
+        let should_notify = state.queue.len() >= state.wake_at || state.wake_at != usize::MAX && self.is_due(&state);
+        if should_notify {
+            state.wake_at = usize::MAX;
+        }
         drop(state);
         if should_notify {
             self.changed.notify_one();
@@ -169,11 +214,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         state.rejected += 1;
         state.rejected_closed += u64::from(error == TrackError::Closed);
         let should_log = error == TrackError::Full && !mem::replace(&mut state.full_is_logged, true);
-        let is_retired = state.is_retired;
         drop(state);
-        if is_retired {
-            self.shard.count_rejected(error);
-        }
         metrics::rejected(self.name, error);
         if should_log {
             tracing::warn!(
@@ -184,46 +225,104 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         }
     }
 
-    pub(crate) fn reserve(&self, location: &'static Location<'static>) -> Result<usize, TrackError> {
-        let mut state = self.lock();
-        let permit = if state.phase == Phase::Closing && self.admit(&state).is_ok() {
-            // A permit keeps a drain from closing, so it opens the registry again. The lock of a shard comes first.
-            drop(state);
-            let permit = self.shard.registry.reopen_and(|| self.take_permit(&mut self.lock(), location));
-            state = self.lock();
-            permit
-        } else {
-            self.take_permit(&mut state, location)
+    pub(super) fn try_reserve(&self, location: &'static Location<'static>) -> Result<usize, TrackError> {
+        let open = |state: &mut State<E>| self.admit(state).map(|()| self.take_permit(state, location));
+        let permit = self.reopen_and(|state| self.admit(state).is_ok(), open);
+        permit.inspect_err(|error| self.reject(self.lock(), *error))
+    }
+
+    /// Takes a slot, or a place in the line for one. `place` is that of the same sender, from an earlier poll.
+    pub(super) fn poll_reserve(
+        &self,
+        place: &mut Option<u64>,
+        location: &'static Location<'static>,
+        waker: &Waker,
+    ) -> Poll<Result<usize, TrackError>> {
+        // Wakers are cloned, dropped and woken without the lock: that is code of their executor.
+        let (mut waker, mut to_wake) = (Some(waker.clone()), Vec::new());
+        let before = *place;
+        let has_slot = |state: &State<E>| {
+            self.admit_phase(state).is_ok()
+                && (state.taken() < self.batching.capacity || before.is_some_and(|place| state.called.contains(&place)))
         };
-        if let Err(error) = permit {
-            self.reject(state, error);
+        let permit = self.reopen_and(has_slot, |state| {
+            if has_slot(state) {
+                place.take().map(|place| state.called.remove(&place));
+                return Ok(Some(self.take_permit(state, location)));
+            }
+            let is_inside = || reentrancy::is_inside(self.id()).then_some(TrackError::Full);
+            if let Some(error) = self.admit_phase(state).err().or_else(is_inside) {
+                if let Some(place) = place.take() {
+                    waker = state.line.remove(&place).flatten();
+                    state.called.remove(&place);
+                }
+                to_wake = state.call_waiting(self.batching.capacity);
+                return Err(error);
+            }
+            let place = *place.get_or_insert_with(|| {
+                state.next_place += 1;
+                state.next_place
+            });
+            waker = state.line.insert(place, waker.take()).flatten();
+            Ok(None)
+        });
+        to_wake.into_iter().for_each(Waker::wake);
+        match permit.inspect_err(|error| self.reject(self.lock(), *error)) {
+            Ok(Some(permit)) => Poll::Ready(Ok(permit)),
+            Ok(None) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// Runs `open` under the lock. If it opens a permit while a drain is closing, the registry is opened again in the
+    /// same step, since a permit keeps a drain from closing.
+    fn reopen_and<T>(&self, has_slot: impl Fn(&State<E>) -> bool, open: impl FnOnce(&mut State<E>) -> T) -> T {
+        let mut state = self.lock();
+        if state.phase == Phase::Closing && has_slot(&state) {
+            // The lock of a shard comes first.
+            drop(state);
+            return self.shard.registry.reopen_and(|| open(&mut self.lock()));
+        }
+        open(&mut state)
+    }
+
+    fn take_permit(&self, state: &mut State<E>, location: &'static Location<'static>) -> usize {
+        state.ever_opened += 1;
+        let permit = state.permits.insert((location, Instant::now()));
+        if state.wake_at != usize::MAX && self.is_due(state) {
+            self.changed.notify_one();
         }
         permit
     }
 
-    fn take_permit(&self, state: &mut State<E>, location: &'static Location<'static>) -> Result<usize, TrackError> {
-        self.admit(state)?;
-        state.ever_opened += 1;
-        Ok(state.permits.insert((location, Instant::now())))
+    /// A sender does not wait any more.
+    pub(super) fn leave_line(&self, place: u64) {
+        let mut state = self.lock();
+        let waker = state.line.remove(&place);
+        let wakers = if state.called.remove(&place) { state.call_waiting(self.batching.capacity) } else { Vec::new() };
+        drop(state);
+        drop(waker);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// The permit becomes a value, which needs neither capacity nor an open queue.
-    pub(crate) fn send_reserved(self: &Arc<Self>, permit: usize, event: E) {
+    pub(super) fn send_reserved(self: &Arc<Self>, permit: usize, event: E, ack: Option<Ack>) {
+        let size = self.size(&event);
         let mut state = self.lock();
         state.permits.remove(permit);
         state.accepted += 1;
         state.pending += 1;
-        let (is_dead, is_last) = (state.is_dead, state.permits.is_empty());
-        self.push(state, event);
+        let (is_dead, is_last) = (state.dead.is_some(), state.permits.is_empty());
+        self.push(state, event, size, ack);
         if is_dead {
-            self.end_detached(|state| state.detach(Ending::Aborted));
+            self.end_all(Ending::Aborted);
         }
         if is_last {
             self.shard.registry.wake_waiters();
         }
     }
 
-    pub(crate) fn release(self: &Arc<Self>, permit: usize) {
+    pub(super) fn release(self: &Arc<Self>, permit: usize) {
         let mut state = self.lock();
         state.permits.remove(permit);
         let is_last = state.permits.is_empty();
@@ -231,115 +330,187 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     }
 
     /// All senders and permits are gone.
-    pub(crate) fn abandon(&self) {
+    pub(super) fn abandon(self: &Arc<Self>) {
         self.lock().is_abandoned = true;
         self.changed.notify_one();
+        self.retire_if_done();
     }
 
-    /// For the worker, when it delivers nothing.
-    pub(crate) fn next(&self) -> Next<E> {
-        let Batching { max_batch, max_delay, .. } = self.batching;
+    // Delivering.
+
+    /// Whether the values in the queue wait for no others.
+    fn is_due(&self, state: &State<E>) -> bool {
+        let Batching { max_batch, max_bytes, max_delay: _, capacity, max_in_flight: _ } = &self.batching;
+        !state.queue.is_empty()
+            && (state.queue.len() >= *max_batch
+                || max_bytes.as_ref().is_some_and(|(max, _)| state.bytes >= *max)
+                || state.taken() >= *capacity
+                || !state.acks.is_empty() && state.flights.is_empty()
+                || state.flush_to > state.first_in_queue()
+                || state.is_abandoned)
+    }
+
+    /// For the worker, which delivers so many batches.
+    pub(super) fn work(&self, in_flight: usize) -> Work {
+        let Batching { max_batch, max_bytes, max_delay, max_in_flight, .. } = &self.batching;
         let mut state = self.lock();
-        if state.open_detached > 0 {
-            return Next::Wait(None);
+        state.wake_at = usize::MAX;
+        if state.dead.is_some() {
+            return Work::End;
+        }
+        if !state.detached.is_empty() || in_flight >= *max_in_flight {
+            return Work::Wait(None);
         }
         if state.queue.is_empty() {
-            if state.is_abandoned || state.phase == Phase::Closed {
-                return Next::End;
+            if in_flight == 0 && (state.is_abandoned || state.phase == Phase::Closed) {
+                return Work::End;
             }
             state.wake_at = 1;
-            return Next::Wait(None);
+            return Work::Wait(None);
         }
         let age = state.queue_since.elapsed();
-        let is_due = state.queue.len() >= max_batch
-            || age >= max_delay
-            || state.is_abandoned
-            || state.flush_to > state.ended.total();
-        if !is_due {
-            state.wake_at = max_batch;
-            return Next::Wait(Some(max_delay - age));
+        if age < *max_delay && !self.is_due(&state) {
+            state.wake_at = *max_batch;
+            return Work::Wait(Some(*max_delay - age));
         }
-        state.wake_at = usize::MAX;
-        let count = state.queue.len().min(max_batch);
-        let batch = Batch::new(state.queue.drain(..count).collect());
+        let (first, since) = (state.first_in_queue(), state.queue_since);
+        let max_bytes = max_bytes.as_ref().map_or(usize::MAX, |(max, _)| *max);
+        let piece = state.take_from_queue(*max_batch, max_bytes);
         // What is left in the queue is as old at most.
-        state.in_flight_since = state.queue_since;
-        state.in_flight = Some(batch.clone());
-        state.is_delivering = true;
-        let due = Due { batch, generation: state.generation };
+        state.flights.push(Flight::new(first, since, piece));
+        let id = FlightId { first, generation: state.generation };
         let not_metered = state.not_metered();
         drop(state);
         metrics::accepted_by_sink(self.name, not_metered);
-        Next::Deliver(due)
+        Work::Deliver(id)
     }
 
     /// Waits until something may have changed.
-    pub(crate) fn changed(&self) -> impl Future<Output = ()> {
+    pub(super) fn changed(&self) -> impl Future<Output = ()> {
         self.changed.notified()
     }
 
-    /// Whether the batch is still to be delivered.
-    pub(crate) fn is_due(&self, due: &Due<E>) -> bool {
-        self.lock().generation == due.generation
+    /// How many times values were detached: what was taken before is not to be delivered any more.
+    pub(super) fn generation(&self) -> u64 {
+        self.lock().generation
     }
 
-    /// How often a drain, a flush or a wait has asked for delivery at once.
-    pub(crate) fn flushes(&self) -> u64 {
-        self.lock().flushes
+    /// How many drains have begun.
+    pub(super) fn drains(&self) -> u64 {
+        self.lock().drains
     }
 
-    /// Ends the batch, unless it was detached.
-    pub(crate) fn answered(self: &Arc<Self>, due: Due<E>, answer: Answer) {
-        let Due { batch, generation } = due;
+    /// While a drain is closing, and after it, those who wait for capacity have to look again.
+    pub(super) fn wake_line_while_closing(&self) {
         let mut state = self.lock();
-        if state.generation != generation {
-            drop(state);
-            // It may be the last clone of a batch that has ended: its values are dropped here.
-            let _ = catch(|| drop(batch));
-            // A drain waits for a delivery that was abandoned.
-            self.lock().is_delivering = false;
-            self.shard.registry.wake_waiters();
-            return;
-        }
-        state.is_delivering = false;
-        match answer {
-            Answer::Detached => {}
-            Answer::NotDelivered => {
-                let detached = state.detach_in_flight(Ending::Failed);
-                drop(state);
-                drop(batch);
-                self.end_detached(|_| detached);
-            }
-            Answer::Delivered => {
-                let in_flight = state.in_flight.take();
-                state.delivered_batches += 1;
-                let last_error = state.last_error.take();
-                drop(state);
-                let count = batch.len() as u64;
-                // What the values own is dropped before they count as ended.
-                let _ = catch(|| drop((in_flight, batch)));
-                drop(last_error);
-                self.end(count, Ending::Completed, None);
-            }
-        }
+        let is_open = state.phase == Phase::Open && state.dead.is_none();
+        let wakers: Vec<_> =
+            if is_open { Vec::new() } else { state.line.values_mut().filter_map(Option::take).collect() };
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// The sink has not taken the batch.
-    pub(crate) fn attempt_failed(&self, error: String) {
+    /// What is to be attempted next, unless it was detached.
+    pub(super) fn next_piece(&self, id: FlightId) -> Option<Batch<E>> {
+        let state = self.lock();
+        let flight = state.flights.iter().find(|flight| flight.first == id.first)?;
+        let piece = flight.pieces.front()?;
+        (state.generation == id.generation).then(|| piece.batch.clone())
+    }
+
+    /// Ends what an attempt has decided, unless it was detached.
+    pub(super) fn answered(
+        self: &Arc<Self>,
+        id: FlightId,
+        answer: Result<(), Failure>,
+        max_attempts: Option<u32>,
+    ) -> Next {
         let mut state = self.lock();
-        state.failed_attempts += 1;
-        let replaced = state.last_error.replace(error);
+        if state.generation != id.generation {
+            return Next::Over;
+        }
+        let State { flights, delivered_batches, failed_attempts, last_error, .. } = &mut *state;
+        let Some(flight) = flights.iter_mut().find(|flight| flight.first == id.first) else { return Next::Over };
+        let (attempted, replaced) = match answer {
+            Ok(()) => {
+                *delivered_batches += 1;
+                (flight.taken(), last_error.take())
+            }
+            Err(Failure { text, meaning }) => {
+                *failed_attempts += 1;
+                let replaced = last_error.replace(text);
+                let Some(meaning) = meaning else {
+                    drop(state);
+                    self.give_up();
+                    return Next::Over;
+                };
+                (flight.failed(meaning, max_attempts), replaced)
+            }
+        };
+        let Attempted { taken, undelivered, wait } = attempted;
+        flight.is_ending = true;
+        let undelivered = state.detach_pieces(id.first, undelivered, Ending::Failed);
         drop(state);
         drop(replaced);
+        if !taken.is_empty() {
+            self.end_taken(taken);
+        }
+        if let Some(undelivered) = undelivered {
+            self.end_detached(undelivered);
+        }
+        let mut state = self.lock();
+        let Some(flight) = state.flights.iter_mut().find(|flight| flight.first == id.first) else { return Next::Over };
+        flight.is_ending = false;
+        let (is_over, attempts) = (flight.pieces.is_empty(), flight.attempts());
+        self.after_end(state, false, Vec::new());
+        if is_over { Next::Over } else { Next::Again { wait, attempts } }
+    }
+
+    fn end_taken(self: &Arc<Self>, taken: Vec<Piece<E>>) {
+        let (mut count, mut acks) = (0, Vec::new());
+        for Piece { batch, acks: awaited, .. } in taken {
+            count += batch.len() as u64;
+            acks.extend(awaited);
+            // What the values own is dropped before they count as ended.
+            let _ = catch(|| drop(batch));
+        }
+        self.end(count, Ending::Completed, None);
+        for (_, ack) in acks {
+            let _ = ack.send(Ok(()));
+        }
+    }
+
+    /// The delivery of a batch is over.
+    pub(super) fn forget(self: &Arc<Self>, id: FlightId) {
+        let mut state = self.lock();
+        state.flights.retain(|flight| flight.first != id.first);
+        self.after_end(state, false, Vec::new());
+    }
+
+    /// The service has failed for good.
+    fn give_up(self: &Arc<Self>) {
+        self.lock().dead = Some(TrackError::Closed);
+        tracing::error!(
+            sink = self.name,
+            "the service of the sink has failed twice before it was called, and is given up"
+        );
+        self.end_all(Ending::Failed);
+        self.changed.notify_one();
     }
 
     /// Nothing delivers any more.
-    pub(crate) fn die(self: &Arc<Self>) {
-        self.lock().is_dead = true;
-        self.end_detached(|state| state.detach(Ending::Aborted));
+    pub(super) fn die(self: &Arc<Self>) {
+        self.lock().dead.get_or_insert(TrackError::NoRuntime);
+        self.end_all(Ending::Aborted);
+        // Their deliveries are gone.
+        self.lock().flights.clear();
+        self.wake_line_while_closing();
         self.retire_if_done();
-        // A drain waits until the sink has been dropped.
-        self.shard.registry.wake_waiters();
+    }
+
+    fn end_all(self: &Arc<Self>, ending: Ending) {
+        let detached = self.lock().detach(ending);
+        detached.into_iter().for_each(|detached| self.end_detached(detached));
     }
 
     fn end(self: &Arc<Self>, count: u64, ending: Ending, error: Option<&str>) {
@@ -354,34 +525,38 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
                 failures.last_error = Some(error.to_owned());
             }
         }
-        let ended = state.ended.total();
-        let (reached, waiting) = mem::take(&mut state.waiting).into_iter().partition(|(target, _)| *target <= ended);
-        state.waiting = waiting;
-        // A wait for idleness whose values have ended looks again, and flushes what was sent since.
-        let is_flushed = state.flush_to <= ended && mem::take(&mut state.flush_to) > 0;
-        let is_last = state.pending == 0 || is_flushed;
-        self.after_end(state, is_last, reached);
+        let is_last = state.pending == 0;
+        let wakers = state.call_waiting(self.batching.capacity);
+        self.after_end(state, is_last, wakers);
     }
 
     /// What follows when values have ended or a permit has gone.
-    fn after_end(self: &Arc<Self>, mut state: MutexGuard<'_, State<E>>, is_last: bool, reached: Vec<(u64, Waker)>) {
+    fn after_end(self: &Arc<Self>, mut state: MutexGuard<'_, State<E>>, is_last: bool, mut wakers: Vec<Waker>) {
         let capacity = self.batching.capacity;
         let is_free = state.phase == Phase::Open && capacity - state.taken() >= capacity.div_ceil(4);
         let should_log = is_free && mem::replace(&mut state.full_is_logged, false);
+        wakers.extend(state.call_waiting(capacity));
+        let ended_to = state.ended_to();
+        let (reached, waiting) =
+            mem::take(&mut state.waiting).into_iter().partition::<Vec<_>, _>(|(target, _)| *target <= ended_to);
+        state.waiting = waiting;
+        // A wait for idleness whose values have ended looks again, and flushes what was sent since.
+        let is_flushed = state.flush_to <= ended_to && mem::take(&mut state.flush_to) > 0;
         drop(state);
-        if is_last {
+        if is_last || is_flushed {
             self.shard.registry.wake_waiters();
         }
-        reached.into_iter().for_each(|(_, waker)| waker.wake());
+        wakers.extend(reached.into_iter().map(|(_, waker)| waker));
+        wakers.into_iter().for_each(Waker::wake);
         if should_log {
             tracing::info!(sink = self.name, "events are accepted again: the sink has capacity");
         }
-        self.retire_if_done();
     }
 
+    /// Nobody can send any more, and nothing is left: only the counts stay.
     fn retire_if_done(self: &Arc<Self>) {
         let state = self.lock();
-        let is_done = state.is_dead && state.taken() == 0 && !state.is_retired;
+        let is_done = state.is_abandoned && state.dead.is_some() && state.owners == 0 && state.taken() == 0;
         drop(state);
         if is_done {
             self.shard.registry.retire_source(&self.as_source());
@@ -389,29 +564,25 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     }
 
     /// Passes detached values to `on_undelivered`, or drops them.
-    pub(super) fn end_detached(self: &Arc<Self>, detach: impl FnOnce(&mut State<E>) -> Option<DetachedBatches<E>>) {
+    pub(super) fn end_detached(self: &Arc<Self>, detached: DetachedValues<E>) {
+        let count = detached.count();
+        let DetachedValues { first, pieces, ending } = detached;
         let mut state = self.lock();
-        let Some(DetachedBatches { batches, count, ending }) = detach(&mut state) else { return };
         let not_metered = state.not_metered();
         let last_error = state.last_error.clone();
         drop(state);
         metrics::accepted_by_sink(self.name, not_metered);
         let sink = self.name;
         let error = last_error.as_deref();
-        if self.on_undelivered.is_some() {
-            tracing::error!(
-                sink,
-                events = count,
-                error,
-                "events were not delivered, and are passed to `on_undelivered`"
-            );
-        } else {
-            tracing::error!(
-                sink,
-                events = count,
-                error,
-                "events were not delivered, and are dropped: the sink has no `on_undelivered`"
-            );
+        let what_follows = match &self.on_undelivered {
+            Some(_) => "are passed to `on_undelivered`",
+            None => "are dropped: the sink has no `on_undelivered`",
+        };
+        tracing::error!(sink, events = count, error, "events were not delivered, and {what_follows}");
+        let (mut batches, mut acks) = (Vec::new(), Vec::new());
+        for Piece { batch, acks: awaited, .. } in pieces {
+            batches.push(batch);
+            acks.extend(awaited);
         }
         let ended = reentrancy::enter(self.shard.registry.id(), || {
             catch(|| match &self.on_undelivered {
@@ -431,12 +602,21 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
                 self.end(count, Ending::Panicked, Some(&one_line(&panic)));
             }
         }
-        self.lock().open_detached -= 1;
+        for (_, ack) in acks {
+            let _ = ack.send(Err(last_error.clone()));
+        }
+        let mut state = self.lock();
+        if let Some(index) = state.detached.iter().position(|other| *other == first) {
+            state.detached.swap_remove(index);
+        }
+        self.after_end(state, false, Vec::new());
         self.changed.notify_one();
     }
 
-    /// Lets what is queued be delivered at once. Returns how many values have ended when all of it has.
-    pub(crate) fn flush_now(&self) -> u64 {
+    // Waiting.
+
+    /// Lets what is queued be delivered at once. Returns the number up to which values are to end.
+    pub(super) fn flush_now(&self) -> u64 {
         let mut state = self.lock();
         state.flush(Flush::Now);
         let target = state.accepted;
@@ -445,11 +625,11 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         target
     }
 
-    /// Whether so many values have ended. If not, the waker is kept until they have.
-    pub(crate) fn poll_ended(&self, target: u64, waker: &Waker) -> bool {
+    /// Whether all values with a smaller number have ended. If not, the waker is kept until they have.
+    pub(super) fn poll_ended(&self, target: u64, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut state = self.lock();
-        let has_ended = state.ended.total() >= target;
+        let has_ended = state.ended_to() >= target;
         // A flush that is polled again and again leaves one waker of each task.
         if !has_ended && !state.waiting.iter().any(|(at, other)| *at == target && other.will_wake(&waker)) {
             state.waiting.push((target, waker));
@@ -458,7 +638,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     }
 
     /// What is pending, for the report of a flush.
-    pub(crate) fn open(&self) -> Open {
+    pub(super) fn open(&self) -> Open {
         let mut open = Open::new();
         Locked { queue: self, state: self.lock() }.add_open(&mut open);
         open
@@ -470,6 +650,44 @@ impl<E> EventQueue<E> {
     pub(super) fn lock(&self) -> MutexGuard<'_, State<E>> {
         // No user code runs under the lock.
         self.state.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An owner of the sink's code: a drain waits until the last one has dropped it.
+pub(super) struct Owner<E: Send + Sync + 'static>(pub(super) Arc<EventQueue<E>>);
+
+impl<E: Send + Sync + 'static> Owner<E> {
+    pub(super) fn new(queue: Arc<EventQueue<E>>) -> Self {
+        queue.lock().owners += 1;
+        Self(queue)
+    }
+}
+
+impl<E: Send + Sync + 'static> Drop for Owner<E> {
+    fn drop(&mut self) {
+        self.0.lock().owners -= 1;
+        self.0.shard.registry.wake_waiters();
+        self.0.retire_if_done();
+    }
+}
+
+/// A delivery that runs: a drain waits for it, also after its values were detached.
+pub(super) struct Running<E: Send + Sync + 'static>(Arc<EventQueue<E>>);
+
+impl<E: Send + Sync + 'static> Running<E> {
+    pub(super) fn new(queue: Arc<EventQueue<E>>) -> Self {
+        let mut state = queue.lock();
+        state.running += 1;
+        state.running_since = Instant::now();
+        drop(state);
+        Self(queue)
+    }
+}
+
+impl<E: Send + Sync + 'static> Drop for Running<E> {
+    fn drop(&mut self) {
+        self.0.lock().running -= 1;
+        self.0.shard.registry.wake_waiters();
     }
 }
 

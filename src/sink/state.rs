@@ -1,38 +1,57 @@
 //! The state of a queue, and how the registry sees it.
 
-use std::{collections::VecDeque, mem, panic::Location, sync::MutexGuard, task::Waker};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
+    panic::Location,
+    sync::MutexGuard,
+    task::Waker,
+};
 
 use slab::Slab;
 use tokio::time::Instant;
 
 use crate::{
+    error::TrackError,
     registry::{
         Detach, Detached, Ending, EventCounts, EventFailures, Flush, Group, Kind, LockedSource, Open, Phase,
         RunningSink, SinkSnapshot, Snapshot, Source, Stage,
     },
-    sink::{batch::Batch, queue::EventQueue},
+    sink::{
+        batch::Batch,
+        flight::{Ack, Flight, Piece},
+        queue::EventQueue,
+    },
 };
 
 pub(super) struct State<E> {
     pub(super) phase: Phase,
-    /// Nothing delivers any more.
-    pub(super) is_dead: bool,
-    /// Its counts have been taken over by the registry.
-    pub(super) is_retired: bool,
+    /// Nothing delivers any more, and this is what senders are told.
+    pub(super) dead: Option<TrackError>,
     /// All senders and permits are gone.
     pub(super) is_abandoned: bool,
-    /// The batch that is being delivered: the oldest values.
-    pub(super) in_flight: Option<Batch<E>>,
-    pub(super) in_flight_since: Instant,
-    /// Code of the sink runs for a batch, which may have been detached meanwhile.
-    pub(super) is_delivering: bool,
+    /// How many owners the code of the sink has: its worker, and a thread on which it blocks.
+    pub(super) owners: usize,
+    /// How many deliveries run, of which some may have been detached.
+    pub(super) running: usize,
+    /// When the latest of them began.
+    pub(super) running_since: Instant,
     /// When the registry was closed.
     pub(super) closed_at: Option<Instant>,
+
     pub(super) queue: VecDeque<E>,
+    /// The sizes of the values in the queue, if batches have a limit in bytes, and their sum.
+    pub(super) sizes: VecDeque<usize>,
+    pub(super) bytes: usize,
+    /// For the values in the queue that are awaited, by their number.
+    pub(super) acks: VecDeque<(u64, Ack)>,
     /// When the first in the queue was sent, or earlier.
     pub(super) queue_since: Instant,
-    /// The length of `queue` at which the worker is notified.
+    /// The length of `queue` at which the worker is notified. `usize::MAX` while it need not be.
     pub(super) wake_at: usize,
+    /// The batches that are being delivered.
+    pub(super) flights: Vec<Flight<E>>,
+
     pub(super) pending: u64,
     pub(super) accepted: u64,
     pub(super) ended: EventCounts,
@@ -43,15 +62,21 @@ pub(super) struct State<E> {
     pub(super) permits: Slab<(&'static Location<'static>, Instant)>,
     /// How many permits there ever were.
     pub(super) ever_opened: u64,
+    /// Senders that wait for capacity, by their place. `None` while one is awake.
+    pub(super) line: BTreeMap<u64, Option<Waker>>,
+    /// Those that were given a slot and have not taken it yet.
+    pub(super) called: BTreeSet<u64>,
+    pub(super) next_place: u64,
+
     /// How many times values were detached.
     pub(super) generation: u64,
-    /// How many of these have not ended.
-    pub(super) open_detached: usize,
-    /// Up to this value nothing waits for more.
+    /// The numbers of the first of the detached values that have not ended.
+    pub(super) detached: Vec<u64>,
+    /// Values with a smaller number wait for no others.
     pub(super) flush_to: u64,
-    /// How often a drain, a flush or a wait has asked for delivery at once.
-    pub(super) flushes: u64,
-    /// Flushes that wait until so many values have ended.
+    /// How many drains have begun.
+    pub(super) drains: u64,
+    /// Flushes that wait until all values with a smaller number have ended.
     pub(super) waiting: Vec<(u64, Waker)>,
     pub(super) delivered_batches: u64,
     pub(super) failed_attempts: u64,
@@ -62,10 +87,16 @@ pub(super) struct State<E> {
 }
 
 /// Values that nothing delivers any more.
-pub(super) struct DetachedBatches<E> {
-    pub(super) batches: Vec<Batch<E>>,
-    pub(super) count: u64,
+pub(super) struct DetachedValues<E> {
+    pub(super) first: u64,
+    pub(super) pieces: Vec<Piece<E>>,
     pub(super) ending: Ending,
+}
+
+impl<E> DetachedValues<E> {
+    pub(super) fn count(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.batch.len() as u64).sum()
+    }
 }
 
 impl<E> State<E> {
@@ -73,16 +104,19 @@ impl<E> State<E> {
         let now = Instant::now();
         Self {
             phase: Phase::Open,
-            is_dead: false,
-            is_retired: false,
+            dead: None,
             is_abandoned: false,
-            in_flight: None,
-            in_flight_since: now,
-            is_delivering: false,
+            owners: 0,
+            running: 0,
+            running_since: now,
             closed_at: None,
             queue: VecDeque::new(),
+            sizes: VecDeque::new(),
+            bytes: 0,
+            acks: VecDeque::new(),
             queue_since: now,
             wake_at: 1,
+            flights: Vec::new(),
             pending: 0,
             accepted: 0,
             ended: EventCounts::default(),
@@ -91,10 +125,13 @@ impl<E> State<E> {
             full_is_logged: false,
             permits: Slab::new(),
             ever_opened: 0,
+            line: BTreeMap::new(),
+            called: BTreeSet::new(),
+            next_place: 0,
             generation: 0,
-            open_detached: 0,
+            detached: Vec::new(),
             flush_to: 0,
-            flushes: 0,
+            drains: 0,
             waiting: Vec::new(),
             delivered_batches: 0,
             failed_attempts: 0,
@@ -107,13 +144,29 @@ impl<E> State<E> {
     /// How much of the capacity is taken.
     #[inline]
     pub(super) fn taken(&self) -> u64 {
-        self.pending + self.permits.len() as u64
+        self.pending + (self.permits.len() + self.called.len()) as u64
+    }
+
+    /// The number of the first value in the queue, or of the next to be sent.
+    pub(super) fn first_in_queue(&self) -> u64 {
+        self.accepted - self.queue.len() as u64
+    }
+
+    /// All values with a smaller number have ended.
+    pub(super) fn ended_to(&self) -> u64 {
+        let flights = self.flights.iter().filter(|flight| flight.is_open()).map(|flight| flight.first);
+        flights.chain(self.detached.iter().copied()).fold(self.first_in_queue(), u64::min)
     }
 
     pub(super) fn flush(&mut self, flush: Flush) {
-        let to = if flush == Flush::Now { self.accepted } else { u64::MAX };
+        let to = match flush {
+            Flush::Now => self.accepted,
+            Flush::FromNowOn => {
+                self.drains += 1;
+                u64::MAX
+            }
+        };
         self.flush_to = self.flush_to.max(to);
-        self.flushes += 1;
     }
 
     /// How many values the metrics have not counted as accepted.
@@ -121,31 +174,65 @@ impl<E> State<E> {
         self.accepted - mem::replace(&mut self.metered, self.accepted)
     }
 
+    /// Gives free slots to those who have waited longest. Returns whom to wake, without the lock.
+    pub(super) fn call_waiting(&mut self, capacity: u64) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        while self.taken() < capacity {
+            let Some((place, waker)) = self.line.pop_first() else { break };
+            self.called.insert(place);
+            wakers.extend(waker);
+        }
+        wakers
+    }
+
+    /// Takes values from the front of the queue: no more than these, and not more bytes, but at least one.
+    pub(super) fn take_from_queue(&mut self, max_len: usize, max_bytes: usize) -> Piece<E> {
+        let first = self.first_in_queue();
+        let mut count = self.queue.len().min(max_len);
+        if !self.sizes.is_empty() {
+            let mut bytes = 0_usize;
+            let fitting = self.sizes.iter().take(count).take_while(|size| {
+                bytes = bytes.saturating_add(**size);
+                bytes <= max_bytes
+            });
+            count = fitting.count().max(1);
+            let taken = self.sizes.drain(..count).fold(0, usize::saturating_add);
+            self.bytes = self.bytes.saturating_sub(taken);
+        }
+        let values = self.queue.drain(..count).collect();
+        let awaited = self.acks.iter().take_while(|(number, _)| *number < first + count as u64).count();
+        let acks = self.acks.drain(..awaited).map(|(number, ack)| ((number - first) as usize, ack)).collect();
+        Piece::new(Batch::new(values), acks)
+    }
+
     /// Takes all values out, for the caller to end, if there are any.
-    pub(super) fn detach(&mut self, ending: Ending) -> Option<DetachedBatches<E>> {
-        let rest: Vec<_> = mem::take(&mut self.queue).into();
-        let rest = (!rest.is_empty()).then(|| Batch::new(rest));
-        let batches: Vec<_> = self.in_flight.take().into_iter().chain(rest).collect();
-        self.detach_batches(batches, ending)
+    pub(super) fn detach(&mut self, ending: Ending) -> Option<DetachedValues<E>> {
+        let first = self.ended_to();
+        // The worker removes the flights when it has dropped their deliveries.
+        self.flights.sort_by_key(|flight| flight.first);
+        let mut pieces: Vec<_> = self.flights.iter_mut().flat_map(|flight| mem::take(&mut flight.pieces)).collect();
+        if !self.queue.is_empty() {
+            pieces.push(self.take_from_queue(usize::MAX, usize::MAX));
+        }
+        self.generation += 1;
+        self.detach_pieces(first, pieces, ending)
     }
 
-    pub(super) fn detach_in_flight(&mut self, ending: Ending) -> Option<DetachedBatches<E>> {
-        let batches: Vec<_> = self.in_flight.take().into_iter().collect();
-        self.detach_batches(batches, ending)
-    }
-
-    pub(super) fn detach_batches(&mut self, batches: Vec<Batch<E>>, ending: Ending) -> Option<DetachedBatches<E>> {
-        let count: u64 = batches.iter().map(|batch| batch.len() as u64).sum();
-        (count > 0).then(|| {
-            self.open_detached += 1;
-            self.generation += 1;
-            DetachedBatches { batches, count, ending }
+    pub(super) fn detach_pieces(
+        &mut self,
+        first: u64,
+        pieces: Vec<Piece<E>>,
+        ending: Ending,
+    ) -> Option<DetachedValues<E>> {
+        (!pieces.is_empty()).then(|| {
+            self.detached.push(first);
+            DetachedValues { first, pieces, ending }
         })
     }
 
     /// When the oldest value was sent, or earlier.
     pub(super) fn oldest(&self) -> Instant {
-        if self.in_flight.is_some() { self.in_flight_since } else { self.queue_since }
+        self.flights.iter().map(|flight| flight.since).min().unwrap_or(self.queue_since)
     }
 }
 
@@ -192,10 +279,10 @@ impl<E: Send + Sync + 'static> LockedSource for Locked<'_, E> {
     }
 
     fn running_sink(&self) -> Option<RunningSink> {
-        let State { is_dead, is_delivering, in_flight, in_flight_since, closed_at, .. } = &*self.state;
-        let is_abandoned = *is_delivering && in_flight.is_none();
-        let since = if is_abandoned { Some(*in_flight_since) } else { *closed_at };
-        let since = since.filter(|_| !is_dead)?;
+        let State { owners, running, flights, running_since, closed_at, .. } = &*self.state;
+        let is_detached = *running > 0 && flights.iter().all(|flight| flight.pieces.is_empty());
+        let since = if is_detached { Some(*running_since) } else { *closed_at };
+        let since = since.filter(|_| *owners > 0)?;
         Some(RunningSink { name: self.queue.name, location: self.queue.location, since })
     }
 
@@ -225,17 +312,13 @@ impl<E: Send + Sync + 'static> LockedSource for Locked<'_, E> {
         if phase == Phase::Closed {
             self.state.closed_at = Some(Instant::now());
         }
-        // The worker ends when the queue is closed.
+        // The worker tells those who wait for capacity, and ends when the queue is closed.
         self.queue.changed.notify_one();
     }
 
     fn flush(&mut self, flush: Flush) {
         self.state.flush(flush);
         self.queue.changed.notify_one();
-    }
-
-    fn retire(&mut self) {
-        self.state.is_retired = true;
     }
 
     fn detach(&mut self, reason: Detach) -> Option<Detached> {
@@ -251,8 +334,8 @@ impl<E: Send + Sync + 'static> LockedSource for Locked<'_, E> {
         Some(Detached {
             name: queue.name,
             location: queue.location,
-            group: Group { count: detached.count, oldest },
-            end: Box::new(move || queue.end_detached(|_| Some(detached))),
+            group: Group { count: detached.count(), oldest },
+            end: Box::new(move || queue.end_detached(detached)),
         })
     }
 }

@@ -1,44 +1,53 @@
-//! The task that delivers batches to a sink.
+//! The task that delivers batches to the service of a sink.
 
 use std::{
     future::poll_fn,
-    pin::pin,
+    mem,
+    pin::{Pin, pin},
     sync::Arc,
-    task::{Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::{
+    sync::Mutex,
     task::yield_now,
-    time::{Instant, timeout, timeout_at},
+    time::{Sleep, sleep},
 };
+use tower_service::Service;
 use tracing::Span;
 
 use crate::{
+    event::BoxError,
     sink::{
-        batch::EventSink,
-        queue::{Answer, Due, EventQueue, Next},
+        batch::Batch,
+        error::{Meaning, meaning},
+        flight::Wait,
+        queue::{EventQueue, Failure, FlightId, Next, Owner, Running, Work},
     },
     util::{
         deadline::Deadline,
         panic::catch,
         reentrancy,
-        text::{OneLine, one_line},
+        text::{OneLine, error_chain},
     },
 };
 
+/// A service that has failed so many times in a row before it was called is given up.
+const MOST_FAILURES_BEFORE_A_CALL: u32 = 2;
+
 /// How a batch is attempted.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Attempts {
-    pub(crate) timeout: Duration,
-    pub(crate) first_backoff: Duration,
-    pub(crate) longest_backoff: Duration,
-    pub(crate) max: Option<u32>,
+pub(super) struct Attempts {
+    pub(super) timeout: Duration,
+    pub(super) first_backoff: Duration,
+    pub(super) longest_backoff: Duration,
+    pub(super) max: Option<u32>,
 }
 
 impl Attempts {
-    fn backoffs(&self) -> impl Iterator<Item = Duration> + use<> {
+    fn backoffs(&self) -> impl Iterator<Item = Duration> + Send + use<> {
         ExponentialBuilder::default()
             .with_min_delay(self.first_backoff)
             .with_max_delay(self.longest_backoff)
@@ -48,162 +57,238 @@ impl Attempts {
     }
 }
 
-/// Owns the sink, and ends the queue when it is dropped, also by a runtime that shuts down.
-pub(crate) struct Worker<E: Send + Sync + 'static, S> {
-    sink: S,
-    attempts: Attempts,
+/// Owns the service, and ends the queue when it is dropped, also by a runtime that shuts down.
+pub(super) struct Worker<E: Send + Sync + 'static, S> {
+    deliveries: Vec<Delivery>,
+    /// Dropped after the deliveries, which borrow from it.
+    service: Arc<Mutex<Place<S>>>,
     ending: EndQueue<E>,
+    attempts: Attempts,
 }
 
-/// Dropped after the sink, and after the attempt that borrows it.
-struct EndQueue<E: Send + Sync + 'static>(Arc<EventQueue<E>>);
+/// The service, for one delivery at a time until it has been called.
+struct Place<S> {
+    service: S,
+    /// How many times in a row it has failed before it was called.
+    failures: u32,
+}
+
+/// The delivery of one batch, with all of its attempts.
+struct Delivery {
+    id: FlightId,
+    run: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// Dropped after the service.
+struct EndQueue<E: Send + Sync + 'static> {
+    queue: Arc<EventQueue<E>>,
+    _owner: Owner<E>,
+}
 
 impl<E: Send + Sync + 'static> Drop for EndQueue<E> {
     fn drop(&mut self) {
-        self.0.die();
+        self.queue.die();
     }
-}
-
-/// How a pause between two attempts has ended.
-enum Pause {
-    Over,
-    /// A drain or a flush waits for the events.
-    Flushed,
-    /// The batch was detached.
-    Detached,
 }
 
 impl<E, S> Worker<E, S>
 where
     E: Send + Sync + 'static,
-    S: EventSink<E>,
+    S: Service<Batch<E>, Error: Into<BoxError>, Future: Send> + Send + 'static,
 {
-    pub(crate) fn new(queue: Arc<EventQueue<E>>, sink: S, attempts: Attempts) -> Self {
-        Self { sink, attempts, ending: EndQueue(queue) }
+    pub(super) fn new(queue: Arc<EventQueue<E>>, service: S, attempts: Attempts) -> Self {
+        let service = Arc::new(Mutex::new(Place { service, failures: 0 }));
+        let ending = EndQueue { _owner: Owner::new(Arc::clone(&queue)), queue };
+        Self { deliveries: Vec::new(), service, ending, attempts }
     }
 
-    pub(crate) async fn run(mut self) {
-        let queue = Arc::clone(&self.ending.0);
-        loop {
-            match queue.next() {
-                Next::Deliver(due) => {
-                    let answer = self.deliver(&queue, &due).await;
-                    queue.answered(due, answer);
-                    // A sink that never waits and senders that never stop would keep a thread to themselves.
-                    yield_now().await;
-                }
-                Next::Wait(None) => queue.changed().await,
-                // The time that is over is seen by the next look.
-                Next::Wait(Some(delay)) => drop(timeout(delay, queue.changed()).await),
-                Next::End => break,
-            }
-        }
-        let Self { sink, attempts: _, ending } = self;
-        let _ = catch(|| drop(sink));
-        drop(ending);
-    }
-
-    /// Attempts to deliver until the batch is delivered, has had its last attempt, or is detached.
-    async fn deliver(&mut self, queue: &EventQueue<E>, due: &Due<E>) -> Answer {
-        let (sink, events) = (queue.name, due.batch.len());
-        let span = tracing::info_span!(parent: None, "deliver", sink, events);
-        let mut backoffs = self.attempts.backoffs();
-        let mut flushes = queue.flushes();
-        for attempt in 1.. {
-            let Some(outcome) = self.attempt(queue, due, &span).await else { return Answer::Detached };
-            let Err(error) = outcome else {
-                if attempt > 1 {
-                    tracing::info!(parent: &span, sink, events, attempt, "batch delivered");
-                }
-                return Answer::Delivered;
-            };
-            if self.attempts.max.is_some_and(|max| attempt >= max) {
-                queue.attempt_failed(error);
-                return Answer::NotDelivered;
-            }
-            let wait = backoffs.next().unwrap_or(self.attempts.longest_backoff);
-            tracing::warn!(
-                parent: &span, sink, events, attempt, error, retry_in = ?wait,
-                "batch not delivered, and will be retried"
-            );
-            queue.attempt_failed(error);
-            match pause(queue, due, wait, &mut flushes).await {
-                Pause::Over => {}
-                Pause::Flushed => backoffs = self.attempts.backoffs(),
-                Pause::Detached => break,
-            }
-        }
-        Answer::Detached
-    }
-
-    /// Returns `None` if the batch was detached meanwhile.
-    async fn attempt(&mut self, queue: &EventQueue<E>, due: &Due<E>, span: &Span) -> Option<Result<(), String>> {
-        let registry = queue.shard.registry.id();
-        let limit = self.attempts.timeout;
-        let mut delivery = match enter(registry, span, || Box::pin(self.sink.deliver(due.batch.clone()))) {
-            Ok(delivery) => Some(delivery),
-            Err(panic) => return Some(Err(panicked(&panic))),
-        };
-        let mut over = Deadline::after(limit);
+    pub(super) async fn run(mut self) {
+        let queue = Arc::clone(&self.ending.queue);
         let mut changed = pin!(queue.changed());
-        let outcome = poll_fn(|cx| {
-            // A notification comes when the batch is detached; others do not matter here.
+        let mut delay = None;
+        poll_fn(|cx| {
             while changed.as_mut().poll(cx).is_ready() {
                 changed.set(queue.changed());
             }
-            if !queue.is_due(due) {
-                return Poll::Ready(None);
-            }
-            let polled = enter(registry, span, || {
-                let Some(delivery) = &mut delivery else { return Poll::Pending };
-                Poll::Ready(ready!(delivery.as_mut().poll(cx)).map_err(|error| one_line(&error.to_string())))
-            });
-            match polled {
-                Ok(Poll::Ready(result)) => Poll::Ready(Some(result)),
-                Err(panic) => Poll::Ready(Some(Err(panicked(&panic)))),
-                // The runtime had a timer when the sink was built.
-                Ok(Poll::Pending) if over.poll(cx).unwrap_or(false) => {
-                    Poll::Ready(Some(Err(format!("the sink has not answered within {limit:?}"))))
-                }
-                Ok(Poll::Pending) => Poll::Pending,
-            }
+            self.poll(&queue, &mut delay, cx)
         })
         .await;
-        // What it owns, a clone of the batch too, is gone before the batch ends.
-        let _ = enter(registry, span, || delivery.take());
-        outcome
+    }
+
+    /// Ready when nothing is left to deliver.
+    fn poll(
+        &mut self,
+        queue: &Arc<EventQueue<E>>,
+        delay: &mut Option<Pin<Box<Sleep>>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        queue.wake_line_while_closing();
+        let generation = queue.generation();
+        self.end_deliveries(queue, |delivery| delivery.id.generation != generation);
+        loop {
+            match queue.work(self.deliveries.len()) {
+                Work::Deliver(id) => self.deliveries.push(self.delivery(queue, id)),
+                Work::End => return Poll::Ready(()),
+                Work::Wait(None) => {
+                    *delay = None;
+                    break;
+                }
+                Work::Wait(Some(left)) => {
+                    let sleep = delay.insert(Box::pin(sleep(left)));
+                    if sleep.as_mut().poll(cx).is_pending() {
+                        break;
+                    }
+                }
+            }
+        }
+        let before = self.deliveries.len();
+        self.end_deliveries(queue, |delivery| delivery.run.as_mut().poll(cx).is_ready());
+        if self.deliveries.len() < before {
+            // There may be work for those that are left. Not at once: a service that never waits and senders that never
+            // stop would keep a thread to themselves.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    /// Drops the deliveries that are over.
+    fn end_deliveries(&mut self, queue: &Arc<EventQueue<E>>, mut is_over: impl FnMut(&mut Delivery) -> bool) {
+        let mut index = 0;
+        while index < self.deliveries.len() {
+            if !is_over(&mut self.deliveries[index]) {
+                index += 1;
+                continue;
+            }
+            let Delivery { id, run } = self.deliveries.remove(index);
+            // It may be in the middle of an attempt, which is user code.
+            let _ = enter(queue, &Span::none(), || drop(run));
+            queue.forget(id);
+        }
+    }
+
+    fn delivery(&self, queue: &Arc<EventQueue<E>>, id: FlightId) -> Delivery {
+        let run = deliver(Arc::clone(&self.service), Arc::clone(queue), id, self.attempts);
+        Delivery { id, run: Box::pin(run) }
     }
 }
 
-fn panicked(message: &str) -> String {
-    format!("the sink panicked: {}", OneLine(message))
+/// Attempts to deliver until nothing of the batch is left.
+async fn deliver<E, S>(service: Arc<Mutex<Place<S>>>, queue: Arc<EventQueue<E>>, id: FlightId, attempts: Attempts)
+where
+    E: Send + Sync + 'static,
+    S: Service<Batch<E>, Error: Into<BoxError>, Future: Send> + Send + 'static,
+{
+    let sink = queue.name;
+    let (mut backoffs, mut drains, mut attempt) = (attempts.backoffs(), queue.drains(), 1);
+    while let Some(batch) = queue.next_piece(id) {
+        let events = batch.len();
+        let span = tracing::info_span!(parent: None, "deliver", sink, events);
+        let answer = attempt_once(&service, &queue, batch, attempts.timeout, &span).await;
+        let error = answer.as_ref().err().map(|failure| failure.text.clone());
+        if error.is_none() && attempt > 1 {
+            tracing::info!(parent: &span, sink, events, attempt, "batch delivered");
+        }
+        let Next::Again { wait, attempts: before } = queue.answered(id, answer, attempts.max) else { return };
+        let wait = match wait {
+            Wait::No => None,
+            Wait::Backoff => Some(backoffs.next().unwrap_or(attempts.longest_backoff)),
+            Wait::For(time) => Some(time),
+        };
+        if let Some(error) = error {
+            tracing::warn!(
+                parent: &span, sink, events, attempt, error, retry_in = ?wait.unwrap_or_default(),
+                "batch not delivered, and will be retried"
+            );
+        }
+        attempt = before + 1;
+        let is_cut = match wait {
+            Some(wait) => pause(&queue, wait, &mut drains).await,
+            None => true,
+        };
+        if is_cut {
+            backoffs = attempts.backoffs();
+        }
+    }
+}
+
+async fn attempt_once<E, S>(
+    service: &Arc<Mutex<Place<S>>>,
+    queue: &Arc<EventQueue<E>>,
+    batch: Batch<E>,
+    limit: Duration,
+    span: &Span,
+) -> Result<(), Failure>
+where
+    E: Send + Sync + 'static,
+    S: Service<Batch<E>, Error: Into<BoxError>, Future: Send> + Send + 'static,
+{
+    // Dropped after what is user code.
+    let _running = Running::new(Arc::clone(queue));
+    let service = Arc::clone(service);
+    let call = async move {
+        let mut place = service.lock().await;
+        if let Err(error) = poll_fn(|cx| place.service.poll_ready(cx)).await {
+            place.failures += 1;
+            let mut failure = failure(error);
+            if place.failures >= MOST_FAILURES_BEFORE_A_CALL {
+                failure.meaning = None;
+            }
+            return Err(failure);
+        }
+        place.failures = 0;
+        let response = place.service.call(batch);
+        drop(place);
+        response.await.map(drop).map_err(failure)
+    };
+    let mut call = Some(Box::pin(call));
+    let mut over = Deadline::after(limit);
+    let answer = poll_fn(|cx| {
+        let polled = enter(queue, span, || match &mut call {
+            Some(call) => call.as_mut().poll(cx),
+            None => Poll::Pending,
+        });
+        match polled {
+            Ok(Poll::Ready(answer)) => Poll::Ready(answer),
+            Err(panic) => Poll::Ready(Err(retry(format!("the sink panicked: {}", OneLine(&panic))))),
+            // The runtime had a timer when the sink was built.
+            Ok(Poll::Pending) if over.poll(cx).unwrap_or(false) => {
+                Poll::Ready(Err(retry(format!("the sink has not answered within {limit:?}"))))
+            }
+            Ok(Poll::Pending) => Poll::Pending,
+        }
+    })
+    .await;
+    // What it owns, a clone of the batch too, is gone before the batch ends.
+    let _ = enter(queue, span, || call.take());
+    answer
+}
+
+fn failure(error: impl Into<BoxError>) -> Failure {
+    let error = error.into();
+    Failure { text: error_chain(&*error), meaning: Some(meaning(&*error)) }
+}
+
+fn retry(text: String) -> Failure {
+    Failure { text, meaning: Some(Meaning::Retry) }
 }
 
 /// Runs code of the sink.
-fn enter<T>(registry: usize, span: &Span, run: impl FnOnce() -> T) -> Result<T, String> {
-    reentrancy::enter(registry, || span.in_scope(|| catch(run)))
+pub(super) fn enter<E: Send + Sync + 'static, T>(
+    queue: &EventQueue<E>,
+    span: &Span,
+    run: impl FnOnce() -> T,
+) -> Result<T, String> {
+    reentrancy::enter(queue.shard.registry.id(), || reentrancy::enter(queue.id(), || span.in_scope(|| catch(run))))
 }
 
-/// Waits before the next attempt.
-async fn pause<E: Send + Sync + 'static>(
-    queue: &EventQueue<E>,
-    due: &Due<E>,
-    wait: Duration,
-    flushes: &mut u64,
-) -> Pause {
-    let deadline = Instant::now() + wait;
+/// Waits before the next attempt. Returns whether a drain has cut the time short.
+async fn pause<E: Send + Sync + 'static>(queue: &EventQueue<E>, time: Duration, drains: &mut u64) -> bool {
     // The time may be none at all.
     yield_now().await;
-    loop {
-        if !queue.is_due(due) {
-            return Pause::Detached;
-        }
-        let before = std::mem::replace(flushes, queue.flushes());
-        if *flushes != before {
-            return Pause::Flushed;
-        }
-        if timeout_at(deadline, queue.changed()).await.is_err() {
-            return Pause::Over;
-        }
-    }
+    let mut sleep = pin!(sleep(time));
+    poll_fn(|cx| {
+        let before = mem::replace(drains, queue.drains());
+        if *drains != before { Poll::Ready(true) } else { sleep.as_mut().poll(cx).map(|()| false) }
+    })
+    .await
 }

@@ -158,10 +158,10 @@ async fn a_drain_ends_beside_a_producer_that_sends_every_millisecond() {
         sleep(Duration::from_millis(30)).await;
         Ok::<_, std::io::Error>(())
     };
-    let sender = handle.sink("busy", store).max_batch(1000).build().unwrap();
+    let sender = handle.sink("busy").max_batch(1000).service(service_fn(store)).unwrap();
     let sends = sender.clone();
     let mut next = 0..;
-    let producer = producer(move || sends.send(next.next().unwrap()).map_err(|error| error.reason));
+    let producer = producer(move || sends.try_send(next.next().unwrap()).map_err(|error| error.reason));
     sleep(Duration::from_millis(10)).await;
     let before = Instant::now();
 
@@ -178,7 +178,7 @@ async fn a_drain_ends_beside_a_producer_that_sends_every_millisecond() {
         report.to_string().contains("; 1 rejected, 1 of them because a drain was closing or had ended"),
         "{report}"
     );
-    let error = sender.send(7).unwrap_err();
+    let error = sender.try_send(7).unwrap_err();
     assert_eq!((error.event, error.reason), (7, TrackError::Closed));
 }
 
@@ -259,7 +259,7 @@ async fn a_task_that_holds_a_guard_is_accepted_after_its_request_has_ended() {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_rejected_while_a_request_a_guard_or_a_permit_is_open() {
     let handle = TrackEventsHandle::new();
-    let sender = handle.sink("row", |_: Batch<u8>| async { Ok::<_, std::io::Error>(()) }).build().unwrap();
+    let sender = handle.sink("row").service(service_fn(|_: Batch<u8>| async { Ok::<_, std::io::Error>(()) })).unwrap();
     let mut drain = task::spawn(handle.drain(Duration::MAX));
     assert_pending!(drain.poll());
     let request = TestExchange::new(&handle);
@@ -267,7 +267,7 @@ async fn nothing_is_rejected_while_a_request_a_guard_or_a_permit_is_open() {
         Box::new(request),
         Box::new(handle.guard().unwrap()),
         Box::new(handle.reserve().unwrap()),
-        Box::new(sender.reserve().unwrap()),
+        Box::new(sender.try_reserve().unwrap()),
     ];
     let mut sent = 0;
     for holder in holders {
@@ -276,7 +276,7 @@ async fn nothing_is_rejected_while_a_request_a_guard_or_a_permit_is_open() {
             run_tasks().await;
             assert_pending!(drain.poll());
             assert_open(&handle);
-            sender.send(1).unwrap();
+            sender.try_send(1).unwrap();
             sent += 1;
         }
         drop(holder);
@@ -347,14 +347,14 @@ async fn the_quiet_period_counts_from_the_last_permit() {
     drains_in(&handle, 150).await;
 
     let handle = TrackEventsHandle::new();
-    let sender = handle.sink("row", |_: Batch<u8>| async { Ok::<_, std::io::Error>(()) }).build().unwrap();
-    let permit = sender.reserve().unwrap();
+    let sender = handle.sink("row").service(service_fn(|_: Batch<u8>| async { Ok::<_, std::io::Error>(()) })).unwrap();
+    let permit = sender.try_reserve().unwrap();
     later(|| permit.send(1));
     drains_in(&handle, 150).await;
 
     let handle = TrackEventsHandle::new();
-    let sender = handle.sink("row", |_: Batch<u8>| async { Ok::<_, std::io::Error>(()) }).build().unwrap();
-    later(move || drop(sender.reserve().unwrap()));
+    let sender = handle.sink("row").service(service_fn(|_: Batch<u8>| async { Ok::<_, std::io::Error>(()) })).unwrap();
+    later(move || drop(sender.try_reserve().unwrap()));
     drains_in(&handle, 150).await;
 }
 
@@ -484,7 +484,7 @@ async fn the_destructor_of_an_event_tracks_while_closing() {
 #[tokio::test(start_paused = true)]
 async fn a_delivery_sends_and_tracks_while_closing() {
     let handle = TrackEventsHandle::new();
-    let audit = handle.sink("audit", |_: Batch<u8>| async { Ok::<_, std::io::Error>(()) }).build().unwrap();
+    let audit = handle.sink("audit").service(service_fn(|_: Batch<u8>| async { Ok::<_, std::io::Error>(()) })).unwrap();
     let (release, gate) = oneshot::channel::<()>();
     let (tracks, sends, mut gate) = (handle.clone(), audit.clone(), Some(gate));
     let store = move |batch: Batch<u8>| {
@@ -494,16 +494,16 @@ async fn a_delivery_sends_and_tracks_while_closing() {
                 gate.await.unwrap();
             }
             tracks.track("delivered", async {}).unwrap();
-            sends.send(batch[0]).unwrap();
+            sends.try_send(batch[0]).unwrap();
             Ok::<_, std::io::Error>(())
         }
     };
-    let orders = handle.sink("order", store).build().unwrap();
-    orders.send(1).unwrap();
+    let orders = handle.sink("order").service(service_fn(store)).unwrap();
+    orders.try_send(1).unwrap();
     let drain = closing(&handle, LIMIT).await;
-    let error = orders.send(2).unwrap_err();
+    let error = orders.try_send(2).unwrap_err();
     assert_eq!((error.event, error.reason), (2, TrackError::Closed));
-    assert_eq!(audit.reserve().err(), Some(TrackError::Closed));
+    assert_eq!(audit.try_reserve().err(), Some(TrackError::Closed));
     release.send(()).unwrap();
 
     let (_, report) = ends_after(drain).await;
@@ -585,14 +585,14 @@ async fn what_an_event_spawns_is_not_inside() {
 #[tokio::test(start_paused = true)]
 async fn a_scope_tracks_and_its_drain_is_inside_itself() {
     let handle = TrackEventsHandle::new();
-    let sender = handle.sink("row", |_: Batch<u8>| async { Ok::<_, std::io::Error>(()) }).build().unwrap();
+    let sender = handle.sink("row").service(service_fn(|_: Batch<u8>| async { Ok::<_, std::io::Error>(()) })).unwrap();
     let tracks = handle.clone();
     let scope = handle.guard().unwrap().scope(async move {
         sleep(Duration::from_millis(500)).await;
         tracks.track("in a scope", async {}).unwrap();
         tracks.reserve().unwrap().track("in a scope", async {});
         drop(tracks.guard().unwrap());
-        sender.send(1).unwrap();
+        sender.try_send(1).unwrap();
         assert!(matches!(tracks.drain(LIMIT).await, Err(DrainError::InsideItself)));
         assert_eq!(tracks.wait_idle(LIMIT).await, Err(WaitIdleError::InsideItself));
         "done"
@@ -674,7 +674,7 @@ async fn the_quiet_period_starts_again_when_a_late_request_has_ended() {
 #[tokio::test(start_paused = true)]
 async fn a_guard_or_a_permit_that_is_taken_inside_accepts_everything_again() {
     let handle = TrackEventsHandle::new();
-    let sender = handle.sink("row", |_: Batch<u8>| async { Ok::<_, std::io::Error>(()) }).build().unwrap();
+    let sender = handle.sink("row").service(service_fn(|_: Batch<u8>| async { Ok::<_, std::io::Error>(()) })).unwrap();
     let inside = Inside::track(&handle);
     let mut drain = closing(&handle, LIMIT).await;
     let (guards, permits, send_permits) = (handle.clone(), handle.clone(), sender.clone());
@@ -698,12 +698,12 @@ async fn a_guard_or_a_permit_that_is_taken_inside_accepts_everything_again() {
     permit.track("reserved", async {});
     closed_again(&mut drain).await;
 
-    let permit = inside.run(move || send_permits.reserve().unwrap()).await;
+    let permit = inside.run(move || send_permits.try_reserve().unwrap()).await;
     assert_open(&handle);
-    sender.send(1).unwrap();
+    sender.try_send(1).unwrap();
     permit.send(2);
     closed_again(&mut drain).await;
-    assert_eq!(sender.send(3).unwrap_err().reason, TrackError::Closed);
+    assert_eq!(sender.try_send(3).unwrap_err().reason, TrackError::Closed);
 
     drop(inside);
     let (_, report) = ends_after(drain).await;
@@ -719,8 +719,8 @@ async fn a_permit_that_finds_no_capacity_keeps_a_drain_closing() {
         let gate = gate.take();
         async { gate.unwrap().await.map_err(|error| error.to_string()) }
     };
-    let sender = handle.sink("row", store).capacity(1).build().unwrap();
-    sender.send(1).unwrap();
+    let sender = handle.sink("row").capacity(1).service(service_fn(store)).unwrap();
+    sender.try_send(1).unwrap();
     let inside = Inside::track(&handle);
     let drain = closing(&handle, LIMIT).await;
     run_tasks().await;
@@ -732,7 +732,7 @@ async fn a_permit_that_finds_no_capacity_keeps_a_drain_closing() {
     assert_eq!(full.await, Some(TrackError::Full));
     assert_eq!(handle.guard().err(), Some(TrackError::Closed), "a permit that was rejected changes nothing");
     let (sends, guards) = (sender.clone(), handle.clone());
-    assert_eq!(inside.run(move || sends.reserve().err()).await, Some(TrackError::Full));
+    assert_eq!(inside.run(move || sends.try_reserve().err()).await, Some(TrackError::Full));
     assert_eq!(guards.guard().err(), Some(TrackError::Closed), "a permit that was rejected changes nothing");
     handle.abort();
     drop((release, inside));
@@ -772,11 +772,11 @@ async fn a_drain_that_is_interrupted_while_closing_accepts_everything_again() {
 #[tokio::test(start_paused = true)]
 async fn a_drain_that_is_dropped_while_closing_accepts_everything_again() {
     let handle = TrackEventsHandle::new();
-    let sender = handle.sink("row", |_: Batch<u8>| async { Ok::<_, std::io::Error>(()) }).build().unwrap();
+    let sender = handle.sink("row").service(service_fn(|_: Batch<u8>| async { Ok::<_, std::io::Error>(()) })).unwrap();
     let inside = Inside::track(&handle);
     drop(closing(&handle, LIMIT).await);
     assert_open(&handle);
-    sender.send(1).unwrap();
+    sender.try_send(1).unwrap();
     run_tasks().await;
     sender.flush(LIMIT).await.unwrap();
     assert_closing_again_and_end(&handle, inside).await;
@@ -827,11 +827,11 @@ async fn a_sink_that_is_built_while_closing_is_closing_too() {
     let handle = TrackEventsHandle::new();
     let inside = Inside::track(&handle);
     let drain = closing(&handle, LIMIT).await;
-    let sink = || handle.sink("row", |_: Batch<u8>| async { Ok::<_, std::io::Error>(()) });
-    let sender = sink().build().unwrap();
-    assert_eq!(sender.send(1).unwrap_err().reason, TrackError::Closed);
+    let sink = || handle.sink("row");
+    let sender = sink().service(service_fn(|_: Batch<u8>| async { Ok::<_, std::io::Error>(()) })).unwrap();
+    assert_eq!(sender.try_send(1).unwrap_err().reason, TrackError::Closed);
     let sends = sender.clone();
-    assert!(inside.run(move || sends.send(2)).await.is_ok());
+    assert!(inside.run(move || sends.try_send(2)).await.is_ok());
     drop(inside);
     let (_, report) = ends_after(drain).await;
     assert!(report.all_completed(), "{report}");
@@ -857,7 +857,7 @@ fn reserve_from_a_dead_sink_while_closing() {
     let handle = without_quiet_period();
     let sender: EventSender<u8> = {
         let _entered = of_sink.enter();
-        handle.sink("row", |_: Batch<u8>| async { Ok::<_, std::io::Error>(()) }).build().unwrap()
+        handle.sink("row").service(service_fn(|_: Batch<u8>| async { Ok::<_, std::io::Error>(()) })).unwrap()
     };
     runtime.block_on(async {
         let inside = Inside::track(&handle);
@@ -867,7 +867,7 @@ fn reserve_from_a_dead_sink_while_closing() {
         // On a thread, since a runtime cannot be dropped in another.
         thread::spawn(|| drop(of_sink)).join().unwrap();
         let reserves = sender.clone();
-        assert_eq!(inside.run(move || reserves.reserve().err()).await, Some(TrackError::NoRuntime));
+        assert_eq!(inside.run(move || reserves.try_reserve().err()).await, Some(TrackError::NoRuntime));
         drop(inside);
         run_tasks().await;
         assert_ready!(drain.poll()).unwrap();

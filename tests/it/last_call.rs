@@ -410,11 +410,11 @@ async fn only_the_latest_drain_hands_over_what_a_sink_has_not_taken() {
     let (handle, undelivered) = (without_quiet_period(), Counter::default());
     let counts = undelivered.clone();
     let sender = handle
-        .sink("row", |_: Batch<u32>| pending::<Result<(), std::io::Error>>())
+        .sink("row")
         .on_undelivered(move |_| counts.add())
-        .build()
+        .service(service_fn(|_: Batch<u32>| pending::<Result<(), std::io::Error>>()))
         .unwrap();
-    sender.send(1).unwrap();
+    sender.try_send(1).unwrap();
     let mut later = task::spawn(handle.drain(LIMIT * 2));
     assert_pending!(later.poll());
     assert!(handle.drain(LIMIT).await.is_err());
@@ -431,13 +431,13 @@ async fn a_sink_is_dropped_before_a_drain_is_ok() {
         let (handle, dropped) = (without_quiet_period(), Counter::default());
         let on_drop = crate::support::OnDrop::counting(&dropped);
         let sender = handle
-            .sink("row", move |_: Batch<u32>| {
+            .sink("row")
+            .service(service_fn(move |_: Batch<u32>| {
                 let _ = &on_drop;
                 async { Ok::<_, std::io::Error>(()) }
-            })
-            .build()
+            }))
             .unwrap();
-        sender.send(1).unwrap();
+        sender.try_send(1).unwrap();
         let report = drain(&handle).await;
         assert_eq!((report.ended.completed, dropped.get()), (1, 1));
         assert!(handle.is_drained());
@@ -447,7 +447,8 @@ async fn a_sink_is_dropped_before_a_drain_is_ok() {
 #[tokio::test]
 async fn a_drain_names_a_sink_that_is_not_dropped_in_time() {
     let handle = without_quiet_period();
-    let _sender = handle.sink("row", |_: Batch<u32>| async { Ok::<_, std::io::Error>(()) }).build().unwrap();
+    let _sender =
+        handle.sink("row").service(service_fn(|_: Batch<u32>| async { Ok::<_, std::io::Error>(()) })).unwrap();
     let Err(DrainError::TimedOut(report)) = handle.drain(Duration::ZERO).await else { panic!("the sink has a task") };
     let sink = open(&report, OpenKind::Sink)[0];
     assert_eq!((sink.name.as_deref(), sink.count, report.open.len()), (Some("row"), 1, 1));
@@ -462,17 +463,17 @@ async fn an_abandoned_delivery_is_open_until_its_future_has_been_dropped() {
     let (handle, dropped) = (without_quiet_period(), Counter::default());
     let counts = dropped.clone();
     let sender = handle
-        .sink("row", move |_: Batch<u32>| {
+        .sink("row")
+        .max_delay(Duration::ZERO)
+        .service(service_fn(move |_: Batch<u32>| {
             let on_drop = crate::support::OnDrop::counting(&counts);
             async move {
                 let _on_drop = on_drop;
                 pending::<Result<(), std::io::Error>>().await
             }
-        })
-        .max_delay(Duration::ZERO)
-        .build()
+        }))
         .unwrap();
-    sender.send(1).unwrap();
+    sender.try_send(1).unwrap();
     run_tasks().await;
     assert_eq!(sender.snapshot().delivered_batches, 0);
     handle.abort();

@@ -100,15 +100,15 @@ async fn values_that_an_observer_sends_during_a_drain_are_delivered() {
     let (stored, rejected) = (Counter::default(), Counter::default());
     let (store, counted) = (stored.clone(), rejected.clone());
     let log = handle
-        .sink("access.log", move |batch: Batch<u16>| {
+        .sink("access.log")
+        .max_delay(Duration::from_secs(3600))
+        .service(service_fn(move |batch: Batch<u16>| {
             batch.iter().for_each(|_| store.add());
             async { Ok::<_, &str>(()) }
-        })
-        .max_delay(Duration::from_secs(3600))
-        .build()
+        }))
         .unwrap();
     let layer = TrackEventsLayer::new(handle.clone()).observe(move |exchange| {
-        if log.send(exchange.status.map_or(0, |status| status.as_u16())).is_err() {
+        if log.try_send(exchange.status.map_or(0, |status| status.as_u16())).is_err() {
             counted.add();
         }
     });

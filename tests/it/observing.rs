@@ -65,11 +65,11 @@ fn write_each_line_once() {
             let result = if attempts == 2 { Ok(()) } else { Err("as it must") };
             async move { result }
         };
-        let sender = handle.sink("sink", sink).capacity(1).build().unwrap();
-        sender.send(0).unwrap();
-        sender.send(1).unwrap_err();
+        let sender = handle.sink("sink").capacity(1).service(service_fn(sink)).unwrap();
+        sender.try_send(0).unwrap();
+        sender.try_send(1).unwrap_err();
         sender.flush(Duration::MAX).await.unwrap();
-        sender.send(2).unwrap();
+        sender.try_send(2).unwrap();
         handle.abort();
     };
     ONCE.call_once(|| {
@@ -293,13 +293,13 @@ async fn a_sink_logs_failed_attempts_and_how_they_end() {
         let result = if attempts == 2 { Ok(()) } else { Err("disk full") };
         async move { result }
     };
-    let sender = handle.sink("row", sink).capacity(4).build().unwrap();
-    (0..4).for_each(|event| sender.send(event).unwrap());
+    let sender = handle.sink("row").capacity(4).service(service_fn(sink)).unwrap();
+    (0..4).for_each(|event| sender.try_send(event).unwrap());
     for _ in 0..3 {
-        assert!(sender.send(4).is_err());
+        assert!(sender.try_send(4).is_err());
     }
     sender.flush(Duration::MAX).await.unwrap();
-    sender.send(5).unwrap();
+    sender.try_send(5).unwrap();
     handle.drain(Duration::from_millis(50)).await.unwrap_err();
     handle.abort();
 
@@ -424,8 +424,12 @@ async fn an_error_of_many_lines_is_one_line_in_logs_and_reports() {
     let page = format!("<html>\r\nERROR event failed event=\"forged\"\u{2028}{}", "x".repeat(1_000_000));
     handle.track("fails", async move { Err::<(), _>(page) }).unwrap();
     handle.track("panics", async { assert_eq!(1, 2, "numbers") }).unwrap();
-    let sink = handle.sink("row", |_: Batch<u8>| async { Err::<(), _>("one\ntwo") }).max_attempts(1).build().unwrap();
-    sink.send(1).unwrap();
+    let sink = handle
+        .sink("row")
+        .max_attempts(1)
+        .service(service_fn(|_: Batch<u8>| async { Err::<(), _>("one\ntwo") }))
+        .unwrap();
+    sink.try_send(1).unwrap();
     let report = drain(&handle).await;
     assert_eq!((report.ended.failed, report.ended.panicked), (2, 1));
     let text = report.to_string();
@@ -508,11 +512,12 @@ fn metrics_count_values_of_a_sink_and_panics_of_an_observer() {
     metrics::with_local_recorder(&recorder, || {
         runtime.block_on(async {
             let handle = TrackEventsHandle::builder().quiet_period(Duration::ZERO).build().unwrap();
-            let sender = handle.sink("row", |_: Batch<u8>| async { Ok::<_, &str>(()) }).capacity(3).build().unwrap();
-            (0..3).for_each(|event| sender.send(event).unwrap());
-            assert!(sender.send(3).is_err());
+            let sender =
+                handle.sink("row").capacity(3).service(service_fn(|_: Batch<u8>| async { Ok::<_, &str>(()) })).unwrap();
+            (0..3).for_each(|event| sender.try_send(event).unwrap());
+            assert!(sender.try_send(3).is_err());
             sender.flush(Duration::MAX).await.unwrap();
-            sender.send(4).unwrap();
+            sender.try_send(4).unwrap();
             handle.abort();
             let layer = TrackEventsLayer::new(handle.clone()).observe(|_| panic!("no ink"));
             let service = layer.layer(service_fn(|_: Request<()>| async {

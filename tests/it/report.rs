@@ -131,7 +131,7 @@ fn the_error_of_an_invalid_setting_names_the_range() {
         (BuildError::Capacity(0), "the capacity must be from 1 to 4294967295, and is 0"),
         (BuildError::EventTimeout, "the event timeout must be longer than zero; leave it out for no limit"),
         (BuildError::DeliverTimeout, "the time limit of a delivery must be longer than zero"),
-        (BuildError::MaxBatch, "the maximum size of a batch must be at least one event"),
+        (BuildError::MaxBatch, "the maximum size of a batch must be at least one event, and one byte"),
         (BuildError::MaxAttempts, "the maximum number of attempts must be at least one; leave it out for no limit"),
         (
             BuildError::NoRuntime,
@@ -157,11 +157,11 @@ async fn the_error_of_a_timed_out_wait_names_the_pending_events() {
 #[tokio::test]
 async fn a_send_error_shows_its_reason_and_not_the_event() {
     let handle = TrackEventsHandle::new();
-    let sender = handle.sink("cards", |_: Batch<&str>| async { Ok::<_, String>(()) }).build().unwrap();
+    let sender = handle.sink("cards").service(service_fn(|_: Batch<&str>| async { Ok::<_, String>(()) })).unwrap();
     handle.drain(Duration::from_secs(1)).await.unwrap();
-    let error = sender.send("4000 0012 3456 7899").unwrap_err();
+    let error = sender.try_send("4000 0012 3456 7899").unwrap_err();
     assert_eq!(error.to_string(), TrackError::Closed.to_string());
-    assert_eq!(format!("{error:?}"), "SendError { reason: Closed, .. }");
+    assert_eq!(format!("{error:?}"), "TrySendError { reason: Closed, .. }");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     future::pending,
     iter,
+    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -18,9 +19,10 @@ use tokio::{
     time::{Instant, advance},
 };
 use tokio_test::{assert_pending, assert_ready, task};
+use tower::service_fn;
 use tower_track_events::{
-    Batch, BuildError, DrainError, EventSender, EventSink, OpenKind, SinkBuilder, SinkSnapshot, TrackError,
-    TrackEventsHandle, Undelivered, WaitIdleError,
+    Batch, BuildError, DrainError, EventSender, OpenKind, SinkBuilder, SinkSnapshot, TrackError, TrackEventsHandle,
+    Undelivered, WaitIdleError,
 };
 
 use crate::support::{Counter, OnDrop, assert_conserved, drain, run_tasks, without_quiet_period};
@@ -62,10 +64,16 @@ impl Store {
     }
 }
 
-impl EventSink<u32> for Store {
-    type Error = &'static str;
+type Delivery = Pin<Box<dyn Future<Output = Result<(), &'static str>> + Send>>;
 
-    fn deliver(&mut self, batch: Batch<u32>) -> impl Future<Output = Result<(), &'static str>> + Send {
+impl Store {
+    /// The closure for `SinkBuilder::deliver`.
+    fn deliver(&self) -> impl FnOnce(Batch<u32>) -> Delivery + Clone + Send + use<> {
+        let store = self.clone();
+        move |batch| Box::pin(store.attempt(batch))
+    }
+
+    fn attempt(self, batch: Batch<u32>) -> impl Future<Output = Result<(), &'static str>> + Send {
         let act = self.script.lock().unwrap().pop_front().unwrap_or(Act::Take);
         self.attempts.lock().unwrap().push(batch.to_vec());
         assert!(!matches!(act, Act::PanicBeforeTheFuture), "a sink that panics at once");
@@ -82,13 +90,13 @@ impl EventSink<u32> for Store {
     }
 }
 
-fn sink(handle: &TrackEventsHandle, store: &Store) -> SinkBuilder<u32, Store> {
-    handle.sink("row", store.clone())
+fn sink(handle: &TrackEventsHandle) -> SinkBuilder<u32> {
+    handle.sink("row")
 }
 
 fn send(sender: &EventSender<u32>, events: impl IntoIterator<Item = u32>) {
     for event in events {
-        sender.send(event).unwrap();
+        sender.try_send(event).unwrap();
     }
 }
 
@@ -103,7 +111,7 @@ fn collect(into: &Arc<Mutex<Vec<Vec<u32>>>>) -> impl Fn(Undelivered<u32>) + Send
 async fn events_wait_for_the_delay_and_are_delivered_together_in_order() {
     let handle = TrackEventsHandle::new();
     let store = Store::default();
-    let sender = sink(&handle, &store).max_delay(Duration::from_millis(10)).build().unwrap();
+    let sender = sink(&handle).max_delay(Duration::from_millis(10)).deliver(store.deliver()).unwrap();
     send(&sender, [1, 2]);
     run_tasks().await;
     advance(Duration::from_millis(9)).await;
@@ -124,7 +132,7 @@ async fn events_wait_for_the_delay_and_are_delivered_together_in_order() {
 async fn a_batch_that_is_full_does_not_wait() {
     let handle = TrackEventsHandle::new();
     let store = Store::default();
-    let sender = sink(&handle, &store).max_delay(HOUR).max_batch(3).build().unwrap();
+    let sender = sink(&handle).max_delay(HOUR).max_batch(3).deliver(store.deliver()).unwrap();
     send(&sender, [1, 2]);
     run_tasks().await;
     assert_eq!(store.taken().len(), 0);
@@ -137,7 +145,7 @@ async fn a_batch_that_is_full_does_not_wait() {
 async fn a_long_queue_is_delivered_in_several_batches_in_order() {
     let handle = TrackEventsHandle::new();
     let store = Store::default();
-    let sender = sink(&handle, &store).max_batch(4).build().unwrap();
+    let sender = sink(&handle).max_batch(4).deliver(store.deliver()).unwrap();
     send(&sender, 0..10);
     sender.flush(LIMIT).await.unwrap();
     assert_eq!(store.taken(), [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
@@ -148,7 +156,7 @@ async fn a_long_queue_is_delivered_in_several_batches_in_order() {
 async fn without_a_delay_an_event_is_delivered_at_once_and_later_ones_together() {
     let handle = TrackEventsHandle::new();
     let store = Store::new([Act::Hang]);
-    let sender = sink(&handle, &store).max_delay(Duration::ZERO).build().unwrap();
+    let sender = sink(&handle).max_delay(Duration::ZERO).deliver(store.deliver()).unwrap();
     send(&sender, [1]);
     run_tasks().await;
     assert_eq!(store.attempts(), [[1]]);
@@ -164,7 +172,9 @@ async fn closures_are_sinks_and_their_errors_need_only_be_displayed() {
     let (sum, mut fails) = (Arc::new(Mutex::new(0)), true);
     let into = Arc::clone(&sum);
     let sender = handle
-        .sink("number", move |batch: Batch<u32>| {
+        .sink("number")
+        .backoff(Duration::ZERO, Duration::ZERO)
+        .service(service_fn(move |batch: Batch<u32>| {
             let (into, fails) = (Arc::clone(&into), std::mem::take(&mut fails));
             async move {
                 if fails {
@@ -173,9 +183,7 @@ async fn closures_are_sinks_and_their_errors_need_only_be_displayed() {
                 *into.lock().unwrap() += batch.iter().sum::<u32>();
                 Ok(())
             }
-        })
-        .backoff(Duration::ZERO, Duration::ZERO)
-        .build()
+        }))
         .unwrap();
     send(&sender, [1, 2, 3]);
     assert!(drain(&handle).await.all_completed());
@@ -188,7 +196,7 @@ async fn closures_are_sinks_and_their_errors_need_only_be_displayed() {
 async fn a_failed_batch_is_retried_until_it_is_delivered_and_later_ones_wait() {
     let handle = TrackEventsHandle::new();
     let store = Store::new([Act::Fail, Act::Panic, Act::PanicBeforeTheFuture, Act::Hang, Act::Take]);
-    let sender = sink(&handle, &store).max_delay(Duration::ZERO).build().unwrap();
+    let sender = sink(&handle).max_delay(Duration::ZERO).deliver(store.deliver()).unwrap();
     send(&sender, [1, 2]);
     run_tasks().await;
     send(&sender, [3]);
@@ -210,13 +218,13 @@ async fn the_back_off_doubles_up_to_the_longest_with_jitter() {
     let (at, began) = (Arc::new(Mutex::new(Vec::new())), Instant::now());
     let into = Arc::clone(&at);
     let sender = handle
-        .sink("row", move |_: Batch<u32>| {
-            into.lock().unwrap().push(began.elapsed());
-            async { Err("down") }
-        })
+        .sink("row")
         .max_delay(Duration::ZERO)
         .backoff(Duration::from_secs(1), Duration::from_secs(4))
-        .build()
+        .service(service_fn(move |_: Batch<u32>| {
+            into.lock().unwrap().push(began.elapsed());
+            async { Err::<(), _>("down") }
+        }))
         .unwrap();
     send(&sender, [1]);
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -229,19 +237,27 @@ async fn the_back_off_doubles_up_to_the_longest_with_jitter() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_restarts_the_back_off() {
+async fn a_flush_and_a_wait_for_idleness_leave_the_back_off_alone() {
     let handle = TrackEventsHandle::new();
     let store = Store::new([Act::Fail; 8]);
     let (first, longest) = (Duration::from_secs(1), Duration::from_secs(1024));
-    let sender = sink(&handle, &store).backoff(first, longest).build().unwrap();
+    let sender = sink(&handle).backoff(first, longest).deliver(store.deliver()).unwrap();
     send(&sender, [1]);
     while store.attempts().len() < 6 {
         advance(first).await;
         run_tasks().await;
     }
-    // The next attempt would follow after at least 32 seconds.
+    // The next attempt follows after at least 32 seconds.
     let mut flush = task::spawn(sender.flush(Duration::MAX));
+    let mut idle = task::spawn(handle.wait_idle(Duration::MAX));
     assert_pending!(flush.poll());
+    assert_pending!(idle.poll());
+    advance(31 * first).await;
+    run_tasks().await;
+    assert_eq!(store.attempts().len(), 6);
+    // A drain makes one at once, and starts again at the first time.
+    let mut drain = task::spawn(handle.drain(Duration::MAX));
+    assert_pending!(drain.poll());
     run_tasks().await;
     assert_eq!(store.attempts().len(), 7);
     advance(2 * first + Duration::from_millis(2)).await;
@@ -253,7 +269,7 @@ async fn a_flush_restarts_the_back_off() {
 async fn a_hanging_attempt_is_dropped_at_its_time_limit() {
     let handle = TrackEventsHandle::new();
     let store = Store::new([Act::Hang]);
-    let sender = sink(&handle, &store).deliver_timeout(LIMIT).build().unwrap();
+    let sender = sink(&handle).deliver_timeout(LIMIT).deliver(store.deliver()).unwrap();
     send(&sender, [7]);
     let began = Instant::now();
     sender.flush(HOUR).await.unwrap();
@@ -265,12 +281,14 @@ async fn a_hanging_attempt_is_dropped_at_its_time_limit() {
 #[tokio::test(start_paused = true)]
 async fn a_batch_fails_after_its_last_attempt_and_the_next_is_delivered() {
     let handle = without_quiet_period();
-    let store = Store::new([Act::Fail; 3]);
+    // Three for the batch, and one for each half.
+    let store = Store::new([Act::Fail; 5]);
     let taken = Arc::default();
-    let sender = sink(&handle, &store).max_batch(2).max_attempts(3).on_undelivered(collect(&taken)).build().unwrap();
+    let sender =
+        sink(&handle).max_batch(2).max_attempts(3).on_undelivered(collect(&taken)).deliver(store.deliver()).unwrap();
     send(&sender, [1, 2, 3]);
     let report = drain(&handle).await;
-    assert_eq!(taken.lock().unwrap().as_slice(), [[1, 2]]);
+    assert_eq!(taken.lock().unwrap().as_slice(), [[1], [2]]);
     assert_eq!(store.taken(), [[3]]);
     assert_eq!((report.ended.failed, report.ended.completed), (2, 1));
     assert_eq!(report.by_name["row"].counts.failed, 2);
@@ -282,7 +300,7 @@ async fn a_batch_fails_after_its_last_attempt_and_the_next_is_delivered() {
 async fn a_drain_does_not_wait_for_the_delay() {
     let handle = without_quiet_period();
     let store = Store::default();
-    let sender = sink(&handle, &store).max_delay(HOUR).build().unwrap();
+    let sender = sink(&handle).max_delay(HOUR).deliver(store.deliver()).unwrap();
     send(&sender, [1, 2]);
     run_tasks().await;
     assert_eq!(store.taken().len(), 0);
@@ -298,7 +316,7 @@ async fn a_drain_does_not_wait_for_the_delay() {
 async fn a_waiting_drain_delivers_later_events_without_the_delay() {
     let handle = without_quiet_period();
     let store = Store::default();
-    let sender = sink(&handle, &store).max_delay(HOUR).build().unwrap();
+    let sender = sink(&handle).max_delay(HOUR).deliver(store.deliver()).unwrap();
     let guard = handle.guard().unwrap();
     let mut drain = task::spawn(handle.drain(LIMIT));
     assert_pending!(drain.poll());
@@ -316,7 +334,7 @@ async fn a_waiting_drain_delivers_later_events_without_the_delay() {
 async fn a_drain_ends_the_back_off() {
     let handle = without_quiet_period();
     let store = Store::new([Act::Fail]);
-    let sender = sink(&handle, &store).max_delay(Duration::ZERO).backoff(HOUR, HOUR).build().unwrap();
+    let sender = sink(&handle).max_delay(Duration::ZERO).backoff(HOUR, HOUR).deliver(store.deliver()).unwrap();
     send(&sender, [1]);
     run_tasks().await;
     assert_eq!(store.attempts().len(), 1);
@@ -331,11 +349,11 @@ async fn events_not_delivered_within_the_limit_are_handed_over_in_order_and_name
     let handle = without_quiet_period();
     let store = Store::new([Act::Fail, Act::Fail, Act::Hang]);
     let taken = Arc::default();
-    let sender = sink(&handle, &store)
+    let sender = sink(&handle)
         .max_batch(2)
         .backoff(Duration::from_millis(10), Duration::from_millis(10))
         .on_undelivered(collect(&taken))
-        .build()
+        .deliver(store.deliver())
         .unwrap();
     send(&sender, 0..5);
     let guard = handle.guard().unwrap();
@@ -382,7 +400,7 @@ async fn a_drain_that_hands_events_over_times_out_even_if_nothing_else_is_open()
     let handle = without_quiet_period();
     let store = Store::new([Act::Hang]);
     let taken = Arc::default();
-    let sender = sink(&handle, &store).on_undelivered(collect(&taken)).build().unwrap();
+    let sender = sink(&handle).on_undelivered(collect(&taken)).deliver(store.deliver()).unwrap();
     send(&sender, [1]);
     let error = handle.drain(Duration::ZERO).await.unwrap_err();
     assert!(matches!(error, DrainError::TimedOut(report) if report.open[0].count == 1));
@@ -394,7 +412,7 @@ async fn a_drain_that_hands_events_over_times_out_even_if_nothing_else_is_open()
 async fn without_on_undelivered_events_stay_pending_and_are_named() {
     let handle = without_quiet_period();
     let store = Store::new([Act::Hang]);
-    let sender = sink(&handle, &store).max_batch(2).build().unwrap();
+    let sender = sink(&handle).max_batch(2).deliver(store.deliver()).unwrap();
     send(&sender, [1, 2, 3]);
     run_tasks().await;
     let error = handle.drain(Duration::from_secs(1)).await.unwrap_err();
@@ -414,7 +432,7 @@ async fn events_sent_in_the_quiet_period_are_delivered_and_do_not_extend_it() {
     let quiet_period = Duration::from_millis(100);
     let handle = TrackEventsHandle::builder().quiet_period(quiet_period).build().unwrap();
     let store = Store::default();
-    let sender = sink(&handle, &store).build().unwrap();
+    let sender = sink(&handle).deliver(store.deliver()).unwrap();
     let began = Instant::now();
     let mut drain = task::spawn(handle.drain(LIMIT));
     assert_pending!(drain.poll());
@@ -433,7 +451,7 @@ async fn a_dropped_drain_hands_nothing_over() {
     let handle = without_quiet_period();
     let store = Store::new([Act::Hang]);
     let taken = Arc::default();
-    let sender = sink(&handle, &store).on_undelivered(collect(&taken)).build().unwrap();
+    let sender = sink(&handle).on_undelivered(collect(&taken)).deliver(store.deliver()).unwrap();
     send(&sender, [1]);
     let mut dropped = task::spawn(handle.drain(LIMIT));
     assert_pending!(dropped.poll());
@@ -450,23 +468,23 @@ async fn after_a_drain_send_returns_the_event_and_the_sink_is_dropped() {
     let (gone, is_gone) = oneshot::channel();
     let on_drop = OnDrop::new(move || gone.send(()).unwrap());
     let sender = handle
-        .sink("row", move |_: Batch<String>| {
+        .sink("row")
+        .service(service_fn(move |_: Batch<String>| {
             let _ = &on_drop;
             async { Ok::<_, &str>(()) }
-        })
-        .build()
+        }))
         .unwrap();
-    sender.send("one".to_owned()).unwrap();
+    sender.try_send("one".to_owned()).unwrap();
     drain(&handle).await;
-    let error = sender.send("two".to_owned()).unwrap_err();
+    let error = sender.try_send("two".to_owned()).unwrap_err();
     assert_eq!((error.event.as_str(), error.reason), ("two", TrackError::Closed));
     assert_eq!(error.to_string(), TrackError::Closed.to_string());
-    assert_eq!(sender.reserve().unwrap_err(), TrackError::Closed);
+    assert_eq!(sender.try_reserve().unwrap_err(), TrackError::Closed);
     is_gone.await.unwrap();
     assert_eq!(handle.snapshot().rejected, 2);
     // A sink that is built now is closed as well.
-    let late = sink(&handle, &Store::default()).build().unwrap();
-    assert_eq!(late.send(1).unwrap_err().reason, TrackError::Closed);
+    let late = sink(&handle).deliver(Store::default().deliver()).unwrap();
+    assert_eq!(late.try_send(1).unwrap_err().reason, TrackError::Closed);
 }
 
 #[tokio::test]
@@ -475,7 +493,8 @@ async fn a_drain_inside_a_sink_of_its_own_handle_is_an_error() {
     let (answer, answered) = oneshot::channel();
     let (inside, mut answer) = (handle.clone(), Some(answer));
     let sender = handle
-        .sink("row", move |_: Batch<u32>| {
+        .sink("row")
+        .service(service_fn(move |_: Batch<u32>| {
             let (inside, answer) = (inside.clone(), answer.take());
             async move {
                 if let Some(answer) = answer {
@@ -483,8 +502,7 @@ async fn a_drain_inside_a_sink_of_its_own_handle_is_an_error() {
                 }
                 Ok::<_, &str>(())
             }
-        })
-        .build()
+        }))
         .unwrap();
     send(&sender, [1]);
     assert!(matches!(answered.await.unwrap(), Err(DrainError::InsideItself)));
@@ -497,18 +515,18 @@ async fn a_drain_inside_a_sink_of_its_own_handle_is_an_error() {
 async fn a_sink_has_its_own_exact_capacity() {
     let handle = TrackEventsHandle::builder().capacity(1).quiet_period(Duration::ZERO).build().unwrap();
     let store = Store::new([Act::Hang]);
-    let sender = sink(&handle, &store).capacity(3).build().unwrap();
+    let sender = sink(&handle).capacity(3).deliver(store.deliver()).unwrap();
     send(&sender, [1, 2]);
-    let permit = sender.reserve().unwrap();
-    let error = sender.send(4).unwrap_err();
+    let permit = sender.try_reserve().unwrap();
+    let error = sender.try_send(4).unwrap_err();
     assert_eq!((error.event, error.reason), (4, TrackError::Full));
-    assert_eq!(sender.reserve().unwrap_err(), TrackError::Full);
+    assert_eq!(sender.try_reserve().unwrap_err(), TrackError::Full);
     let now = handle.snapshot();
     assert_eq!((now.pending, now.reserved, now.rejected), (2, 1, 2));
     // Other events have their own capacity.
     handle.track("other", async {}).unwrap();
     permit.send(3);
-    assert_eq!(sender.send(4).unwrap_err().reason, TrackError::Full);
+    assert_eq!(sender.try_send(4).unwrap_err().reason, TrackError::Full);
     run_tasks().await;
     store.release.notify_one();
     sender.flush(LIMIT).await.unwrap();
@@ -521,8 +539,8 @@ async fn a_sink_has_its_own_exact_capacity() {
 async fn a_drain_waits_for_a_permit_and_names_it() {
     let handle = without_quiet_period();
     let store = Store::default();
-    let sender = sink(&handle, &store).build().unwrap();
-    let [used, unused] = [(); 2].map(|()| sender.reserve().unwrap());
+    let sender = sink(&handle).deliver(store.deliver()).unwrap();
+    let [used, unused] = [(); 2].map(|()| sender.try_reserve().unwrap());
     let error = handle.drain(Duration::ZERO).await.unwrap_err();
     assert!(error.to_string().contains("2 permits held (oldest "), "{error}");
     let mut waits = task::spawn(handle.drain(LIMIT));
@@ -547,8 +565,8 @@ async fn a_drain_waits_for_a_permit_and_names_it() {
 async fn a_flush_waits_for_earlier_events_of_its_own_sink() {
     let handle = TrackEventsHandle::new();
     let (store, other) = (Store::new([Act::Hang, Act::Hang]), Store::default());
-    let sender = sink(&handle, &store).max_delay(HOUR).build().unwrap();
-    let other = handle.sink("other", other).max_delay(HOUR).build().unwrap();
+    let sender = sink(&handle).max_delay(HOUR).deliver(store.deliver()).unwrap();
+    let other = handle.sink("other").max_delay(HOUR).deliver(other.deliver()).unwrap();
     handle.track("task", pending::<()>()).unwrap();
     send(&sender, [1]);
     send(&other, [1]);
@@ -562,7 +580,7 @@ async fn a_flush_waits_for_earlier_events_of_its_own_sink() {
     assert_ready!(flush.poll()).unwrap();
     assert_eq!((sender.snapshot().pending, other.snapshot().pending), (1, 1));
     // Nothing is left to wait for.
-    let empty = handle.sink("empty", Store::default()).build().unwrap();
+    let empty = handle.sink("empty").deliver(Store::default().deliver()).unwrap();
     assert_ready!(task::spawn(empty.flush(LIMIT)).poll()).unwrap();
 }
 
@@ -570,7 +588,7 @@ async fn a_flush_waits_for_earlier_events_of_its_own_sink() {
 async fn a_flush_and_wait_idle_end_the_delay() {
     let handle = TrackEventsHandle::new();
     let store = Store::default();
-    let sender = sink(&handle, &store).max_delay(HOUR).build().unwrap();
+    let sender = sink(&handle).max_delay(HOUR).deliver(store.deliver()).unwrap();
     let began = Instant::now();
     send(&sender, [1]);
     run_tasks().await;
@@ -586,7 +604,7 @@ async fn a_flush_and_wait_idle_end_the_delay() {
 async fn a_flush_waits_for_the_last_of_several_batches() {
     let handle = TrackEventsHandle::new();
     let store = Store::new([Act::Take, Act::Hang]);
-    let sender = sink(&handle, &store).max_batch(2).build().unwrap();
+    let sender = sink(&handle).max_batch(2).deliver(store.deliver()).unwrap();
     send(&sender, [1, 2, 3]);
     let mut flush = task::spawn(sender.flush(Duration::MAX));
     assert_pending!(flush.poll());
@@ -603,7 +621,7 @@ async fn a_flush_waits_for_the_last_of_several_batches() {
 async fn a_timed_out_flush_names_the_pending_events() {
     let handle = TrackEventsHandle::new();
     let store = Store::new([Act::Hang]);
-    let sender = sink(&handle, &store).build().unwrap();
+    let sender = sink(&handle).deliver(store.deliver()).unwrap();
     send(&sender, [1, 2]);
     let flush = sender.flush(LIMIT);
     let error = flush.await.unwrap_err();
@@ -618,8 +636,8 @@ async fn a_timed_out_flush_names_the_pending_events() {
 async fn wait_idle_waits_for_sinks_and_flushes_them() {
     let handle = TrackEventsHandle::new();
     let (one, two) = (Store::new([Act::Hang]), Store::default());
-    let first = sink(&handle, &one).max_delay(HOUR).build().unwrap();
-    let second = handle.sink("second", two.clone()).max_delay(HOUR).build().unwrap();
+    let first = sink(&handle).max_delay(HOUR).deliver(one.deliver()).unwrap();
+    let second = handle.sink("second").max_delay(HOUR).deliver(two.deliver()).unwrap();
     let (release, released) = oneshot::channel::<()>();
     handle.track("task", async move { drop(released.await) }).unwrap();
     send(&first, [1]);
@@ -650,8 +668,8 @@ async fn an_abort_detaches_all_events_of_a_sink_and_counts_them_as_aborted() {
     let handle = without_quiet_period();
     let store = Store::new([Act::Hang]);
     let taken = Arc::default();
-    let sender = sink(&handle, &store).max_batch(2).on_undelivered(collect(&taken)).build().unwrap();
-    let without_handover = handle.sink("other", Store::new([Act::Hang])).build().unwrap();
+    let sender = sink(&handle).max_batch(2).on_undelivered(collect(&taken)).deliver(store.deliver()).unwrap();
+    let without_handover = handle.sink("other").deliver(Store::new([Act::Hang]).deliver()).unwrap();
     send(&sender, [1, 2, 3]);
     send(&without_handover, [1]);
     run_tasks().await;
@@ -670,7 +688,7 @@ async fn an_abort_detaches_all_events_of_a_sink_and_counts_them_as_aborted() {
 async fn an_event_aborted_between_two_attempts_is_not_retried_and_the_next_is_delivered() {
     let handle = without_quiet_period();
     let store = Store::new([Act::Fail]);
-    let sender = sink(&handle, &store).backoff(HOUR, HOUR).build().unwrap();
+    let sender = sink(&handle).backoff(HOUR, HOUR).deliver(store.deliver()).unwrap();
     send(&sender, [1]);
     advance(Duration::from_millis(10)).await;
     run_tasks().await;
@@ -688,7 +706,7 @@ async fn an_event_aborted_between_two_attempts_is_not_retried_and_the_next_is_de
 async fn an_abort_drops_the_current_attempt_and_later_events_are_delivered() {
     let handle = without_quiet_period();
     let store = Store::new([Act::Hang]);
-    let sender = sink(&handle, &store).max_delay(Duration::ZERO).build().unwrap();
+    let sender = sink(&handle).max_delay(Duration::ZERO).deliver(store.deliver()).unwrap();
     send(&sender, [1]);
     run_tasks().await;
     handle.abort();
@@ -710,7 +728,15 @@ fn nothing_is_delivered_while_on_undelivered_runs() {
         let _entered = runtime.enter();
         let sender = Arc::clone(&sender_inside);
         handle
-            .sink("row", move |batch: Batch<u32>| {
+            .sink("row")
+            .max_delay(Duration::ZERO)
+            .on_undelivered(move |_| {
+                sender.lock().unwrap().take().unwrap().try_send(2).unwrap();
+                // Not a synchronisation: a delivery that must not happen has time to happen.
+                let overtakes = is_delivered.lock().unwrap().recv_timeout(Duration::from_millis(100));
+                *into.lock().unwrap() = Some(overtakes.is_ok());
+            })
+            .service(service_fn(move |batch: Batch<u32>| {
                 let delivered = delivered.clone();
                 async move {
                     if *batch == [1] {
@@ -719,15 +745,7 @@ fn nothing_is_delivered_while_on_undelivered_runs() {
                     delivered.send(batch.to_vec()).unwrap();
                     Ok::<_, &str>(())
                 }
-            })
-            .max_delay(Duration::ZERO)
-            .on_undelivered(move |_| {
-                sender.lock().unwrap().take().unwrap().send(2).unwrap();
-                // Not a synchronisation: a delivery that must not happen has time to happen.
-                let overtakes = is_delivered.lock().unwrap().recv_timeout(Duration::from_millis(100));
-                *into.lock().unwrap() = Some(overtakes.is_ok());
-            })
-            .build()
+            }))
             .unwrap()
     };
     *sender_inside.lock().unwrap() = Some(sender.clone());
@@ -757,7 +775,7 @@ fn a_timed_out_drain_returns_after_on_undelivered_has_returned() {
                 thread::sleep(Duration::from_millis(1));
                 takes.add();
             };
-            handle.sink("row", sink).max_delay(Duration::ZERO).on_undelivered(take).build().unwrap()
+            handle.sink("row").max_delay(Duration::ZERO).on_undelivered(take).service(service_fn(sink)).unwrap()
         };
         send(&sender, [1]);
         has_started.recv().unwrap();
@@ -783,13 +801,13 @@ async fn a_queue_is_dropped_with_its_last_sender() {
     let gone = Counter::default();
     let counter = gone.clone();
     let on_drop = OnDrop::new(move || counter.add());
-    let sender = sink(&handle, &Store::default())
+    let sender = sink(&handle)
         .on_undelivered(move |_| {
             let _ = &on_drop;
         })
-        .build()
+        .deliver(Store::default().deliver())
         .unwrap();
-    let permit = sender.reserve().unwrap();
+    let permit = sender.try_reserve().unwrap();
     drop(sender);
     run_tasks().await;
     assert_eq!(gone.get(), 0);
@@ -813,9 +831,9 @@ impl Drop for Witness {
 async fn events_end_after_their_destructors() {
     let handle = without_quiet_period();
     let seen = Arc::default();
-    let sender = handle.sink("witness", |_: Batch<Witness>| async { Ok::<_, &str>(()) }).build().unwrap();
+    let sender = handle.sink("witness").service(service_fn(|_: Batch<Witness>| async { Ok::<_, &str>(()) })).unwrap();
     for _ in 0..3 {
-        assert!(sender.send(Witness(handle.clone(), Arc::clone(&seen))).is_ok());
+        assert!(sender.try_send(Witness(handle.clone(), Arc::clone(&seen))).is_ok());
     }
     drain(&handle).await;
     assert_eq!(*seen.lock().unwrap(), [3, 3, 3]);
@@ -828,14 +846,14 @@ fn a_runtime_that_shuts_down_hands_over_its_events_and_later_ones_are_rejected()
         TrackEventsHandle::builder().runtime(runtime.handle().clone()).quiet_period(Duration::ZERO).build().unwrap();
     let store = Store::new([Act::Hang]);
     let taken = Arc::default();
-    let sender = sink(&handle, &store).on_undelivered(collect(&taken)).build().unwrap();
+    let sender = sink(&handle).on_undelivered(collect(&taken)).deliver(store.deliver()).unwrap();
     send(&sender, [1, 2]);
     runtime.block_on(run_tasks());
     send(&sender, [3]);
-    let permit = sender.reserve().unwrap();
+    let permit = sender.try_reserve().unwrap();
     drop(runtime);
     assert_eq!(*taken.lock().unwrap(), [[1, 2, 3]]);
-    assert_eq!(sender.send(4).unwrap_err().reason, TrackError::NoRuntime);
+    assert_eq!(sender.try_send(4).unwrap_err().reason, TrackError::NoRuntime);
     let now = handle.snapshot();
     assert_conserved(&now);
     assert_eq!((now.pending, now.ended.aborted, now.reserved), (0, 3, 1));
@@ -845,7 +863,7 @@ fn a_runtime_that_shuts_down_hands_over_its_events_and_later_ones_are_rejected()
     let other = runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let report = other.block_on(drain(&handle));
     assert_eq!((report.ended.aborted, report.rejected), (4, 1));
-    assert_eq!(sender.send(6).unwrap_err().event, 6);
+    assert_eq!(sender.try_send(6).unwrap_err().event, 6);
     assert_eq!(handle.snapshot().rejected, 2);
 }
 
@@ -853,7 +871,8 @@ fn a_runtime_that_shuts_down_hands_over_its_events_and_later_ones_are_rejected()
 async fn after_the_last_sender_is_dropped_the_rest_is_delivered_and_the_counts_stay() {
     let handle = without_quiet_period();
     let store = Store::new([Act::Take, Act::Fail]);
-    let sender = sink(&handle, &store).max_delay(HOUR).max_batch(2).backoff(Duration::ZERO, HOUR).build().unwrap();
+    let sender =
+        sink(&handle).max_delay(HOUR).max_batch(2).backoff(Duration::ZERO, HOUR).deliver(store.deliver()).unwrap();
     send(&sender, [1, 2]);
     run_tasks().await;
     send(&sender, [3]);
@@ -868,7 +887,7 @@ async fn after_the_last_sender_is_dropped_the_rest_is_delivered_and_the_counts_s
     // The sink, which had the only other clone, was dropped.
     assert_eq!(Arc::strong_count(&store.taken), 1);
     // The next sink of this name continues the counts.
-    let again = sink(&handle, &store).build().unwrap();
+    let again = sink(&handle).deliver(store.deliver()).unwrap();
     send(&again, [4]);
     let SinkSnapshot { name, pending, accepted, ended, failed_attempts, .. } = handle.sinks().remove(0);
     assert_eq!((name, pending, accepted, ended.completed, failed_attempts), ("row", 1, 4, 3, 1));
@@ -883,8 +902,10 @@ async fn after_the_last_sender_is_dropped_the_rest_is_delivered_and_the_counts_s
 #[tokio::test]
 async fn a_panic_of_on_undelivered_is_counted() {
     let handle = without_quiet_period();
-    let sender =
-        sink(&handle, &Store::new([Act::Hang])).on_undelivered(|_| panic!("the disk is full")).build().unwrap();
+    let sender = sink(&handle)
+        .on_undelivered(|_| panic!("the disk is full"))
+        .deliver(Store::new([Act::Hang]).deliver())
+        .unwrap();
     send(&sender, [1, 2]);
     handle.drain(Duration::ZERO).await.unwrap_err();
     let now = handle.snapshot();
@@ -905,7 +926,7 @@ impl Meddler {
         assert_conserved(&self.handle.snapshot());
         let _ = self.handle.sinks();
         if let Some(sender) = &self.sender {
-            let _ = sender.send(Meddler { handle: self.handle.clone(), sender: None, panics: false });
+            let _ = sender.try_send(Meddler { handle: self.handle.clone(), sender: None, panics: false });
         }
     }
 }
@@ -923,7 +944,10 @@ async fn user_code_runs_without_a_lock_and_its_panics_lose_nothing() {
     let inside = handle.clone();
     let mut fails = true;
     let sender = handle
-        .sink("meddler", move |batch: Batch<Meddler>| {
+        .sink("meddler")
+        .backoff(Duration::ZERO, Duration::ZERO)
+        .on_undelivered(|events| events.iter().for_each(Meddler::meddle))
+        .service(service_fn(move |batch: Batch<Meddler>| {
             inside.snapshot();
             batch.iter().for_each(Meddler::meddle);
             let fails = std::mem::take(&mut fails);
@@ -931,14 +955,11 @@ async fn user_code_runs_without_a_lock_and_its_panics_lose_nothing() {
                 batch.iter().for_each(Meddler::meddle);
                 if fails { Err("not yet") } else { Ok(()) }
             }
-        })
-        .backoff(Duration::ZERO, Duration::ZERO)
-        .on_undelivered(|events| events.iter().for_each(Meddler::meddle))
-        .build()
+        }))
         .unwrap();
     for panics in [false, true, false] {
         let event = Meddler { handle: handle.clone(), sender: Some(sender.clone()), panics };
-        assert!(sender.send(event).is_ok());
+        assert!(sender.try_send(event).is_ok());
     }
     run_tasks().await;
     let now = {
@@ -950,7 +971,7 @@ async fn user_code_runs_without_a_lock_and_its_panics_lose_nothing() {
     // Two attempts with two calls each, and one in each destructor.
     assert_eq!((now.accepted, now.ended.completed), (3 + 3 * 5, 3 + 3 * 5));
     let event = Meddler { handle: handle.clone(), sender: Some(sender.clone()), panics: true };
-    assert!(sender.send(event).is_ok());
+    assert!(sender.try_send(event).is_ok());
     handle.abort();
     handle.wait_idle(LIMIT).await.unwrap();
     let now = handle.snapshot();
@@ -971,11 +992,11 @@ impl Drop for Bomb {
 async fn a_destructor_of_on_undelivered_may_panic() {
     let handle = without_quiet_period();
     let bomb = Bomb;
-    let sender = sink(&handle, &Store::default())
+    let sender = sink(&handle)
         .on_undelivered(move |_| {
             let _ = &bomb;
         })
-        .build()
+        .deliver(Store::default().deliver())
         .unwrap();
     // The worker ends first, so that the sender is the last owner.
     drain(&handle).await;
@@ -989,7 +1010,9 @@ async fn a_sink_survives_panicking_destructors_of_aborted_events() {
     let handle = without_quiet_period();
     let mut hangs = true;
     let sender = handle
-        .sink("bomb", move |batch: Batch<Option<Bomb>>| {
+        .sink("bomb")
+        .max_delay(Duration::ZERO)
+        .service(service_fn(move |batch: Batch<Option<Bomb>>| {
             let hangs = std::mem::take(&mut hangs);
             async move {
                 if hangs {
@@ -999,15 +1022,13 @@ async fn a_sink_survives_panicking_destructors_of_aborted_events() {
                 }
                 Ok::<_, &str>(())
             }
-        })
-        .max_delay(Duration::ZERO)
-        .build()
+        }))
         .unwrap();
-    assert!(sender.send(Some(Bomb)).is_ok());
+    assert!(sender.try_send(Some(Bomb)).is_ok());
     run_tasks().await;
     handle.abort();
     run_tasks().await;
-    assert!(sender.send(None).is_ok());
+    assert!(sender.try_send(None).is_ok());
     sender.flush(LIMIT).await.unwrap();
     let now = handle.snapshot();
     assert_conserved(&now);
@@ -1018,21 +1039,21 @@ async fn a_sink_survives_panicking_destructors_of_aborted_events() {
 async fn a_sink_that_never_waits_does_not_starve_other_tasks() {
     let handle = TrackEventsHandle::new();
     let failing = handle
-        .sink("failing", |_: Batch<u32>| async { Err("down") })
+        .sink("failing")
         .max_delay(Duration::ZERO)
         .backoff(Duration::ZERO, Duration::ZERO)
-        .build()
+        .service(service_fn(|_: Batch<u32>| async { Err::<(), _>("down") }))
         .unwrap();
     let taking: Arc<Mutex<Option<EventSender<u32>>>> = Arc::default();
     let again = Arc::clone(&taking);
     let endless = handle
-        .sink("endless", move |_: Batch<u32>| {
-            // Sends the next event.
-            let sent = again.lock().unwrap().as_ref().map(|sender| sender.send(0).is_ok());
-            async move { sent.map(|_| ()).ok_or("the test is over") }
-        })
+        .sink("endless")
         .max_delay(Duration::ZERO)
-        .build()
+        .service(service_fn(move |_: Batch<u32>| {
+            // Sends the next event.
+            let sent = again.lock().unwrap().as_ref().map(|sender| sender.try_send(0).is_ok());
+            async move { sent.map(|_| ()).ok_or("the test is over") }
+        }))
         .unwrap();
     *taking.lock().unwrap() = Some(endless.clone());
     send(&failing, [1]);
@@ -1055,7 +1076,7 @@ async fn a_sink_built_during_a_drain_delivers_without_the_delay() {
     let mut drain = task::spawn(handle.drain(LIMIT));
     assert_pending!(drain.poll());
     let store = Store::default();
-    let sender = sink(&handle, &store).max_delay(HOUR).build().unwrap();
+    let sender = sink(&handle).max_delay(HOUR).deliver(store.deliver()).unwrap();
     send(&sender, [1]);
     run_tasks().await;
     assert_eq!(store.taken(), [[1]]);
@@ -1070,16 +1091,16 @@ async fn a_sink_built_during_a_drain_delivers_without_the_delay() {
 async fn settings_out_of_range_are_errors() {
     let handle = TrackEventsHandle::new();
     let store = Store::default();
-    let error = |builder: SinkBuilder<u32, Store>| builder.build().unwrap_err();
-    assert_eq!(error(sink(&handle, &store).capacity(0)), BuildError::Capacity(0));
-    assert_eq!(error(sink(&handle, &store).capacity(1 << 32)), BuildError::Capacity(1 << 32));
-    assert_eq!(error(sink(&handle, &store).max_batch(0)), BuildError::MaxBatch);
-    assert_eq!(error(sink(&handle, &store).max_attempts(0)), BuildError::MaxAttempts);
-    assert_eq!(error(sink(&handle, &store).deliver_timeout(Duration::ZERO)), BuildError::DeliverTimeout);
-    let outside = sink(&handle, &store);
+    let error = |builder: SinkBuilder<u32>| builder.deliver(store.deliver()).unwrap_err();
+    assert_eq!(error(sink(&handle).capacity(0)), BuildError::Capacity(0));
+    assert_eq!(error(sink(&handle).capacity(1 << 32)), BuildError::Capacity(1 << 32));
+    assert_eq!(error(sink(&handle).max_batch(0)), BuildError::MaxBatch);
+    assert_eq!(error(sink(&handle).max_attempts(0)), BuildError::MaxAttempts);
+    assert_eq!(error(sink(&handle).deliver_timeout(Duration::ZERO)), BuildError::DeliverTimeout);
+    let outside = sink(&handle);
     let (thread_handle, thread_store) = (handle.clone(), store.clone());
     let without_runtime =
-        thread::spawn(move || sink(&thread_handle, &thread_store).build().unwrap_err()).join().unwrap();
+        thread::spawn(move || sink(&thread_handle).deliver(thread_store.deliver()).unwrap_err()).join().unwrap();
     assert_eq!(without_runtime, BuildError::NoRuntime);
     // The longest durations are valid.
     let sender = outside
@@ -1088,7 +1109,7 @@ async fn settings_out_of_range_are_errors() {
         .backoff(Duration::MAX, Duration::MAX)
         .capacity(u32::MAX as usize)
         .max_batch(usize::MAX)
-        .build()
+        .deliver(store.deliver())
         .unwrap();
     store.script.lock().unwrap().push_back(Act::Fail);
     send(&sender, [1]);
@@ -1104,7 +1125,7 @@ async fn settings_out_of_range_are_errors() {
 fn a_sink_needs_a_runtime_with_timers() {
     let runtime = runtime::Builder::new_current_thread().build().unwrap();
     let handle = TrackEventsHandle::new();
-    let built = runtime.block_on(async { sink(&handle, &Store::default()).build() });
+    let built = runtime.block_on(async { sink(&handle).deliver(Store::default().deliver()) });
     assert_eq!(built.unwrap_err(), BuildError::NoRuntime);
 }
 
@@ -1123,7 +1144,12 @@ fn nothing_is_lost_or_reordered_when_threads_send_during_failures_and_a_drain() 
         let sender = {
             let _entered = runtime.enter();
             handle
-                .sink("row", move |batch: Batch<(u32, u32)>| {
+                .sink("row")
+                .max_batch(64)
+                .max_delay(Duration::from_millis(u64::from(round % 2)))
+                .backoff(Duration::ZERO, Duration::ZERO)
+                .on_undelivered(move |events| spill.lock().unwrap().extend(events.iter().copied()))
+                .service(service_fn(move |batch: Batch<(u32, u32)>| {
                     attempt += 1;
                     let (into, attempt) = (Arc::clone(&into), attempt);
                     async move {
@@ -1135,18 +1161,13 @@ fn nothing_is_lost_or_reordered_when_threads_send_during_failures_and_a_drain() 
                         into.lock().unwrap().extend(batch.iter().copied());
                         Ok(())
                     }
-                })
-                .max_batch(64)
-                .max_delay(Duration::from_millis(u64::from(round % 2)))
-                .backoff(Duration::ZERO, Duration::ZERO)
-                .on_undelivered(move |events| spill.lock().unwrap().extend(events.iter().copied()))
-                .build()
+                }))
                 .unwrap()
         };
         let threads: Vec<_> = (0..THREADS)
             .map(|thread| {
                 let sender = sender.clone();
-                thread::spawn(move || (0..EACH).filter(|number| sender.send((thread, *number)).is_ok()).count())
+                thread::spawn(move || (0..EACH).filter(|number| sender.try_send((thread, *number)).is_ok()).count())
             })
             .collect();
         // In half of the rounds a drain races with the senders, and some of these drains time out.
@@ -1182,10 +1203,10 @@ fn a_batch_that_ends_while_it_is_detached_counts_once() {
     let sender = {
         let _entered = runtime.enter();
         handle
-            .sink("row", |_: Batch<u32>| async { Ok::<_, &str>(()) })
+            .sink("row")
             .max_delay(Duration::ZERO)
             .on_undelivered(move |events| events.iter().for_each(|_| spill.add()))
-            .build()
+            .service(service_fn(|_: Batch<u32>| async { Ok::<_, &str>(()) }))
             .unwrap()
     };
     // With the guard no drain is `Ok`: each detaches the events that are queued, at a random time after the send.
@@ -1214,8 +1235,8 @@ fn a_batch_that_ends_while_it_is_detached_counts_once() {
 async fn a_wait_for_idleness_flushes_what_is_sent_while_it_waits() {
     let handle = TrackEventsHandle::new();
     let store = Store::new([Act::Hang]);
-    let sender = sink(&handle, &store).max_delay(HOUR).build().unwrap();
-    let _permit = sender.reserve().unwrap();
+    let sender = sink(&handle).max_delay(HOUR).deliver(store.deliver()).unwrap();
+    let _permit = sender.try_reserve().unwrap();
     send(&sender, [1]);
     let mut wait = task::spawn(handle.wait_idle(HOUR));
     assert_pending!(wait.poll());
@@ -1238,16 +1259,16 @@ async fn a_sink_whose_runtime_has_gone_while_a_drain_was_closing_says_so_once_th
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let sender = {
         let _entered = runtime.enter();
-        sink(&handle, &Store::default()).build().unwrap()
+        sink(&handle).deliver(Store::default().deliver()).unwrap()
     };
     handle.track("keeps the drain closing", std::future::pending::<()>()).unwrap();
     let mut drain = task::spawn(handle.drain(LIMIT));
     assert_pending!(drain.poll());
-    assert_eq!(sender.send(1).unwrap_err().reason, TrackError::Closed);
+    assert_eq!(sender.try_send(1).unwrap_err().reason, TrackError::Closed);
     std::thread::spawn(move || drop(runtime)).join().unwrap();
-    assert_eq!(sender.send(2).unwrap_err().reason, TrackError::NoRuntime);
+    assert_eq!(sender.try_send(2).unwrap_err().reason, TrackError::NoRuntime);
     drop(drain);
-    assert_eq!(sender.send(3).unwrap_err().reason, TrackError::NoRuntime);
+    assert_eq!(sender.try_send(3).unwrap_err().reason, TrackError::NoRuntime);
     handle.abort();
 }
 
@@ -1255,13 +1276,13 @@ async fn a_sink_whose_runtime_has_gone_while_a_drain_was_closing_says_so_once_th
 async fn a_sink_that_is_gone_takes_its_own_counts_along_and_no_others() {
     let handle = TrackEventsHandle::new();
     let sink = || |_: Batch<u32>| async { Ok::<_, std::convert::Infallible>(()) };
-    let kept = handle.sink("kept", sink()).max_delay(Duration::ZERO).build().unwrap();
-    let gone = handle.sink("gone", sink()).max_delay(Duration::ZERO).build().unwrap();
-    gone.send(1).unwrap();
+    let kept = handle.sink("kept").max_delay(Duration::ZERO).service(service_fn(sink())).unwrap();
+    let gone = handle.sink("gone").max_delay(Duration::ZERO).service(service_fn(sink())).unwrap();
+    gone.try_send(1).unwrap();
     drop(gone);
     run_tasks().await;
-    kept.send(1).unwrap();
-    kept.send(2).unwrap();
+    kept.try_send(1).unwrap();
+    kept.try_send(2).unwrap();
     let now = handle.sinks();
     let counts: Vec<_> = now.iter().map(|sink| (sink.name, sink.accepted, sink.pending)).collect();
     assert_eq!(counts, [("gone", 1, 0), ("kept", 2, 2)]);

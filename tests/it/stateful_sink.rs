@@ -18,8 +18,8 @@ use tokio::{
 };
 use tokio_test::task::{self, Spawn};
 use tower_track_events::{
-    Batch, Drain, DrainError, DrainGuard, EventSender, EventSink, OpenItem, OpenKind, SendPermit, TrackError,
-    TrackEventsHandle, Undelivered, WaitIdleError,
+    Batch, Drain, DrainError, DrainGuard, EventSender, OpenItem, OpenKind, SendPermit, TrackError, TrackEventsHandle,
+    Undelivered, WaitIdleError,
 };
 
 use crate::support::{assert_conserved, run_tasks};
@@ -102,7 +102,7 @@ impl Senders {
     fn send(&mut self, is_inside: bool) {
         let expected = self.expects(is_inside);
         let Some(sender) = &self.sender else { return };
-        let result = sender.send(self.accepted);
+        let result = sender.try_send(self.accepted);
         assert_eq!(result.as_ref().map_err(|error| error.reason).copied(), expected);
         match result {
             Ok(()) => self.accepted += 1,
@@ -116,7 +116,7 @@ impl Senders {
     fn reserve(&mut self, is_inside: bool) {
         let expected = self.expects(is_inside);
         let Some(sender) = &self.sender else { return };
-        let result = sender.reserve();
+        let result = sender.try_reserve();
         assert_eq!(result.as_ref().err().copied(), expected.err());
         match result {
             Ok(permit) => {
@@ -142,10 +142,8 @@ struct Store {
     senders: Arc<Mutex<Senders>>,
 }
 
-impl EventSink<u32> for Store {
-    type Error = &'static str;
-
-    async fn deliver(&mut self, batch: Batch<u32>) -> Result<(), &'static str> {
+impl Store {
+    async fn deliver(self, batch: Batch<u32>) -> Result<(), &'static str> {
         let act = self.script.lock().unwrap().pop_front().unwrap_or(Act::Take);
         match act {
             Act::Take => {}
@@ -204,7 +202,7 @@ impl System {
         };
         let undelivered = Arc::new(Mutex::new(Vec::new()));
         let mut builder = handle
-            .sink("row", store.clone())
+            .sink("row")
             .capacity(setup.capacity)
             .max_batch(setup.max_batch)
             .max_delay(Duration::from_millis(setup.max_delay))
@@ -218,7 +216,9 @@ impl System {
             builder =
                 builder.on_undelivered(move |values: Undelivered<u32>| into.lock().unwrap().extend(values.iter()));
         }
-        store.senders.lock().unwrap().sender = Some(builder.build().unwrap());
+        let delivering = store.clone();
+        let deliver = move |batch| delivering.deliver(batch);
+        store.senders.lock().unwrap().sender = Some(builder.deliver(deliver).unwrap());
         Self {
             setup,
             handle,

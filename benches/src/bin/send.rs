@@ -25,7 +25,7 @@ use tokio::{
     task::yield_now,
     time::Instant,
 };
-use tower_track_events::{Batch, TrackEventsHandle};
+use tower_track_events::TrackEventsHandle;
 
 type Value = [u8; 64];
 
@@ -90,12 +90,9 @@ impl Setting {
     fn sink(self) -> f64 {
         self.time(|| async move {
             let handle = TrackEventsHandle::builder().quiet_period(Duration::ZERO).build().expect("valid settings");
-            let sink = |batch: Batch<Value>| async move {
-                black_box(&batch[..]);
-                Ok::<_, &str>(())
-            };
-            let sender = handle.sink("bench", sink).capacity(VALUES).build().expect("valid settings");
-            self.send_all(move || sender.send(black_box([7; 64])).expect("within the capacity")).await;
+            let sink = handle.sink::<Value>("bench").capacity(VALUES);
+            let sender = sink.deliver(|batch| async move { drop(black_box(batch)) }).expect("valid settings");
+            self.send_all(move || sender.try_send(black_box([7; 64])).expect("within the capacity")).await;
             let report = handle.drain(Duration::MAX).await.expect("all is delivered");
             assert_eq!(report.ended.completed, VALUES as u64);
         })

@@ -185,8 +185,6 @@ struct Locked<'a> {
 }
 
 impl LockedSource for Locked<'_> {
-    fn retire(&mut self) {}
-
     fn counts(&self) -> Snapshot {
         self.snapshot().counts()
     }

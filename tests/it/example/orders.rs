@@ -114,7 +114,7 @@ async fn orders_that_cannot_be_written_are_spilled_to_a_file_and_fail_the_proces
     let end = shop.end().await;
 
     assert_eq!(end.code, Some(1), "{end:?}");
-    assert!(end.stderr.contains("(order.created: 1 failed, last: no such table: orders)"), "{end:?}");
+    assert!(end.stderr.contains("(order.created: 1 failed, last: no such table: orders: "), "{end:?}");
     assert_eq!(end.spilled().iter().map(order_id).collect::<Vec<_>>(), [order_id(&answer)]);
 }
 

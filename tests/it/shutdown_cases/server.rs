@@ -36,7 +36,7 @@ use tokio::{
     time::{Instant, interval, sleep},
 };
 use tonic::transport::server::TcpIncoming;
-use tower::ServiceExt;
+use tower::{ServiceExt, service_fn};
 use tower_track_events::{Batch, Events, Exchange, Stop, TrackEventsHandle, TrackEventsLayer};
 
 /// The environment variable with the settings of a process.
@@ -163,12 +163,12 @@ async fn background(extra: Extra, handle: &TrackEventsHandle) {
                 sleep(Duration::from_millis(30)).await;
                 Ok::<_, Infallible>(())
             };
-            let sender = handle.sink("produced", sink).build().expect("the settings are valid");
+            let sender = handle.sink("produced").service(service_fn(sink)).expect("the settings are valid");
             tokio::spawn(async move {
                 let mut ticks = interval(Duration::from_millis(1));
                 loop {
                     ticks.tick().await;
-                    let _ = sender.send(1);
+                    let _ = sender.try_send(1);
                 }
             });
         }

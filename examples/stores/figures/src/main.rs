@@ -34,11 +34,10 @@ use hyper_util::rt::TokioIo;
 use rusqlite::Connection;
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::spawn_blocking,
     time::{Instant, sleep},
 };
 use tokio_postgres::{Client, NoTls};
-use tower_track_events::{Batch, EventSender, TrackEventsHandle, TrackEventsLayer};
+use tower_track_events::{EventSender, TrackEventsHandle, TrackEventsLayer};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -142,25 +141,17 @@ impl Sqlite {
 
     async fn by_sink(&self) -> Result<f64, Failure> {
         let (handle, db) = (handle()?, Arc::clone(&self.db));
-        let insert = move |batch: Batch<u64>| {
-            let db = Arc::clone(&db);
-            async move {
-                spawn_blocking(move || -> rusqlite::Result<()> {
-                    let mut db = db.lock().expect("nobody panics");
-                    let transaction = db.transaction()?;
-                    for number in batch.iter() {
-                        insert(&transaction, *number)?;
-                    }
-                    transaction.commit()
-                })
-                .await??;
-                Ok::<_, Failure>(())
+        let sender = handle.sink::<u64>("row").deliver_blocking(move |batch| {
+            let mut db = db.lock().expect("nobody panics");
+            let transaction = db.transaction()?;
+            for number in batch {
+                insert(&transaction, *number)?;
             }
-        };
-        let sender = handle.sink("row", insert).build()?;
+            transaction.commit()
+        })?;
         let began = Instant::now();
         for number in 0..BY_SINK {
-            sender.send(number)?;
+            sender.try_send(number)?;
         }
         rate(&handle, BY_SINK, began).await
     }
@@ -215,18 +206,14 @@ impl Postgres {
         let (handle, client) = (handle()?, Arc::clone(&self.client));
         let insert =
             client.prepare("INSERT INTO figures (number, text) SELECT * FROM UNNEST($1::bigint[], $2::text[])").await?;
-        let insert = move |batch: Batch<u64>| {
-            let (client, insert) = (Arc::clone(&client), insert.clone());
-            async move {
-                let numbers: Vec<_> = batch.iter().map(|number| *number as i64).collect();
-                let texts = vec!["GET /orders"; batch.len()];
-                client.execute(&insert, &[&numbers, &texts]).await.map(drop)
-            }
-        };
-        let sender = handle.sink("row", insert).build()?;
+        let sender = handle.sink::<u64>("row").deliver(async move |batch| {
+            let numbers: Vec<_> = batch.iter().map(|number| *number as i64).collect();
+            let texts = vec!["GET /orders"; batch.len()];
+            client.execute(&insert, &[&numbers, &texts]).await
+        })?;
         let began = Instant::now();
         for number in 0..BY_SINK {
-            sender.send(number)?;
+            sender.try_send(number)?;
         }
         rate(&handle, BY_SINK, began).await
     }
@@ -263,7 +250,7 @@ async fn create_order(State(fate): State<Fate>, body: String) -> (StatusCode, St
     match fate {
         Fate::Forgotten => {}
         Fate::Sent(sender) => {
-            if sender.send(body.len() as u64).is_err() {
+            if sender.try_send(body.len() as u64).is_err() {
                 return (StatusCode::SERVICE_UNAVAILABLE, body);
             }
         }
@@ -277,11 +264,7 @@ async fn create_order(State(fate): State<Fate>, body: String) -> (StatusCode, St
 async fn latencies() -> Result<[[f64; 2]; 3], Failure> {
     const ROUNDS: usize = 31;
     let handle = handle()?;
-    let sink = |_: Batch<u64>| async {
-        store().await;
-        Ok::<_, Failure>(())
-    };
-    let sender = handle.sink("order.created", sink).build()?;
+    let sender = handle.sink::<u64>("order.created").deliver(|_| store())?;
     let mut variants = Vec::new();
     for (fate, requests) in [(Fate::Forgotten, 1_000), (Fate::Sent(sender), 1_000), (Fate::Stored, 5)] {
         let router = Router::new().route("/orders", post(create_order)).with_state(fate);

@@ -7,7 +7,6 @@ use async_nats::{
     jetstream::{self, Context, message::PublishMessage, stream},
 };
 use stores_shop::Order;
-use tower_track_events::{Batch, EventSink};
 
 /// The name of the stream.
 pub const STREAM: &str = "ORDERS";
@@ -49,13 +48,5 @@ impl OrderStream {
             acknowledgement.await?;
         }
         Ok(())
-    }
-}
-
-impl EventSink<Order> for OrderStream {
-    type Error = Error;
-
-    async fn deliver(&mut self, orders: Batch<Order>) -> Result<(), Error> {
-        self.publish(&orders).await
     }
 }

@@ -19,7 +19,10 @@ async fn main() -> ExitCode {
     run(async {
         let handle = TrackEventsHandle::new();
         let stream = OrderStream::connect(&variable("NATS_URL", "nats://127.0.0.1:4222")).await?;
-        let sender = handle.sink("order.created", stream).on_undelivered(spill).build()?;
+        let sender = handle
+            .sink("order.created")
+            .on_undelivered(spill)
+            .deliver(move |orders| async move { stream.publish(&orders).await })?;
         serve(handle, orders(sender)).await
     })
     .await

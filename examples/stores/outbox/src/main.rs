@@ -24,7 +24,7 @@ use deadpool_postgres::{Config, Pool, Runtime};
 use stores_nats::OrderStream;
 use stores_shop::{NewOrder, Order, run, serve, variable};
 use tokio_postgres::NoTls;
-use tower_track_events::{Batch, EventSender, EventSink, TrackEventsHandle};
+use tower_track_events::{EventSender, TrackEventsHandle};
 
 /// How many messages are relayed in one transaction.
 const PORTION: i64 = 500;
@@ -44,7 +44,7 @@ async fn create_order(State(shop): State<Shop>, Json(order): Json<NewOrder>) -> 
         return (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response();
     }
     // A rejection loses nothing: the order is in the outbox.
-    let _ = shop.relay.send(Nudge);
+    let _ = shop.relay.try_send(Nudge);
     order.created()
 }
 
@@ -62,13 +62,14 @@ async fn store(pool: &Pool, order: &Order) -> Result<(), Box<dyn Error + Send + 
 }
 
 /// Takes nudges in batches: one run empties the outbox for all of them.
+#[derive(Clone)]
 struct Relay {
     pool: Pool,
     stream: OrderStream,
 }
 
 impl Relay {
-    async fn empty_outbox(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
+    async fn empty_outbox(self) -> Result<(), Box<dyn Error + Send + Sync>> {
         let mut client = self.pool.get().await?;
         loop {
             let transaction = client.transaction().await?;
@@ -90,14 +91,6 @@ impl Relay {
     }
 }
 
-impl EventSink<Nudge> for Relay {
-    type Error = Box<dyn Error + Send + Sync>;
-
-    async fn deliver(&mut self, _: Batch<Nudge>) -> Result<(), Self::Error> {
-        self.empty_outbox().await
-    }
-}
-
 #[tokio::main]
 async fn main() -> ExitCode {
     run(async {
@@ -111,9 +104,10 @@ async fn main() -> ExitCode {
              CREATE TABLE IF NOT EXISTS outbox (seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, message text NOT NULL)";
         pool.get().await?.batch_execute(tables).await?;
         let stream = OrderStream::connect(&variable("NATS_URL", "nats://127.0.0.1:4222")).await?;
-        let relay = handle.sink("outbox.relay", Relay { pool: pool.clone(), stream }).build()?;
+        let relay = Relay { pool: pool.clone(), stream };
+        let relay = handle.sink("outbox.relay").deliver(move |_nudges| relay.empty_outbox())?;
         // For messages that the previous process has left.
-        relay.send(Nudge)?;
+        relay.try_send(Nudge)?;
         serve(handle, Router::new().route("/orders", post(create_order)).with_state(Shop { pool, relay })).await
     })
     .await

@@ -8,16 +8,20 @@
 //! An order has completed when PostgreSQL has committed the statement. The table is made at the start. The other
 //! variables are those of `stores_shop`.
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use stores_shop::{Order, orders, run, serve, spill, variable};
 use tokio_postgres::{Client, NoTls};
-use tower_track_events::{Batch, EventSink, TrackEventsHandle};
+use tower_track_events::{Batch, TrackEventsHandle};
 
+#[derive(Clone)]
 struct OrderTable {
-    url: String,
+    url: Arc<str>,
     /// `None` when the next attempt has to connect.
-    client: Option<Client>,
+    client: Arc<Mutex<Option<Client>>>,
 }
 
 impl OrderTable {
@@ -35,15 +39,16 @@ impl OrderTable {
             .await?;
         Ok(client)
     }
-}
 
-impl EventSink<Order> for OrderTable {
-    type Error = tokio_postgres::Error;
+    fn client(&self) -> MutexGuard<'_, Option<Client>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-    async fn deliver(&mut self, orders: Batch<Order>) -> Result<(), Self::Error> {
+    async fn insert(self, orders: Batch<Order>) -> Result<(), tokio_postgres::Error> {
         // Put back when the statement has succeeded. So a client that is broken, or in the middle of a statement when
         // this future is dropped, is not used again.
-        let client = match self.client.take() {
+        let client = self.client().take();
+        let client = match client {
             Some(client) => client,
             None => self.connect().await?,
         };
@@ -59,7 +64,7 @@ impl EventSink<Order> for OrderTable {
                 &[&ids, &items, &quantities, &times],
             )
             .await?;
-        self.client = Some(client);
+        *self.client() = Some(client);
         Ok(())
     }
 }
@@ -68,9 +73,11 @@ impl EventSink<Order> for OrderTable {
 async fn main() -> ExitCode {
     run(async {
         let handle = TrackEventsHandle::new();
-        let mut table = OrderTable { url: variable("PG_URL", "postgres://postgres@127.0.0.1/postgres"), client: None };
-        table.client = Some(table.connect().await?);
-        let sender = handle.sink("order.created", table).on_undelivered(spill).build()?;
+        let url = variable("PG_URL", "postgres://postgres@127.0.0.1/postgres").into();
+        let table = OrderTable { url, client: Arc::default() };
+        let client = table.connect().await?;
+        *table.client() = Some(client);
+        let sender = handle.sink("order.created").on_undelivered(spill).deliver(move |orders| table.insert(orders))?;
         serve(handle, orders(sender)).await
     })
     .await

@@ -9,23 +9,31 @@
 //! `appendfsync`). A stream does not drop duplicates: consumers recognise them by the id of the order. The other
 //! variables are those of `stores_shop`.
 
-use std::{error::Error, process::ExitCode};
+use std::{
+    error::Error,
+    process::ExitCode,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use redis::{Client, aio::MultiplexedConnection, pipe};
 use stores_shop::{Order, orders, run, serve, spill, variable};
-use tower_track_events::{Batch, EventSink, TrackEventsHandle};
+use tower_track_events::{Batch, TrackEventsHandle};
 
+#[derive(Clone)]
 struct OrderStream {
     client: Client,
     /// `None` when the next attempt has to connect.
-    connection: Option<MultiplexedConnection>,
+    connection: Arc<Mutex<Option<MultiplexedConnection>>>,
 }
 
-impl EventSink<Order> for OrderStream {
-    type Error = Box<dyn Error + Send + Sync>;
+impl OrderStream {
+    fn connection(&self) -> MutexGuard<'_, Option<MultiplexedConnection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-    async fn deliver(&mut self, orders: Batch<Order>) -> Result<(), Self::Error> {
-        let mut connection = match self.connection.take() {
+    async fn add(self, orders: Batch<Order>) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let connection = self.connection().take();
+        let mut connection = match connection {
             Some(connection) => connection,
             None => self.client.get_multiplexed_async_connection().await?,
         };
@@ -37,7 +45,7 @@ impl EventSink<Order> for OrderStream {
             pipeline.xadd("orders", "*", &[("id", &order.id), ("order", &body)]).ignore();
         }
         let () = pipeline.query_async(&mut connection).await?;
-        self.connection = Some(connection);
+        *self.connection() = Some(connection);
         Ok(())
     }
 }
@@ -47,8 +55,9 @@ async fn main() -> ExitCode {
     run(async {
         let handle = TrackEventsHandle::new();
         let client = Client::open(variable("REDIS_URL", "redis://127.0.0.1:6379"))?;
-        let connection = Some(client.get_multiplexed_async_connection().await?);
-        let sender = handle.sink("order.created", OrderStream { client, connection }).on_undelivered(spill).build()?;
+        let connection = Arc::new(Mutex::new(Some(client.get_multiplexed_async_connection().await?)));
+        let stream = OrderStream { client, connection };
+        let sender = handle.sink("order.created").on_undelivered(spill).deliver(move |orders| stream.add(orders))?;
         serve(handle, orders(sender)).await
     })
     .await

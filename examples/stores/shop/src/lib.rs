@@ -3,6 +3,7 @@
 //! Each example makes a [`TrackEventsHandle`] and the routes for its store, and passes both to [`serve`]. These
 //! variables change its behaviour:
 //!
+//! - `ACK`: with 1 an order is answered when it is stored, and not when it is accepted.
 //! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
 //! - `DRAIN_LIMIT_MS`: the most that stopping may take, counted from the signal, 5000 unless set.
 //! - `SPILL`: the file for orders that could not be stored in time, in the system's folder for temporary files unless
@@ -27,17 +28,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::{
-    net::TcpListener,
-    select,
-    signal::unix::{Signal, SignalKind, signal},
-    sync::oneshot,
-    time::{Instant, timeout_at},
-};
-use tower_track_events::{EventSender, TrackEventsHandle, TrackEventsLayer, Undelivered};
+use tokio::net::TcpListener;
+use tower_track_events::{AckError, EventSender, TrackEventsHandle, TrySendError, Undelivered};
 use uuid::Uuid;
 
 /// The body of a request.
@@ -74,16 +68,31 @@ impl Order {
     }
 }
 
-/// `POST /orders`, which answers as soon as the order is accepted by the sink.
+/// `POST /orders`, which answers as soon as the order is accepted by the sink; with `ACK=1` when it is stored.
 pub fn orders(sender: EventSender<Order>) -> Router {
-    Router::new().route("/orders", post(create_order)).with_state(sender)
+    let handler = if variable("ACK", "0") == "1" { post(create_order_and_wait) } else { post(create_order) };
+    Router::new().route("/orders", handler).with_state(sender)
 }
 
-async fn create_order(State(orders): State<EventSender<Order>>, Json(order): Json<NewOrder>) -> Response {
+async fn create_order(
+    State(orders): State<EventSender<Order>>,
+    Json(order): Json<NewOrder>,
+) -> Result<Response, TrySendError<Order>> {
     let order = Order::from(order);
     let answer = order.created();
     // If it is rejected, the client gets 503 and can try again.
-    orders.send(order).map_or_else(IntoResponse::into_response, |()| answer)
+    orders.try_send(order)?;
+    Ok(answer)
+}
+
+async fn create_order_and_wait(
+    State(orders): State<EventSender<Order>>,
+    Json(order): Json<NewOrder>,
+) -> Result<Response, AckError<Order>> {
+    let order = Order::from(order);
+    let answer = order.created();
+    orders.send_acked(order).await?;
+    Ok(answer)
 }
 
 /// Appends orders that could not be stored in time to a file, one JSON object a line.
@@ -121,57 +130,24 @@ pub async fn run(service: impl Future<Output = Result<ExitCode, Box<dyn Error + 
     })
 }
 
-/// Serves until Ctrl-C or SIGTERM, then drains. The exit code is 0 if every event completed.
+/// Serves until Ctrl-C or SIGTERM, then drains, and ends the process: with 0 if every event completed.
 pub async fn serve(handle: TrackEventsHandle, routes: Router) -> Result<ExitCode, Box<dyn Error + Send + Sync>> {
     let limit = variable("DRAIN_LIMIT_MS", "5000").parse().map_err(|error| format!("DRAIN_LIMIT_MS: {error}"))?;
-    let limit = Duration::from_millis(limit);
     let address = variable("ADDR", "127.0.0.1:3000");
     let listener = TcpListener::bind(&address).await.map_err(|error| format!("ADDR: {address}: {error}"))?;
-    let [mut terminate, mut interrupt] = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     let app = Router::new()
         .route("/healthz", get(healthz))
         .route("/stats", get(stats))
         .with_state(handle.clone())
         .merge(routes)
-        .layer(TrackEventsLayer::new(handle.clone()));
+        .layer(handle.layer());
+    let shutdown = handle.shutdown().limit(Duration::from_millis(limit));
     say(io::stdout(), format_args!("listening on http://{}", listener.local_addr()?));
-    let (stop_server, stopped) = oneshot::channel::<()>();
-    let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
-    let server = tokio::spawn(server.into_future());
-
-    next_signal(&mut terminate, &mut interrupt).await;
-    let signalled = Instant::now();
-    handle.begin_drain();
-    say(io::stdout(), "draining");
-    // Shared, since the drain polls it again if the second signal came while the server was stopping.
-    let interrupted = async move {
-        let _ = timeout_at(signalled + limit, next_signal(&mut terminate, &mut interrupt)).await;
-    }
-    .boxed()
-    .shared();
-    drop(stop_server);
-    select! {
-        biased;
-        _ = server => {}
-        _ = timeout_at(signalled + limit / 2, interrupted.clone()) => {}
-    }
-    match handle.drain_until(interrupted).await {
-        Ok(report) => {
-            say(io::stdout(), &report);
-            Ok(if report.all_completed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-        }
-        Err(error) => {
-            say(io::stderr(), error);
-            Ok(ExitCode::FAILURE)
-        }
-    }
-}
-
-async fn next_signal(terminate: &mut Signal, interrupt: &mut Signal) {
-    select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    shutdown
+        .on_signal(async { say(io::stdout(), "draining") })
+        .serve(|stop| axum::serve(listener, app).with_graceful_shutdown(stop).into_future())
+        .await
+        .exit()
 }
 
 async fn healthz(State(handle): State<TrackEventsHandle>) -> (StatusCode, &'static str) {

@@ -1,0 +1,111 @@
+//! A service made of a closure that blocks its thread.
+
+use std::{
+    fmt,
+    marker::PhantomData,
+    mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::{runtime, sync::oneshot, task::JoinHandle};
+use tower_service::Service;
+use tracing::Span;
+
+use crate::{
+    event::BoxError,
+    sink::{
+        Batch,
+        deliver::DeliveryOutput,
+        queue::{EventQueue, Owner, Running},
+        worker::enter,
+    },
+    util::{panic::catch, text::OneLine},
+};
+
+/// A service made of a closure that blocks its thread, see
+/// [`SinkBuilder::deliver_blocking`](crate::SinkBuilder::deliver_blocking).
+///
+/// The closure moves to the blocking thread and back. So there is one thread at most, also when nobody waits any more
+/// for what runs on it, and the closure is dropped on a blocking thread.
+pub struct DeliverBlocking<E: Send + Sync + 'static, D: Send + 'static, M> {
+    queue: Arc<EventQueue<E>>,
+    runtime: runtime::Handle,
+    place: Place<E, D>,
+    output: PhantomData<fn() -> M>,
+}
+
+enum Place<E: Send + Sync + 'static, D> {
+    Here(Held<E, D>),
+    Away(JoinHandle<Held<E, D>>),
+    /// The runtime has shut down.
+    Gone,
+}
+
+struct Held<E: Send + Sync + 'static, D> {
+    deliver: D,
+    /// A drain waits until the closure has been dropped.
+    _owner: Owner<E>,
+}
+
+impl<E: Send + Sync + 'static, D: Send + 'static, M> DeliverBlocking<E, D, M> {
+    pub(super) fn new(queue: Arc<EventQueue<E>>, runtime: runtime::Handle, deliver: D) -> Self {
+        let held = Held { deliver, _owner: Owner::new(Arc::clone(&queue)) };
+        Self { queue, runtime, place: Place::Here(held), output: PhantomData }
+    }
+}
+
+impl<E, D, T, M> Service<Batch<E>> for DeliverBlocking<E, D, M>
+where
+    E: Send + Sync + 'static,
+    D: FnMut(&[E]) -> T + Send + 'static,
+    T: DeliveryOutput<M>,
+{
+    type Response = ();
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        if let Place::Away(thread) = &mut self.place {
+            self.place = ready!(Pin::new(thread).poll(cx)).map_or(Place::Gone, Place::Here);
+        }
+        Poll::Ready(match self.place {
+            Place::Here(_) => Ok(()),
+            Place::Away(_) | Place::Gone => Err("the runtime of the sink has shut down".into()),
+        })
+    }
+
+    fn call(&mut self, batch: Batch<E>) -> Self::Future {
+        let (answer, answered) = oneshot::channel();
+        if let Place::Here(mut held) = mem::replace(&mut self.place, Place::Gone) {
+            let (queue, span) = (Arc::clone(&self.queue), Span::current());
+            let running = Running::new(Arc::clone(&queue));
+            self.place = Place::Away(self.runtime.spawn_blocking(move || {
+                let delivered = enter(&queue, &span, || (held.deliver)(&batch).into_result());
+                // It may be the last clone of a batch that has ended.
+                let _ = catch(|| drop(batch));
+                drop(running);
+                let panicked = |panic: String| Err(format!("the sink panicked: {}", OneLine(&panic)).into());
+                let _ = answer.send(delivered.unwrap_or_else(panicked));
+                held
+            }));
+        }
+        Box::pin(async { answered.await.unwrap_or_else(|_| Err("the runtime of the sink has shut down".into())) })
+    }
+}
+
+impl<E: Send + Sync + 'static, D: Send + 'static, M> Drop for DeliverBlocking<E, D, M> {
+    fn drop(&mut self) {
+        if let Place::Here(held) = mem::replace(&mut self.place, Place::Gone) {
+            // A runtime that is shutting down drops it here.
+            let _ = catch(|| self.runtime.spawn_blocking(|| drop(held)));
+        }
+    }
+}
+
+impl<E: Send + Sync + 'static, D: Send + 'static, M> fmt::Debug for DeliverBlocking<E, D, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeliverBlocking").field("sink", &self.queue.name).finish_non_exhaustive()
+    }
+}
