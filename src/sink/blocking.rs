@@ -18,7 +18,8 @@ use crate::{
     sink::{
         Batch,
         deliver::DeliveryOutput,
-        queue::{EventQueue, Owner, Running},
+        delivery::{Owner, Running},
+        queue::EventQueue,
         worker::enter,
     },
     util::{panic::catch, text::OneLine},

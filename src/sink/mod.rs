@@ -4,6 +4,7 @@ mod batch;
 mod blocking;
 mod builder;
 mod deliver;
+mod delivery;
 mod error;
 mod flight;
 mod flush;

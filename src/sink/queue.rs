@@ -26,18 +26,13 @@ use crate::{
     context::Shard,
     error::TrackError,
     metrics,
-    registry::{Ending, EventFailures, Flush, LockedSource, Open, Phase, SinkSnapshot, Source},
+    registry::{Ending, Flush, LockedSource, Open, Phase, SinkSnapshot, Source},
     sink::{
-        batch::{Batch, Undelivered},
-        error::Meaning,
-        flight::{Ack, Attempted, Flight, Piece, Wait},
-        state::{DetachedValues, Locked, State},
+        batch::Undelivered,
+        flight::Ack,
+        state::{Locked, State},
     },
-    util::{
-        panic::catch,
-        reentrancy,
-        text::{OneLine, one_line},
-    },
+    util::{panic::catch, reentrancy},
 };
 
 /// Takes what is not delivered.
@@ -59,7 +54,7 @@ pub(super) struct EventQueue<E> {
     pub(super) shard: Arc<Shard>,
     pub(super) name: &'static str,
     pub(super) location: &'static Location<'static>,
-    batching: Batching<E>,
+    pub(super) batching: Batching<E>,
     pub(super) on_undelivered: Option<OnUndelivered<E>>,
     /// Notified when the worker should look.
     pub(super) changed: Notify,
@@ -71,40 +66,6 @@ pub(super) struct EventQueue<E> {
 /// Cache lines that hold nothing but the state: what stands before it is read by everybody.
 #[repr(align(128))]
 struct OwnLines<E>(Mutex<State<E>>);
-
-/// Tells the worker's deliveries apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FlightId {
-    first: u64,
-    pub(super) generation: u64,
-}
-
-/// Why an attempt did not succeed.
-pub(super) struct Failure {
-    pub(super) text: String,
-    /// `None` if the service will not recover.
-    pub(super) meaning: Option<Meaning>,
-}
-
-/// What follows an attempt.
-pub(super) enum Next {
-    /// Nothing of the batch is left, or it was detached.
-    Over,
-    Again {
-        wait: Wait,
-        /// How many attempts the next piece has had.
-        attempts: u32,
-    },
-}
-
-/// What the worker does next.
-pub(super) enum Work {
-    Deliver(FlightId),
-    /// Wait until something changes, or so much time has passed.
-    Wait(Option<Duration>),
-    /// Nothing is left, and nothing will come.
-    End,
-}
 
 impl<E: Send + Sync + 'static> EventQueue<E> {
     pub(super) fn new(
@@ -128,7 +89,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         queue
     }
 
-    fn as_source(self: &Arc<Self>) -> Arc<dyn Source> {
+    pub(super) fn as_source(self: &Arc<Self>) -> Arc<dyn Source> {
         Arc::clone(self) as Arc<dyn Source>
     }
 
@@ -336,10 +297,8 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         self.retire_if_done();
     }
 
-    // Delivering.
-
     /// Whether the values in the queue wait for no others.
-    fn is_due(&self, state: &State<E>) -> bool {
+    pub(super) fn is_due(&self, state: &State<E>) -> bool {
         let Batching { max_batch, max_bytes, max_delay: _, capacity, max_in_flight: _ } = &self.batching;
         !state.queue.is_empty()
             && (state.queue.len() >= *max_batch
@@ -348,269 +307,6 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
                 || !state.acks.is_empty() && state.flights.is_empty()
                 || state.flush_to > state.first_in_queue()
                 || state.is_abandoned)
-    }
-
-    /// For the worker, which delivers so many batches.
-    pub(super) fn work(&self, in_flight: usize) -> Work {
-        let Batching { max_batch, max_bytes, max_delay, max_in_flight, .. } = &self.batching;
-        let mut state = self.lock();
-        state.wake_at = usize::MAX;
-        if state.dead.is_some() {
-            return Work::End;
-        }
-        if !state.detached.is_empty() || in_flight >= *max_in_flight {
-            return Work::Wait(None);
-        }
-        if state.queue.is_empty() {
-            if in_flight == 0 && (state.is_abandoned || state.phase == Phase::Closed) {
-                return Work::End;
-            }
-            state.wake_at = 1;
-            return Work::Wait(None);
-        }
-        let age = state.queue_since.elapsed();
-        if age < *max_delay && !self.is_due(&state) {
-            state.wake_at = *max_batch;
-            return Work::Wait(Some(*max_delay - age));
-        }
-        let (first, since) = (state.first_in_queue(), state.queue_since);
-        let max_bytes = max_bytes.as_ref().map_or(usize::MAX, |(max, _)| *max);
-        let piece = state.take_from_queue(*max_batch, max_bytes);
-        // What is left in the queue is as old at most.
-        state.flights.push(Flight::new(first, since, piece));
-        let id = FlightId { first, generation: state.generation };
-        let not_metered = state.not_metered();
-        drop(state);
-        metrics::accepted_by_sink(self.name, not_metered);
-        Work::Deliver(id)
-    }
-
-    /// Waits until something may have changed.
-    pub(super) fn changed(&self) -> impl Future<Output = ()> {
-        self.changed.notified()
-    }
-
-    /// How many times values were detached: what was taken before is not to be delivered any more.
-    pub(super) fn generation(&self) -> u64 {
-        self.lock().generation
-    }
-
-    /// How many drains have begun.
-    pub(super) fn drains(&self) -> u64 {
-        self.lock().drains
-    }
-
-    /// While a drain is closing, and after it, those who wait for capacity have to look again.
-    pub(super) fn wake_line_while_closing(&self) {
-        let mut state = self.lock();
-        let is_open = state.phase == Phase::Open && state.dead.is_none();
-        let wakers: Vec<_> =
-            if is_open { Vec::new() } else { state.line.values_mut().filter_map(Option::take).collect() };
-        drop(state);
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
-    /// What is to be attempted next, unless it was detached.
-    pub(super) fn next_piece(&self, id: FlightId) -> Option<Batch<E>> {
-        let state = self.lock();
-        let flight = state.flights.iter().find(|flight| flight.first == id.first)?;
-        let piece = flight.pieces.front()?;
-        (state.generation == id.generation).then(|| piece.batch.clone())
-    }
-
-    /// Ends what an attempt has decided, unless it was detached.
-    pub(super) fn answered(
-        self: &Arc<Self>,
-        id: FlightId,
-        answer: Result<(), Failure>,
-        max_attempts: Option<u32>,
-    ) -> Next {
-        let mut state = self.lock();
-        if state.generation != id.generation {
-            return Next::Over;
-        }
-        let State { flights, delivered_batches, failed_attempts, last_error, .. } = &mut *state;
-        let Some(flight) = flights.iter_mut().find(|flight| flight.first == id.first) else { return Next::Over };
-        let (attempted, replaced) = match answer {
-            Ok(()) => {
-                *delivered_batches += 1;
-                (flight.taken(), last_error.take())
-            }
-            Err(Failure { text, meaning }) => {
-                *failed_attempts += 1;
-                let replaced = last_error.replace(text);
-                let Some(meaning) = meaning else {
-                    drop(state);
-                    self.give_up();
-                    return Next::Over;
-                };
-                (flight.failed(meaning, max_attempts), replaced)
-            }
-        };
-        let Attempted { taken, undelivered, wait } = attempted;
-        flight.is_ending = true;
-        let undelivered = state.detach_pieces(id.first, undelivered, Ending::Failed);
-        drop(state);
-        drop(replaced);
-        if !taken.is_empty() {
-            self.end_taken(taken);
-        }
-        if let Some(undelivered) = undelivered {
-            self.end_detached(undelivered);
-        }
-        let mut state = self.lock();
-        let Some(flight) = state.flights.iter_mut().find(|flight| flight.first == id.first) else { return Next::Over };
-        flight.is_ending = false;
-        let (is_over, attempts) = (flight.pieces.is_empty(), flight.attempts());
-        self.after_end(state, false, Vec::new());
-        if is_over { Next::Over } else { Next::Again { wait, attempts } }
-    }
-
-    fn end_taken(self: &Arc<Self>, taken: Vec<Piece<E>>) {
-        let (mut count, mut acks) = (0, Vec::new());
-        for Piece { batch, acks: awaited, .. } in taken {
-            count += batch.len() as u64;
-            acks.extend(awaited);
-            // What the values own is dropped before they count as ended.
-            let _ = catch(|| drop(batch));
-        }
-        self.end(count, Ending::Completed, None);
-        for (_, ack) in acks {
-            let _ = ack.send(Ok(()));
-        }
-    }
-
-    /// The delivery of a batch is over.
-    pub(super) fn forget(self: &Arc<Self>, id: FlightId) {
-        let mut state = self.lock();
-        state.flights.retain(|flight| flight.first != id.first);
-        self.after_end(state, false, Vec::new());
-    }
-
-    /// The service has failed for good.
-    fn give_up(self: &Arc<Self>) {
-        self.lock().dead = Some(TrackError::Closed);
-        tracing::error!(
-            sink = self.name,
-            "the service of the sink has failed twice before it was called, and is given up"
-        );
-        self.end_all(Ending::Failed);
-        self.changed.notify_one();
-    }
-
-    /// Nothing delivers any more.
-    pub(super) fn die(self: &Arc<Self>) {
-        self.lock().dead.get_or_insert(TrackError::NoRuntime);
-        self.end_all(Ending::Aborted);
-        // Their deliveries are gone.
-        self.lock().flights.clear();
-        self.wake_line_while_closing();
-        self.retire_if_done();
-    }
-
-    fn end_all(self: &Arc<Self>, ending: Ending) {
-        let detached = self.lock().detach(ending);
-        detached.into_iter().for_each(|detached| self.end_detached(detached));
-    }
-
-    fn end(self: &Arc<Self>, count: u64, ending: Ending, error: Option<&str>) {
-        metrics::ended_in_sink(self.name, ending, count);
-        let mut state = self.lock();
-        state.pending -= count;
-        state.ended.add(ending, count);
-        if ending != Ending::Completed {
-            let failures = state.failures.get_or_insert_with(|| EventFailures::new(self.location));
-            failures.counts.add(ending, count);
-            if let Some(error) = error {
-                failures.last_error = Some(error.to_owned());
-            }
-        }
-        let is_last = state.pending == 0;
-        let wakers = state.call_waiting(self.batching.capacity);
-        self.after_end(state, is_last, wakers);
-    }
-
-    /// What follows when values have ended or a permit has gone.
-    fn after_end(self: &Arc<Self>, mut state: MutexGuard<'_, State<E>>, is_last: bool, mut wakers: Vec<Waker>) {
-        let capacity = self.batching.capacity;
-        let is_free = state.phase == Phase::Open && capacity - state.taken() >= capacity.div_ceil(4);
-        let should_log = is_free && mem::replace(&mut state.full_is_logged, false);
-        wakers.extend(state.call_waiting(capacity));
-        let ended_to = state.ended_to();
-        let (reached, waiting) =
-            mem::take(&mut state.waiting).into_iter().partition::<Vec<_>, _>(|(target, _)| *target <= ended_to);
-        state.waiting = waiting;
-        // A wait for idleness whose values have ended looks again, and flushes what was sent since.
-        let is_flushed = state.flush_to <= ended_to && mem::take(&mut state.flush_to) > 0;
-        drop(state);
-        if is_last || is_flushed {
-            self.shard.registry.wake_waiters();
-        }
-        wakers.extend(reached.into_iter().map(|(_, waker)| waker));
-        wakers.into_iter().for_each(Waker::wake);
-        if should_log {
-            tracing::info!(sink = self.name, "events are accepted again: the sink has capacity");
-        }
-    }
-
-    /// Nobody can send any more, and nothing is left: only the counts stay.
-    fn retire_if_done(self: &Arc<Self>) {
-        let state = self.lock();
-        let is_done = state.is_abandoned && state.dead.is_some() && state.owners == 0 && state.taken() == 0;
-        drop(state);
-        if is_done {
-            self.shard.registry.retire_source(&self.as_source());
-        }
-    }
-
-    /// Passes detached values to `on_undelivered`, or drops them.
-    pub(super) fn end_detached(self: &Arc<Self>, detached: DetachedValues<E>) {
-        let count = detached.count();
-        let DetachedValues { first, pieces, ending } = detached;
-        let mut state = self.lock();
-        let not_metered = state.not_metered();
-        let last_error = state.last_error.clone();
-        drop(state);
-        metrics::accepted_by_sink(self.name, not_metered);
-        let sink = self.name;
-        let error = last_error.as_deref();
-        let what_follows = match &self.on_undelivered {
-            Some(_) => "are passed to `on_undelivered`",
-            None => "are dropped: the sink has no `on_undelivered`",
-        };
-        tracing::error!(sink, events = count, error, "events were not delivered, and {what_follows}");
-        let (mut batches, mut acks) = (Vec::new(), Vec::new());
-        for Piece { batch, acks: awaited, .. } in pieces {
-            batches.push(batch);
-            acks.extend(awaited);
-        }
-        let ended = reentrancy::enter(self.shard.registry.id(), || {
-            catch(|| match &self.on_undelivered {
-                Some(take) => take(Undelivered::new(sink, batches, last_error.clone())),
-                None => drop(batches),
-            })
-        });
-        match ended {
-            Ok(()) => self.end(count, ending, error),
-            Err(panic) => {
-                tracing::error!(
-                    sink,
-                    events = count,
-                    panic = %OneLine(&panic),
-                    "`on_undelivered` panicked: what it has not stored is lost"
-                );
-                self.end(count, Ending::Panicked, Some(&one_line(&panic)));
-            }
-        }
-        for (_, ack) in acks {
-            let _ = ack.send(Err(last_error.clone()));
-        }
-        let mut state = self.lock();
-        if let Some(index) = state.detached.iter().position(|other| *other == first) {
-            state.detached.swap_remove(index);
-        }
-        self.after_end(state, false, Vec::new());
-        self.changed.notify_one();
     }
 
     // Waiting.
@@ -650,44 +346,6 @@ impl<E> EventQueue<E> {
     pub(super) fn lock(&self) -> MutexGuard<'_, State<E>> {
         // No user code runs under the lock.
         self.state.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// An owner of the sink's code: a drain waits until the last one has dropped it.
-pub(super) struct Owner<E: Send + Sync + 'static>(pub(super) Arc<EventQueue<E>>);
-
-impl<E: Send + Sync + 'static> Owner<E> {
-    pub(super) fn new(queue: Arc<EventQueue<E>>) -> Self {
-        queue.lock().owners += 1;
-        Self(queue)
-    }
-}
-
-impl<E: Send + Sync + 'static> Drop for Owner<E> {
-    fn drop(&mut self) {
-        self.0.lock().owners -= 1;
-        self.0.shard.registry.wake_waiters();
-        self.0.retire_if_done();
-    }
-}
-
-/// A delivery that runs: a drain waits for it, also after its values were detached.
-pub(super) struct Running<E: Send + Sync + 'static>(Arc<EventQueue<E>>);
-
-impl<E: Send + Sync + 'static> Running<E> {
-    pub(super) fn new(queue: Arc<EventQueue<E>>) -> Self {
-        let mut state = queue.lock();
-        state.running += 1;
-        state.running_since = Instant::now();
-        drop(state);
-        Self(queue)
-    }
-}
-
-impl<E: Send + Sync + 'static> Drop for Running<E> {
-    fn drop(&mut self) {
-        self.0.lock().running -= 1;
-        self.0.shard.registry.wake_waiters();
     }
 }
 

@@ -22,9 +22,10 @@ use crate::{
     event::BoxError,
     sink::{
         batch::Batch,
+        delivery::{Failure, FlightId, Next, Owner, Running, Work},
         error::{Meaning, meaning},
         flight::Wait,
-        queue::{EventQueue, Failure, FlightId, Next, Owner, Running, Work},
+        queue::EventQueue,
     },
     util::{
         deadline::Deadline,

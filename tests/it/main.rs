@@ -25,6 +25,8 @@ mod report;
 mod shutdown;
 mod shutdown_cases;
 mod sink;
+mod sink_service;
+mod sink_waiting;
 mod stateful;
 mod stateful_sink;
 mod stress;
