@@ -98,10 +98,9 @@ where
 
 impl<E: Send + Sync + 'static, D: Send + 'static, M> Drop for DeliverBlocking<E, D, M> {
     fn drop(&mut self) {
-        if let Place::Here(held) = mem::replace(&mut self.place, Place::Gone) {
-            // A runtime that is shutting down drops it here.
-            let _ = catch(|| self.runtime.spawn_blocking(|| drop(held)));
-        }
+        let place = mem::replace(&mut self.place, Place::Gone);
+        // Also if the closure is away: its thread may have returned it. A runtime that is shutting down drops it here.
+        let _ = catch(|| self.runtime.spawn_blocking(|| drop(place)));
     }
 }
 

@@ -233,17 +233,19 @@ async fn the_meaning_of_an_error_survives_towers_layers() {
 
 // Readiness.
 
+type Readiness = Poll<Result<(), &'static str>>;
+
 /// A service that is ready when the test says so.
 #[derive(Clone, Default)]
 struct Gate {
     /// What the next polls for readiness return. Pending if it is empty.
-    script: Arc<Mutex<Vec<Poll<Result<(), &'static str>>>>>,
+    script: Arc<Mutex<Vec<Readiness>>>,
     polls: Counter,
     taken: Batches,
 }
 
 impl Gate {
-    fn then(&self, answer: Poll<Result<(), &'static str>>) {
+    fn then(&self, answer: Readiness) {
         self.script.lock().unwrap().push(answer);
     }
 }
@@ -253,7 +255,7 @@ impl Service<Batch<u32>> for Gate {
     type Error = &'static str;
     type Future = Ready<Result<(), &'static str>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Readiness {
         self.polls.add();
         let mut script = self.script.lock().unwrap();
         if script.is_empty() { Poll::Pending } else { script.remove(0) }
