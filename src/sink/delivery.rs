@@ -27,12 +27,8 @@ use crate::{
     },
 };
 
-/// Tells the worker's deliveries apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FlightId {
-    first: u64,
-    pub(super) generation: u64,
-}
+/// The number of the first value of a batch, which tells deliveries apart.
+pub(super) type FlightId = u64;
 
 /// Why an attempt did not succeed.
 pub(super) struct Failure {
@@ -90,11 +86,10 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         let piece = state.take_from_queue(*max_batch, max_bytes);
         // What is left in the queue is as old at most.
         state.flights.push(Flight::new(first, since, piece));
-        let id = FlightId { first, generation: state.generation };
         let not_metered = state.not_metered();
         drop(state);
         metrics::accepted_by_sink(self.name, not_metered);
-        Work::Deliver(id)
+        Work::Deliver(first)
     }
 
     /// Waits until something may have changed.
@@ -102,9 +97,9 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         self.changed.notified()
     }
 
-    /// How many times values were detached: what was taken before is not to be delivered any more.
-    pub(super) fn generation(&self) -> u64 {
-        self.lock().generation
+    /// Whether nothing is left to deliver: the batch was detached.
+    pub(super) fn is_detached(&self, id: FlightId) -> bool {
+        self.lock().flight(id).is_none_or(|flight| flight.pieces.is_empty())
     }
 
     /// How many drains have begun.
@@ -124,10 +119,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
 
     /// What is to be attempted next, unless it was detached.
     pub(super) fn next_piece(&self, id: FlightId) -> Option<Batch<E>> {
-        let state = self.lock();
-        let flight = state.flights.iter().find(|flight| flight.first == id.first)?;
-        let piece = flight.pieces.front()?;
-        (state.generation == id.generation).then(|| piece.batch.clone())
+        self.lock().flight(id)?.pieces.front().map(|piece| piece.batch.clone())
     }
 
     /// Ends what an attempt has decided, unless it was detached.
@@ -138,11 +130,9 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         max_attempts: Option<u32>,
     ) -> Next {
         let mut state = self.lock();
-        if state.generation != id.generation {
-            return Next::Over;
-        }
         let State { flights, delivered_batches, failed_attempts, last_error, .. } = &mut *state;
-        let Some(flight) = flights.iter_mut().find(|flight| flight.first == id.first) else { return Next::Over };
+        let flight = flights.iter_mut().find(|flight| flight.first == id && !flight.pieces.is_empty());
+        let Some(flight) = flight else { return Next::Over };
         let (attempted, replaced) = match answer {
             Ok(()) => {
                 *delivered_batches += 1;
@@ -161,7 +151,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         };
         let Attempted { taken, undelivered, wait } = attempted;
         flight.is_ending = true;
-        let undelivered = state.detach_pieces(id.first, undelivered, Ending::Failed);
+        let undelivered = state.detach_pieces(id, undelivered, Ending::Failed);
         drop(state);
         drop(replaced);
         if !taken.is_empty() {
@@ -171,10 +161,10 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
             self.end_detached(undelivered);
         }
         let mut state = self.lock();
-        let Some(flight) = state.flights.iter_mut().find(|flight| flight.first == id.first) else { return Next::Over };
+        let Some(flight) = state.flights.iter_mut().find(|flight| flight.first == id) else { return Next::Over };
         flight.is_ending = false;
         let (is_over, attempts) = (flight.pieces.is_empty(), flight.attempts());
-        self.after_end(state, false, Vec::new());
+        self.after_end(state, false);
         if is_over { Next::Over } else { Next::Again { wait, attempts } }
     }
 
@@ -195,8 +185,8 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     /// The delivery of a batch is over.
     pub(super) fn forget(self: &Arc<Self>, id: FlightId) {
         let mut state = self.lock();
-        state.flights.retain(|flight| flight.first != id.first);
-        self.after_end(state, false, Vec::new());
+        state.flights.retain(|flight| flight.first != id);
+        self.after_end(state, false);
     }
 
     /// The service has failed for good.
@@ -238,21 +228,15 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
             }
         }
         let is_last = state.pending == 0;
-        let wakers = state.call_waiting(self.batching.capacity);
-        self.after_end(state, is_last, wakers);
+        self.after_end(state, is_last);
     }
 
     /// What follows when values have ended or a permit has gone.
-    pub(super) fn after_end(
-        self: &Arc<Self>,
-        mut state: MutexGuard<'_, State<E>>,
-        is_last: bool,
-        mut wakers: Vec<Waker>,
-    ) {
+    pub(super) fn after_end(self: &Arc<Self>, mut state: MutexGuard<'_, State<E>>, is_last: bool) {
         let capacity = self.batching.capacity;
         let is_free = state.phase == Phase::Open && capacity - state.taken() >= capacity.div_ceil(4);
         let should_log = is_free && mem::replace(&mut state.full_is_logged, false);
-        wakers.extend(state.call_waiting(capacity));
+        let mut wakers = state.call_waiting(capacity);
         let ended_to = state.ended_to();
         let (reached, waiting) =
             mem::take(&mut state.waiting).into_iter().partition::<Vec<_>, _>(|(target, _)| *target <= ended_to);
@@ -326,7 +310,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         if let Some(index) = state.detached.iter().position(|other| *other == first) {
             state.detached.swap_remove(index);
         }
-        self.after_end(state, false, Vec::new());
+        self.after_end(state, false);
         self.changed.notify_one();
     }
 }

@@ -5,7 +5,7 @@
 //! 1. *Values and counts change together*, under the one lock of the queue. What is being delivered stays here until it
 //!    is acknowledged: the attempt has a clone. So nothing that the sink does, or does not do, can lose it.
 //! 2. *Each value ends once.* The code that ends values takes them out of here first. An attempt whose batch was
-//!    detached meanwhile finds another generation, and ends nothing.
+//!    detached meanwhile finds nothing of it, and ends nothing.
 //! 3. *What was detached ends before anything else is delivered.*
 //! 4. *The worker does not sleep through a value.* It looks at the queue and sets `wake_at` under the lock; the send
 //!    that makes the queue so long notifies it, and a notification without a waiter is kept.
@@ -287,7 +287,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         let mut state = self.lock();
         state.permits.remove(permit);
         let is_last = state.permits.is_empty();
-        self.after_end(state, is_last, Vec::new());
+        self.after_end(state, is_last);
     }
 
     /// All senders and permits are gone.

@@ -68,8 +68,6 @@ pub(super) struct State<E> {
     pub(super) called: BTreeSet<u64>,
     pub(super) next_place: u64,
 
-    /// How many times values were detached.
-    pub(super) generation: u64,
     /// The numbers of the first of the detached values that have not ended.
     pub(super) detached: Vec<u64>,
     /// Values with a smaller number wait for no others.
@@ -128,7 +126,6 @@ impl<E> State<E> {
             line: BTreeMap::new(),
             called: BTreeSet::new(),
             next_place: 0,
-            generation: 0,
             detached: Vec::new(),
             flush_to: 0,
             drains: 0,
@@ -145,6 +142,10 @@ impl<E> State<E> {
     #[inline]
     pub(super) fn taken(&self) -> u64 {
         self.pending + (self.permits.len() + self.called.len()) as u64
+    }
+
+    pub(super) fn flight(&self, first: u64) -> Option<&Flight<E>> {
+        self.flights.iter().find(|flight| flight.first == first)
     }
 
     /// The number of the first value in the queue, or of the next to be sent.
@@ -214,7 +215,6 @@ impl<E> State<E> {
         if !self.queue.is_empty() {
             pieces.push(self.take_from_queue(usize::MAX, usize::MAX));
         }
-        self.generation += 1;
         self.detach_pieces(first, pieces, ending)
     }
 

@@ -124,8 +124,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         queue.wake_line_while_closing();
-        let generation = queue.generation();
-        self.end_deliveries(queue, |delivery| delivery.id.generation != generation);
+        self.end_deliveries(queue, |delivery| queue.is_detached(delivery.id));
         loop {
             match queue.work(self.deliveries.len()) {
                 Work::Deliver(id) => self.deliveries.push(self.delivery(queue, id)),

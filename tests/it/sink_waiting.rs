@@ -211,6 +211,29 @@ async fn an_awaited_event_is_delivered_at_once_and_those_that_come_meanwhile_tog
 }
 
 #[tokio::test(start_paused = true)]
+async fn awaited_events_share_a_batch_also_where_several_may_be_in_flight() {
+    let handle = without_quiet_period();
+    let store = Store::default();
+    let takes = store.clone();
+    let sender = handle
+        .sink::<u32>("row")
+        .max_delay(HOUR)
+        .max_in_flight(4)
+        .deliver(move |batch| async move { takes.take(&*batch).await })
+        .unwrap();
+    let mut waits = Vec::new();
+    for value in 0..4 {
+        waits.push(task::spawn(sender.send_acked(value)));
+        assert_pending!(waits[value as usize].poll());
+        run_tasks().await;
+    }
+    store.release().await;
+    store.release().await;
+    waits.iter_mut().for_each(|wait| assert_ready_ok!(wait.poll()));
+    assert_eq!(store.taken(), [vec![0], vec![1, 2, 3]]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_waits_is_told_why_the_event_was_not_delivered() {
     let handle = without_quiet_period();
     let sender = handle
