@@ -493,6 +493,26 @@ fn a_blocking_delivery_keeps_its_state_and_is_dropped_on_a_blocking_thread_befor
 }
 
 #[tokio::test]
+async fn a_drain_waits_until_a_blocking_closure_has_been_dropped() {
+    let handle = without_quiet_period();
+    let (release, released) = mpsc::channel::<()>();
+    let on_drop = OnDrop::new(move || {
+        let _ = released.recv();
+    });
+    let sender = row(&handle)
+        .deliver_blocking(move |_| {
+            let _ = &on_drop;
+        })
+        .unwrap();
+    send(&sender, [1]);
+    let DrainError::TimedOut(report) = handle.drain(50 * MS).await.unwrap_err() else { panic!("it is not dropped") };
+    assert_eq!(report.open.iter().map(|item| item.kind).collect::<Vec<_>>(), [OpenKind::Sink]);
+    assert_eq!((report.ended.completed, handle.is_drained()), (1, true));
+    drop(release);
+    drain(&handle).await;
+}
+
+#[tokio::test]
 async fn an_attempt_that_timed_out_keeps_its_thread_and_a_drain_waits_for_it() {
     let handle = without_quiet_period();
     let (release, released) = mpsc::channel::<()>();

@@ -83,6 +83,41 @@ async fn no_order_is_lost_when_the_service_stops() {
 }
 
 #[tokio::test]
+async fn sigkill_loses_no_order_that_was_answered_when_it_was_stored() {
+    const KILLS: usize = 20;
+    let lost_with = async |settings: &[(&str, &str)]| {
+        let mut lost = 0;
+        for round in 0..KILLS {
+            let shop = Shop::open(settings).await;
+            let clients = join_all((0..8).map(|_| Client::connect(shop.addr))).await;
+            let answers = AtomicUsize::new(0);
+            let orders = clients.into_iter().map(|mut client| {
+                let (shop, answers) = (&shop, &answers);
+                async move {
+                    let mut ids = Vec::new();
+                    while let Ok((status, answer)) = client.order("book").await {
+                        assert_eq!(status, StatusCode::CREATED, "{answer}");
+                        ids.push(order_id(&answer));
+                        if answers.fetch_add(1, Ordering::Relaxed) == 50 + round {
+                            shop.kill(Signal::KILL);
+                        }
+                    }
+                    ids
+                }
+            });
+            let ids = timeout(PATIENCE, join_all(orders)).await.expect("the connections end").concat();
+            let end = shop.end().await;
+            let written: HashSet<_> = end.rows().into_iter().collect();
+            lost += ids.iter().filter(|id| !written.contains(*id)).count();
+        }
+        lost
+    };
+    assert_eq!(lost_with(&[("ACK", "1")]).await, 0);
+    // Otherwise the load would prove nothing.
+    assert!(lost_with(&[("EVENT_DELAY_MS", "5")]).await > 0);
+}
+
+#[tokio::test]
 async fn orders_that_are_not_written_within_the_limit_are_named_spilled_to_a_file_and_fail_the_process() {
     let shop = Shop::open(&[("EVENT_DELAY_MS", "10000"), ("DRAIN_LIMIT_MS", "200")]).await;
     let mut client = Client::connect(shop.addr).await;

@@ -177,6 +177,8 @@ async fn second_signal(table: &mut Table, store: &Store) {
     let half = half_a_request(instance.address).await;
     instance.signal(Signal::TERM);
     let draining = instance.line().await;
+    // A signal within half a second of the first is the same one, forwarded.
+    sleep(Duration::from_millis(600)).await;
     let signalled = Instant::now();
     instance.signal(Signal::TERM);
     let report = instance.line().await;
