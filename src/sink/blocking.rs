@@ -20,10 +20,12 @@ use crate::{
         deliver::DeliveryOutput,
         delivery::{Owner, Running},
         queue::EventQueue,
-        worker::enter,
+        worker::{enter, panicked},
     },
-    util::{panic::catch, text::OneLine},
+    util::panic::catch,
 };
+
+const NO_RUNTIME: &str = "the runtime of the sink has shut down";
 
 /// A service made of a closure that blocks its thread, see
 /// [`SinkBuilder::deliver_blocking`](crate::SinkBuilder::deliver_blocking).
@@ -73,7 +75,7 @@ where
         }
         Poll::Ready(match self.place {
             Place::Here(_) => Ok(()),
-            Place::Away(_) | Place::Gone => Err("the runtime of the sink has shut down".into()),
+            Place::Away(_) | Place::Gone => Err(NO_RUNTIME.into()),
         })
     }
 
@@ -87,12 +89,11 @@ where
                 // It may be the last clone of a batch that has ended.
                 let _ = catch(|| drop(batch));
                 drop(running);
-                let panicked = |panic: String| Err(format!("the sink panicked: {}", OneLine(&panic)).into());
-                let _ = answer.send(delivered.unwrap_or_else(panicked));
+                let _ = answer.send(delivered.unwrap_or_else(|panic| Err(panicked(&panic).into())));
                 held
             }));
         }
-        Box::pin(async { answered.await.unwrap_or_else(|_| Err("the runtime of the sink has shut down".into())) })
+        Box::pin(async { answered.await.unwrap_or_else(|_| Err(NO_RUNTIME.into())) })
     }
 }
 

@@ -85,7 +85,6 @@ pub struct SinkBuilder<E, L = Identity> {
     location: &'static Location<'static>,
     layer: L,
     batching: Batching<E>,
-    capacity: usize,
     attempts: Attempts,
     on_undelivered: Option<OnUndelivered<E>>,
 }
@@ -102,11 +101,11 @@ impl<E: Send + Sync + 'static> SinkBuilder<E> {
             max_batch: DEFAULT_MAX_BATCH,
             max_bytes: None,
             max_delay: DEFAULT_MAX_DELAY,
-            capacity: 0,
+            capacity: DEFAULT_CAPACITY as u64,
             max_in_flight: 1,
         };
         let layer = Identity::new();
-        Self { shard, name, location, layer, batching, capacity: DEFAULT_CAPACITY, attempts, on_undelivered: None }
+        Self { shard, name, location, layer, batching, attempts, on_undelivered: None }
     }
 }
 
@@ -148,7 +147,7 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
     /// that is down does not use up the capacity for other events: the
     /// [capacity of the handle](crate::TrackEventsHandleBuilder::capacity) does not count them.
     pub fn capacity(mut self, events: usize) -> Self {
-        self.capacity = events;
+        self.batching.capacity = events as u64;
         self
     }
 
@@ -250,9 +249,9 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
     /// # Ok(()) }
     /// ```
     pub fn layer<T>(self, layer: T) -> SinkBuilder<E, Stack<T, L>> {
-        let Self { shard, name, location, layer: outer, batching, capacity, attempts, on_undelivered } = self;
+        let Self { shard, name, location, layer: outer, batching, attempts, on_undelivered } = self;
         let layer = Stack::new(layer, outer);
-        SinkBuilder { shard, name, location, layer, batching, capacity, attempts, on_undelivered }
+        SinkBuilder { shard, name, location, layer, batching, attempts, on_undelivered }
     }
 
     /// Makes the sink, which delivers with an asynchronous closure.
@@ -376,7 +375,8 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
     where
         S: Service<Batch<E>, Error: Into<BoxError>, Future: Send> + Send + 'static,
     {
-        let Self { shard, name, location, layer, mut batching, capacity, attempts, on_undelivered } = self;
+        let Self { shard, name, location, layer, batching, attempts, on_undelivered } = self;
+        let capacity = batching.capacity as usize;
         if !(1..=MAX_CAPACITY).contains(&capacity) {
             return Err(BuildError::Capacity(capacity));
         }
@@ -400,7 +400,6 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
         if sleep(Duration::ZERO).is_err() {
             return Err(BuildError::NoRuntime);
         }
-        batching.capacity = capacity as u64;
         let queue = EventQueue::new(shard, name, location, batching, on_undelivered);
         let sender = EventSender::new(Arc::clone(&queue));
         let service = service(Arc::clone(&queue), runtime.clone(), layer);
@@ -411,14 +410,14 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
 
 impl<E, L> fmt::Debug for SinkBuilder<E, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { shard: _, name, location: _, layer: _, batching, capacity, attempts, on_undelivered } = self;
+        let Self { shard: _, name, location: _, layer: _, batching, attempts, on_undelivered } = self;
         f.debug_struct("SinkBuilder")
             .field("name", name)
             .field("max_batch", &batching.max_batch)
             .field("max_batch_bytes", &batching.max_bytes.as_ref().map(|(bytes, _)| bytes))
             .field("max_delay", &batching.max_delay)
             .field("max_in_flight", &batching.max_in_flight)
-            .field("capacity", capacity)
+            .field("capacity", &batching.capacity)
             .field("attempts", attempts)
             .field("on_undelivered", &on_undelivered.is_some())
             .finish_non_exhaustive()

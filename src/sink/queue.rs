@@ -108,13 +108,11 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     #[inline]
     pub(super) fn try_send(&self, event: E) -> Result<(), (E, TrackError)> {
         let size = self.size(&event);
-        let mut state = self.lock();
+        let state = self.lock();
         if let Err(error) = self.admit(&state) {
             self.reject(state, error);
             return Err((event, error));
         }
-        state.accepted += 1;
-        state.pending += 1;
         self.push(state, event, size, None);
         Ok(())
     }
@@ -151,13 +149,15 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
             // The clock is read for the first value of a queue only.
             state.queue_since = Instant::now();
         }
+        let number = state.accepted;
+        state.accepted += 1;
+        state.pending += 1;
         state.queue.push_back(event);
         if let Some(size) = size {
             state.sizes.push_back(size);
             state.bytes = state.bytes.saturating_add(size);
         }
         if let Some(ack) = ack {
-            let number = state.accepted - 1;
             state.acks.push_back((number, ack));
         }
         let should_notify = state.queue.len() >= state.wake_at || state.wake_at != usize::MAX && self.is_due(&state);
@@ -271,8 +271,6 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         let size = self.size(&event);
         let mut state = self.lock();
         state.permits.remove(permit);
-        state.accepted += 1;
-        state.pending += 1;
         let (is_dead, is_last) = (state.dead.is_some(), state.permits.is_empty());
         self.push(state, event, size, ack);
         if is_dead {

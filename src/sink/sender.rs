@@ -143,11 +143,10 @@ impl<E: Send + Sync + 'static> EventSender<E> {
                 return Err(AckError::InsideItself(event));
             }
             match reserve.await {
-                Ok(permit) => match permit.send_and_listen(event).await {
-                    Ok(Ok(())) => Ok(()),
-                    Ok(Err(error)) => Err(AckError::Undelivered { last_error: error }),
-                    Err(_) => Err(AckError::Undelivered { last_error: None }),
-                },
+                Ok(permit) => {
+                    let ended = permit.send_and_listen(event).await.unwrap_or(Err(None));
+                    ended.map_err(|last_error| AckError::Undelivered { last_error })
+                }
                 Err(reason) => Err(AckError::NotSent(TrySendError { event, reason })),
             }
         }

@@ -81,14 +81,11 @@ struct Delivery {
 }
 
 /// Dropped after the service.
-struct EndQueue<E: Send + Sync + 'static> {
-    queue: Arc<EventQueue<E>>,
-    _owner: Owner<E>,
-}
+struct EndQueue<E: Send + Sync + 'static>(Owner<E>);
 
 impl<E: Send + Sync + 'static> Drop for EndQueue<E> {
     fn drop(&mut self) {
-        self.queue.die();
+        self.0.0.die();
     }
 }
 
@@ -99,12 +96,11 @@ where
 {
     pub(super) fn new(queue: Arc<EventQueue<E>>, service: S, attempts: Attempts) -> Self {
         let service = Arc::new(Mutex::new(Place { service, failures: 0 }));
-        let ending = EndQueue { _owner: Owner::new(Arc::clone(&queue)), queue };
-        Self { deliveries: Vec::new(), service, ending, attempts }
+        Self { deliveries: Vec::new(), service, ending: EndQueue(Owner::new(queue)), attempts }
     }
 
     pub(super) async fn run(mut self) {
-        let queue = Arc::clone(&self.ending.queue);
+        let queue = Arc::clone(&self.ending.0.0);
         let mut changed = pin!(queue.changed());
         let mut delay = None;
         poll_fn(|cx| {
@@ -249,7 +245,7 @@ where
         });
         match polled {
             Ok(Poll::Ready(answer)) => Poll::Ready(answer),
-            Err(panic) => Poll::Ready(Err(retry(format!("the sink panicked: {}", OneLine(&panic))))),
+            Err(panic) => Poll::Ready(Err(retry(panicked(&panic)))),
             // The runtime had a timer when the sink was built.
             Ok(Poll::Pending) if over.poll(cx).unwrap_or(false) => {
                 Poll::Ready(Err(retry(format!("the sink has not answered within {limit:?}"))))
@@ -270,6 +266,10 @@ fn failure(error: impl Into<BoxError>) -> Failure {
 
 fn retry(text: String) -> Failure {
     Failure { text, meaning: Some(Meaning::Retry) }
+}
+
+pub(super) fn panicked(message: &str) -> String {
+    format!("the sink panicked: {}", OneLine(message))
 }
 
 /// Runs code of the sink.

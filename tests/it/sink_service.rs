@@ -516,14 +516,13 @@ async fn a_drain_waits_until_a_blocking_closure_has_been_dropped() {
 async fn an_attempt_that_timed_out_keeps_its_thread_and_a_drain_waits_for_it() {
     let handle = without_quiet_period();
     let (release, released) = mpsc::channel::<()>();
-    let (started, starts) = (Batches::default(), Batches::default());
-    let begins = started.clone();
-    let undelivered = starts.clone();
+    let (started, undelivered) = (Batches::default(), Batches::default());
+    let (starts, rest) = (started.clone(), undelivered.clone());
     let sender = row(&handle)
-        .on_undelivered(move |values| undelivered.push(values.iter().copied()))
+        .on_undelivered(move |values| rest.push(values.iter().copied()))
         .layer(TimeoutLayer::new(20 * MS))
         .deliver_blocking(move |batch| {
-            begins.push(batch.to_vec());
+            starts.push(batch.to_vec());
             released.recv().map_err(|error| error.to_string())
         })
         .unwrap();
@@ -535,7 +534,7 @@ async fn an_attempt_that_timed_out_keeps_its_thread_and_a_drain_waits_for_it() {
     sleep(50 * MS).await;
     assert_eq!(started.all(), [[1]]);
     handle.abort();
-    assert_eq!(starts.all(), [[1]]);
+    assert_eq!(undelivered.all(), [[1]]);
     let DrainError::TimedOut(report) = handle.drain(50 * MS).await.unwrap_err() else { panic!("the thread blocks") };
     assert_eq!(report.open.iter().map(|item| item.kind).collect::<Vec<_>>(), [OpenKind::Sink]);
     drop(release);
