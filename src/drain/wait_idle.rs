@@ -114,14 +114,14 @@ impl WaitIdle {
         }
         let Ok(is_late) = self.deadline.poll(cx) else { return Poll::Ready(Err(WaitIdleError::NoTimer)) };
         let began = *self.began.get_or_insert_with(Instant::now);
-        // Also what was sent since the last poll.
-        registry.flush(Flush::Now);
         // Before the look after which it waits.
         self.waiter.get_or_insert_with(|| Waiter::new(registry)).register(cx.waker());
         if registry.snapshot().pending == 0 {
             return Poll::Ready(Ok(()));
         }
         if !is_late {
+            // After the look: it flushes all that was pending then, and the last of it to end wakes this task.
+            registry.flush(Flush::Now);
             return Poll::Pending;
         }
         let open = pending(&registry.account().open);

@@ -20,7 +20,7 @@ use crate::{
         deliver::DeliveryOutput,
         delivery::{Owner, Running},
         queue::EventQueue,
-        worker::{enter, panicked},
+        worker::panicked,
     },
     util::panic::catch,
 };
@@ -85,11 +85,13 @@ where
             let (queue, span) = (Arc::clone(&self.queue), Span::current());
             let running = Running::new(Arc::clone(&queue));
             self.place = Place::Away(self.runtime.spawn_blocking(move || {
-                let delivered = enter(&queue, &span, || (held.deliver)(&batch).into_result());
+                let delivered = queue.enter(|| span.in_scope(|| (held.deliver)(&batch).into_result()));
                 // It may be the last clone of a batch that has ended.
                 let _ = catch(|| drop(batch));
                 drop(running);
-                let _ = answer.send(delivered.unwrap_or_else(|panic| Err(panicked(&panic).into())));
+                let delivered = delivered.unwrap_or_else(|panic| Err(panicked(&panic).into()));
+                // If nobody waits for it any more, the error is dropped here.
+                let _ = catch(|| drop(answer.send(delivered)));
                 held
             }));
         }

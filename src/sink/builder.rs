@@ -283,10 +283,10 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
     where
         D: FnOnce(Batch<E>) -> F + Clone + Send + 'static,
         F: Future<Output: DeliveryOutput<M>> + Send + 'static,
-        L: Layer<Deliver<D, M>>,
+        L: Layer<Deliver<E, D, M>>,
         L::Service: Service<Batch<E>, Error: Into<BoxError>, Future: Send> + Send + 'static,
     {
-        self.build(|_, _, layer| layer.layer(Deliver::new(deliver)))
+        self.build(|queue, _, layer| layer.layer(Deliver::new(queue, deliver)))
     }
 
     /// Makes the sink, which delivers with a closure on a blocking thread: for SQLite and files.
@@ -339,6 +339,9 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
     /// that is ready is called or dropped. An error of `poll_ready` is a failed attempt; the second in a row is the end
     /// of the sink: what is pending goes to [`on_undelivered`](Self::on_undelivered), and senders get
     /// [`TrackError::Closed`](crate::TrackError::Closed).
+    ///
+    /// A drain waits until the service and its response futures have been dropped. It cannot see a task that the service
+    /// spawns.
     ///
     /// # Errors
     ///

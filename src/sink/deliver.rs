@@ -4,27 +4,62 @@ use std::{
     fmt,
     marker::PhantomData,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
+use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::{event::BoxError, sink::Batch};
+use crate::{
+    event::BoxError,
+    sink::{
+        Batch,
+        delivery::{Owner, Running},
+        queue::EventQueue,
+    },
+};
 
 /// A service made of an asynchronous closure, see [`SinkBuilder::deliver`](crate::SinkBuilder::deliver).
-pub struct Deliver<D, M> {
+///
+/// A drain waits until the closure and its futures have been dropped, also if a layer has moved them to another task.
+pub struct Deliver<E: Send + Sync + 'static, D, M> {
     deliver: D,
+    owner: Owner<E>,
     output: PhantomData<fn() -> M>,
 }
 
-impl<D, M> Deliver<D, M> {
-    pub(super) fn new(deliver: D) -> Self {
-        Self { deliver, output: PhantomData }
+impl<E: Send + Sync + 'static, D, M> Deliver<E, D, M> {
+    pub(super) fn new(queue: Arc<EventQueue<E>>, deliver: D) -> Self {
+        Self { deliver, owner: Owner::new(queue), output: PhantomData }
     }
 }
 
-impl<E, D, F, M> Service<Batch<E>> for Deliver<D, M>
+pin_project! {
+    /// The fields are dropped in this order.
+    struct Delivery<E, F>
+    where
+        E: Send,
+        E: Sync,
+        E: 'static,
+    {
+        #[pin]
+        future: F,
+        running: Running<E>,
+    }
+}
+
+impl<E: Send + Sync + 'static, F: Future> Future for Delivery<E, F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.project().future.poll(cx)
+    }
+}
+
+impl<E, D, F, M> Service<Batch<E>> for Deliver<E, D, M>
 where
+    E: Send + Sync + 'static,
     D: FnOnce(Batch<E>) -> F + Clone,
     F: Future<Output: DeliveryOutput<M>> + Send + 'static,
 {
@@ -37,20 +72,22 @@ where
     }
 
     fn call(&mut self, batch: Batch<E>) -> Self::Future {
-        let delivery = (self.deliver.clone())(batch);
-        Box::pin(async { delivery.await.into_result() })
+        // Before the closure runs.
+        let running = Running::new(Arc::clone(&self.owner.0));
+        let output = (self.deliver.clone())(batch);
+        Box::pin(Delivery { future: async { output.await.into_result() }, running })
     }
 }
 
-impl<D: Clone, M> Clone for Deliver<D, M> {
+impl<E: Send + Sync + 'static, D: Clone, M> Clone for Deliver<E, D, M> {
     fn clone(&self) -> Self {
-        Self::new(self.deliver.clone())
+        Self::new(Arc::clone(&self.owner.0), self.deliver.clone())
     }
 }
 
-impl<D, M> fmt::Debug for Deliver<D, M> {
+impl<E: Send + Sync + 'static, D, M> fmt::Debug for Deliver<E, D, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Deliver").finish_non_exhaustive()
+        f.debug_struct("Deliver").field("sink", &self.owner.0.name).finish_non_exhaustive()
     }
 }
 

@@ -22,7 +22,6 @@ use crate::{
     },
     util::{
         panic::catch,
-        reentrancy,
         text::{OneLine, one_line},
     },
 };
@@ -62,7 +61,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     pub(super) fn work(&self, in_flight: usize) -> Work {
         let Batching { max_batch, max_bytes, max_delay, max_in_flight, .. } = &self.batching;
         let mut state = self.lock();
-        state.wake_at = usize::MAX;
+        state.wake_at = None;
         if state.dead.is_some() {
             return Work::End;
         }
@@ -73,12 +72,12 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
             if in_flight == 0 && (state.is_abandoned || state.phase == Phase::Closed) {
                 return Work::End;
             }
-            state.wake_at = 1;
+            state.wake_at = Some(1);
             return Work::Wait(None);
         }
         let age = state.queue_since.elapsed();
         if age < *max_delay && !self.is_due(&state) {
-            state.wake_at = *max_batch;
+            state.wake_at = Some(*max_batch);
             return Work::Wait(Some(*max_delay - age));
         }
         let (first, since) = (state.first_in_queue(), state.queue_since);
@@ -285,11 +284,9 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
             batches.push(batch);
             acks.extend(awaited);
         }
-        let ended = reentrancy::enter(self.shard.registry.id(), || {
-            catch(|| match &self.on_undelivered {
-                Some(take) => take(Undelivered::new(sink, batches, last_error.clone())),
-                None => drop(batches),
-            })
+        let ended = self.enter(|| match &self.on_undelivered {
+            Some(take) => take(Undelivered::new(sink, batches, last_error.clone())),
+            None => drop(batches),
         });
         match ended {
             Ok(()) => self.end(count, ending, error),
@@ -312,10 +309,12 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         }
         self.after_end(state, false);
         self.changed.notify_one();
+        // Its worker may have ended meanwhile.
+        self.retire_if_done();
     }
 }
 
-/// An owner of the sink's code: a drain waits until the last one has dropped it.
+/// An owner of the sink's code, or of a future of it: a drain waits until the last one has dropped it.
 pub(super) struct Owner<E: Send + Sync + 'static>(pub(super) Arc<EventQueue<E>>);
 
 impl<E: Send + Sync + 'static> Owner<E> {
@@ -334,21 +333,21 @@ impl<E: Send + Sync + 'static> Drop for Owner<E> {
 }
 
 /// A delivery that runs: a drain waits for it, also after its values were detached.
-pub(super) struct Running<E: Send + Sync + 'static>(Arc<EventQueue<E>>);
+pub(super) struct Running<E: Send + Sync + 'static>(Owner<E>);
 
 impl<E: Send + Sync + 'static> Running<E> {
     pub(super) fn new(queue: Arc<EventQueue<E>>) -> Self {
-        let mut state = queue.lock();
+        let owner = Owner::new(queue);
+        let mut state = owner.0.lock();
         state.running += 1;
         state.running_since = Instant::now();
         drop(state);
-        Self(queue)
+        Self(owner)
     }
 }
 
 impl<E: Send + Sync + 'static> Drop for Running<E> {
     fn drop(&mut self) {
-        self.0.lock().running -= 1;
-        self.0.shard.registry.wake_waiters();
+        self.0.0.lock().running -= 1;
     }
 }

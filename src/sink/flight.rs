@@ -154,7 +154,7 @@ impl<E> Flight<E> {
         let len: usize = pieces.iter().map(|piece| piece.batch.len()).sum();
         let halving = self.halving.get_or_insert(Halving { failures_in_a_row: 0, most: u32::MAX });
         if is_half {
-            halving.failures_in_a_row += 1;
+            halving.failures_in_a_row += u32::from(attempted.taken.is_empty());
         } else {
             *halving = Halving { failures_in_a_row: 0, most: 2 * len.next_power_of_two().ilog2() };
         }

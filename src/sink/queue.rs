@@ -117,8 +117,9 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         Ok(())
     }
 
+    /// Runs a closure of the user.
     #[inline]
-    fn size(&self, event: &E) -> Option<usize> {
+    pub(super) fn size(&self, event: &E) -> Option<usize> {
         self.batching.max_bytes.as_ref().map(|(_, size)| size(event))
     }
 
@@ -155,14 +156,14 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         state.queue.push_back(event);
         if let Some(size) = size {
             state.sizes.push_back(size);
-            state.bytes = state.bytes.saturating_add(size);
+            state.bytes += size as u128;
         }
         if let Some(ack) = ack {
             state.acks.push_back((number, ack));
         }
-        let should_notify = state.queue.len() >= state.wake_at || state.wake_at != usize::MAX && self.is_due(&state);
+        let should_notify = state.wake_at.is_some_and(|len| state.queue.len() >= len || self.is_due(&state));
         if should_notify {
-            state.wake_at = usize::MAX;
+            state.wake_at = None;
         }
         drop(state);
         if should_notify {
@@ -200,7 +201,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         waker: &Waker,
     ) -> Poll<Result<usize, TrackError>> {
         // Wakers are cloned, dropped and woken without the lock: that is code of their executor.
-        let (mut waker, mut to_wake) = (Some(waker.clone()), Vec::new());
+        let (mut waker, mut replaced, mut to_wake) = (Some(waker.clone()), None, Vec::new());
         let before = *place;
         let has_slot = |state: &State<E>| {
             self.admit_phase(state).is_ok()
@@ -214,7 +215,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
             let is_inside = || reentrancy::is_inside(self.id()).then_some(TrackError::Full);
             if let Some(error) = self.admit_phase(state).err().or_else(is_inside) {
                 if let Some(place) = place.take() {
-                    waker = state.line.remove(&place).flatten();
+                    replaced = state.line.remove(&place).flatten();
                     state.called.remove(&place);
                 }
                 to_wake = state.call_waiting(self.batching.capacity);
@@ -224,9 +225,10 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
                 state.next_place += 1;
                 state.next_place
             });
-            waker = state.line.insert(place, waker.take()).flatten();
+            replaced = state.line.insert(place, waker.take()).flatten();
             Ok(None)
         });
+        drop(replaced);
         to_wake.into_iter().for_each(Waker::wake);
         match permit.inspect_err(|error| self.reject(self.lock(), *error)) {
             Ok(Some(permit)) => Poll::Ready(Ok(permit)),
@@ -250,7 +252,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     fn take_permit(&self, state: &mut State<E>, location: &'static Location<'static>) -> usize {
         state.ever_opened += 1;
         let permit = state.permits.insert((location, Instant::now()));
-        if state.wake_at != usize::MAX && self.is_due(state) {
+        if state.wake_at.is_some() && self.is_due(state) {
             self.changed.notify_one();
         }
         permit
@@ -267,8 +269,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     }
 
     /// The permit becomes a value, which needs neither capacity nor an open queue.
-    pub(super) fn send_reserved(self: &Arc<Self>, permit: usize, event: E, ack: Option<Ack>) {
-        let size = self.size(&event);
+    pub(super) fn send_reserved(self: &Arc<Self>, permit: usize, event: E, size: Option<usize>, ack: Option<Ack>) {
         let mut state = self.lock();
         state.permits.remove(permit);
         let (is_dead, is_last) = (state.dead.is_some(), state.permits.is_empty());
@@ -300,11 +301,16 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         let Batching { max_batch, max_bytes, max_delay: _, capacity, max_in_flight: _ } = &self.batching;
         !state.queue.is_empty()
             && (state.queue.len() >= *max_batch
-                || max_bytes.as_ref().is_some_and(|(max, _)| state.bytes >= *max)
+                || max_bytes.as_ref().is_some_and(|(max, _)| state.bytes >= *max as u128)
                 || state.taken() >= *capacity
                 || !state.acks.is_empty() && state.flights.is_empty()
                 || state.flush_to > state.first_in_queue()
                 || state.is_abandoned)
+    }
+
+    /// Runs code of the user: what it calls of this sink must not wait for it.
+    pub(super) fn enter<T>(&self, run: impl FnOnce() -> T) -> Result<T, String> {
+        reentrancy::enter(self.shard.registry.id(), || reentrancy::enter(self.id(), || catch(run)))
     }
 
     // Waiting.

@@ -269,8 +269,11 @@ impl<E: Send + Sync + 'static> SendPermit<E> {
     }
 
     fn send_with(mut self, event: E, ack: Option<Ack>) {
+        let queue = &self.senders.queue;
+        // It may panic. Then the permit releases its slot.
+        let size = queue.size(&event);
         if let Some(permit) = self.permit.take() {
-            self.senders.queue.send_reserved(permit, event, ack);
+            queue.send_reserved(permit, event, size, ack);
         }
     }
 }

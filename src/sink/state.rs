@@ -30,7 +30,7 @@ pub(super) struct State<E> {
     pub(super) dead: Option<TrackError>,
     /// All senders and permits are gone.
     pub(super) is_abandoned: bool,
-    /// How many owners the code of the sink has: its worker, and a thread on which it blocks.
+    /// How many owners the code of the sink has: its worker, its closure, its deliveries.
     pub(super) owners: usize,
     /// How many deliveries run, of which some may have been detached.
     pub(super) running: usize,
@@ -42,13 +42,13 @@ pub(super) struct State<E> {
     pub(super) queue: VecDeque<E>,
     /// The sizes of the values in the queue, if batches have a limit in bytes, and their sum.
     pub(super) sizes: VecDeque<usize>,
-    pub(super) bytes: usize,
+    pub(super) bytes: u128,
     /// For the values in the queue that are awaited, by their number.
     pub(super) acks: VecDeque<(u64, Ack)>,
     /// When the first in the queue was sent, or earlier.
     pub(super) queue_since: Instant,
-    /// The length of `queue` at which the worker is notified. `usize::MAX` while it need not be.
-    pub(super) wake_at: usize,
+    /// The length of `queue` at which the worker is notified. `None` while it need not be.
+    pub(super) wake_at: Option<usize>,
     /// The batches that are being delivered.
     pub(super) flights: Vec<Flight<E>>,
 
@@ -113,7 +113,7 @@ impl<E> State<E> {
             bytes: 0,
             acks: VecDeque::new(),
             queue_since: now,
-            wake_at: 1,
+            wake_at: Some(1),
             flights: Vec::new(),
             pending: 0,
             accepted: 0,
@@ -191,14 +191,13 @@ impl<E> State<E> {
         let first = self.first_in_queue();
         let mut count = self.queue.len().min(max_len);
         if !self.sizes.is_empty() {
-            let mut bytes = 0_usize;
+            let mut bytes = 0;
             let fitting = self.sizes.iter().take(count).take_while(|size| {
-                bytes = bytes.saturating_add(**size);
-                bytes <= max_bytes
+                bytes += **size as u128;
+                bytes <= max_bytes as u128
             });
             count = fitting.count().max(1);
-            let taken = self.sizes.drain(..count).fold(0, usize::saturating_add);
-            self.bytes = self.bytes.saturating_sub(taken);
+            self.bytes -= self.sizes.drain(..count).map(|size| size as u128).sum::<u128>();
         }
         let values = self.queue.drain(..count).collect();
         let awaited = self.acks.iter().take_while(|(number, _)| *number < first + count as u64).count();

@@ -29,8 +29,6 @@ use crate::{
     },
     util::{
         deadline::Deadline,
-        panic::catch,
-        reentrancy,
         text::{OneLine, error_chain},
     },
 };
@@ -78,6 +76,15 @@ struct Place<S> {
 struct Delivery {
     id: FlightId,
     run: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl<E: Send + Sync + 'static, S> Drop for Worker<E, S> {
+    fn drop(&mut self) {
+        // Each may be in the middle of user code, and a second panic at one time would abort the process.
+        for Delivery { run, .. } in self.deliveries.drain(..) {
+            let _ = self.ending.0.0.enter(|| drop(run));
+        }
+    }
 }
 
 /// Dropped after the service.
@@ -157,7 +164,7 @@ where
             }
             let Delivery { id, run } = self.deliveries.remove(index);
             // It may be in the middle of an attempt, which is user code.
-            let _ = enter(queue, &Span::none(), || drop(run));
+            let _ = queue.enter(|| drop(run));
             queue.forget(id);
         }
     }
@@ -218,11 +225,11 @@ where
     E: Send + Sync + 'static,
     S: Service<Batch<E>, Error: Into<BoxError>, Future: Send> + Send + 'static,
 {
+    // The wait for another delivery does not count against the limit of this one.
+    let mut place = Arc::clone(service).lock_owned().await;
     // Dropped after what is user code.
     let _running = Running::new(Arc::clone(queue));
-    let service = Arc::clone(service);
     let call = async move {
-        let mut place = service.lock().await;
         if let Err(error) = poll_fn(|cx| place.service.poll_ready(cx)).await {
             place.failures += 1;
             let mut failure = failure(error);
@@ -239,9 +246,11 @@ where
     let mut call = Some(Box::pin(call));
     let mut over = Deadline::after(limit);
     let answer = poll_fn(|cx| {
-        let polled = enter(queue, span, || match &mut call {
-            Some(call) => call.as_mut().poll(cx),
-            None => Poll::Pending,
+        let polled = queue.enter(|| {
+            span.in_scope(|| match &mut call {
+                Some(call) => call.as_mut().poll(cx),
+                None => Poll::Pending,
+            })
         });
         match polled {
             Ok(Poll::Ready(answer)) => Poll::Ready(answer),
@@ -255,7 +264,7 @@ where
     })
     .await;
     // What it owns, a clone of the batch too, is gone before the batch ends.
-    let _ = enter(queue, span, || call.take());
+    let _ = queue.enter(|| span.in_scope(|| drop(call.take())));
     answer
 }
 
@@ -270,15 +279,6 @@ fn retry(text: String) -> Failure {
 
 pub(super) fn panicked(message: &str) -> String {
     format!("the sink panicked: {}", OneLine(message))
-}
-
-/// Runs code of the sink.
-pub(super) fn enter<E: Send + Sync + 'static, T>(
-    queue: &EventQueue<E>,
-    span: &Span,
-    run: impl FnOnce() -> T,
-) -> Result<T, String> {
-    reentrancy::enter(queue.shard.registry.id(), || reentrancy::enter(queue.id(), || span.in_scope(|| catch(run))))
 }
 
 /// Waits before the next attempt. Returns whether a drain has cut the time short.

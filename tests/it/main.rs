@@ -25,6 +25,7 @@ mod report;
 mod shutdown;
 mod shutdown_cases;
 mod sink;
+mod sink_faults;
 mod sink_service;
 mod sink_waiting;
 mod stateful;
