@@ -70,15 +70,19 @@ pub(crate) struct DrainBegan {
 }
 
 impl Context {
-    pub(crate) fn build(settings: Settings) -> Arc<Shards> {
-        let context = Self {
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self {
             first_runtime: OnceLock::new(),
             draining: watch::Sender::new(false),
             turns: settings.concurrency_limit.map(|limit| Arc::new(Semaphore::new(limit))),
             drain_began: OnceLock::new(),
             shards: Mutex::default(),
             settings,
-        };
+        }
+    }
+
+    pub(crate) fn build(settings: Settings) -> Arc<Shards> {
+        let context = Self::new(settings);
         let shards = Registry::build(context.settings.capacity, shard_count(), context);
         *shards.registry().context.lock_shards() = Arc::downgrade(&shards);
         shards

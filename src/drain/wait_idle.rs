@@ -19,6 +19,7 @@ use crate::{
     util::{
         deadline::Deadline,
         reentrancy,
+        sync::seeded,
         text::{Joined, Seconds},
     },
 };
@@ -114,6 +115,10 @@ impl WaitIdle {
         }
         let Ok(is_late) = self.deadline.poll(cx) else { return Poll::Ready(Err(WaitIdleError::NoTimer)) };
         let began = *self.began.get_or_insert_with(Instant::now);
+        let flushes_first = seeded!("a wait for idleness flushes before it looks");
+        if flushes_first {
+            registry.flush(Flush::Now);
+        }
         // Before the look after which it waits.
         self.waiter.get_or_insert_with(|| Waiter::new(registry)).register(cx.waker());
         if registry.snapshot().pending == 0 {
@@ -121,7 +126,9 @@ impl WaitIdle {
         }
         if !is_late {
             // After the look: it flushes all that was pending then, and the last of it to end wakes this task.
-            registry.flush(Flush::Now);
+            if !flushes_first {
+                registry.flush(Flush::Now);
+            }
             return Poll::Pending;
         }
         let open = pending(&registry.account().open);

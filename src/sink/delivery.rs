@@ -1,11 +1,6 @@
 //! How the worker takes batches from the queue, and how what it took ends.
 
-use std::{
-    mem,
-    sync::{Arc, MutexGuard},
-    task::Waker,
-    time::Duration,
-};
+use std::{mem, sync::Arc, task::Waker, time::Duration};
 
 use tokio::time::Instant;
 
@@ -22,6 +17,7 @@ use crate::{
     },
     util::{
         panic::catch,
+        sync::{MutexGuard, seeded, seeded_gap},
         text::{OneLine, one_line},
     },
 };
@@ -72,6 +68,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
             if in_flight == 0 && (state.is_abandoned || state.phase == Phase::Closed) {
                 return Work::End;
             }
+            seeded_gap!("the worker looks before it says when to notify it", state = self.lock());
             state.wake_at = Some(1);
             return Work::Wait(None);
         }
@@ -218,6 +215,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         metrics::ended_in_sink(self.name, ending, count);
         let mut state = self.lock();
         state.pending -= count;
+        seeded_gap!("the end of a value is counted under a later lock", state = self.lock());
         state.ended.add(ending, count);
         if ending != Ending::Completed {
             let failures = state.failures.get_or_insert_with(|| EventFailures::new(self.location));
@@ -235,7 +233,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         let capacity = self.batching.capacity;
         let is_free = state.phase == Phase::Open && capacity - state.taken() >= capacity.div_ceil(4);
         let should_log = is_free && mem::replace(&mut state.full_is_logged, false);
-        let mut wakers = state.call_waiting(capacity);
+        let mut wakers = if seeded!("a free slot calls nobody") { Vec::new() } else { state.call_waiting(capacity) };
         let ended_to = state.ended_to();
         let (reached, waiting) =
             mem::take(&mut state.waiting).into_iter().partition::<Vec<_>, _>(|(target, _)| *target <= ended_to);
@@ -243,7 +241,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         // A wait for idleness whose values have ended looks again, and flushes what was sent since.
         let is_flushed = state.flush_to <= ended_to && mem::take(&mut state.flush_to) > 0;
         drop(state);
-        if is_last || is_flushed {
+        if (is_last || is_flushed) && !seeded!("the last value of a source wakes nobody") {
             self.shard.registry.wake_waiters();
         }
         wakers.extend(reached.into_iter().map(|(_, waker)| waker));

@@ -8,6 +8,8 @@ mod delivery;
 mod error;
 mod flight;
 mod flush;
+#[cfg(all(test, track_events_loom))]
+mod models;
 mod queue;
 mod sender;
 mod state;

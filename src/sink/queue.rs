@@ -15,7 +15,7 @@
 use std::{
     mem,
     panic::Location,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     task::{Poll, Waker},
     time::Duration,
 };
@@ -32,7 +32,11 @@ use crate::{
         flight::Ack,
         state::{Locked, State},
     },
-    util::{panic::catch, reentrancy},
+    util::{
+        panic::catch,
+        reentrancy,
+        sync::{self, Mutex, MutexGuard, seeded, seeded_gap},
+    },
 };
 
 /// Takes what is not delivered.
@@ -108,11 +112,12 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     #[inline]
     pub(super) fn try_send(&self, event: E) -> Result<(), (E, TrackError)> {
         let size = self.size(&event);
-        let state = self.lock();
+        let mut state = self.lock();
         if let Err(error) = self.admit(&state) {
             self.reject(state, error);
             return Err((event, error));
         }
+        seeded_gap!("a value is counted under a later lock than the phase is looked at", state = self.lock());
         self.push(state, event, size, None);
         Ok(())
     }
@@ -262,7 +267,8 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     pub(super) fn leave_line(&self, place: u64) {
         let mut state = self.lock();
         let waker = state.line.remove(&place);
-        let wakers = if state.called.remove(&place) { state.call_waiting(self.batching.capacity) } else { Vec::new() };
+        let has_slot = state.called.remove(&place) && !seeded!("a slot that is not taken is lost");
+        let wakers = if has_slot { state.call_waiting(self.batching.capacity) } else { Vec::new() };
         drop(state);
         drop(waker);
         wakers.into_iter().for_each(Waker::wake);
@@ -277,7 +283,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         if is_dead {
             self.end_all(Ending::Aborted);
         }
-        if is_last {
+        if is_last && !seeded!("the last permit of a source wakes nobody") {
             self.shard.registry.wake_waiters();
         }
     }
@@ -330,6 +336,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         let waker = waker.clone();
         let mut state = self.lock();
         let has_ended = state.ended_to() >= target;
+        seeded_gap!("a flush registers after its look", state = self.lock());
         // A flush that is polled again and again leaves one waker of each task.
         if !has_ended && !state.waiting.iter().any(|(at, other)| *at == target && other.will_wake(&waker)) {
             state.waiting.push((target, waker));
@@ -348,8 +355,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
 impl<E> EventQueue<E> {
     #[inline]
     pub(super) fn lock(&self) -> MutexGuard<'_, State<E>> {
-        // No user code runs under the lock.
-        self.state.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state.0)
     }
 }
 

@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
     panic::Location,
-    sync::MutexGuard,
     task::Waker,
 };
 
@@ -22,6 +21,7 @@ use crate::{
         flight::{Ack, Flight, Piece},
         queue::EventQueue,
     },
+    util::sync::MutexGuard,
 };
 
 pub(super) struct State<E> {

@@ -1,4 +1,4 @@
-//! The locks and atomics of the registry: std's, or loom's where its models run.
+//! The locks and atomics of the registry and of the sinks: std's, or loom's where their models run.
 
 #[cfg(not(all(test, track_events_loom)))]
 pub(crate) use std::{

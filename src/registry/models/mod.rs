@@ -1,7 +1,7 @@
-//! Models of the registry: loom runs each of them in every order that the memory model allows, or in every order with a
-//! few preemptions where those would be too many.
+//! Models of the registry, and what the models of the sinks need as well. Loom runs each of them in every order that the
+//! memory model allows, or in every order with a few preemptions where those would be too many.
 //!
-//! `scripts/loom` builds and runs them. In such a build the locks and atomics of the registry are loom's
+//! `scripts/loom` builds and runs them. In such a build the locks and atomics of the registry and of the sinks are loom's
 //! (`util::sync`), and its source is otherwise the one that is released. Reference counts are std's, as is what the
 //! models themselves observe: that is true at the instant at which it is observed.
 //!
@@ -20,8 +20,6 @@ mod closing;
 mod drains;
 mod exchange;
 mod last_call;
-mod queue;
-mod sources;
 
 use std::{
     borrow::Cow,
@@ -40,12 +38,12 @@ use crate::{
     util::{reentrancy, sync::seeded},
 };
 
-type Shard = Arc<registry::Shard<()>>;
-type Ticket = registry::Ticket<()>;
-type Waiter = registry::Waiter<()>;
+type Shard<C = ()> = Arc<registry::Shard<C>>;
+type Ticket<C = ()> = registry::Ticket<C>;
+type Waiter<C = ()> = registry::Waiter<C>;
 
 /// For what the models observe, which is not a part of them.
-const OBSERVED: sync::atomic::Ordering = sync::atomic::Ordering::SeqCst;
+pub(crate) const OBSERVED: sync::atomic::Ordering = sync::atomic::Ordering::SeqCst;
 
 std::thread_local! {
     /// Loom runs all threads of a model on one thread.
@@ -58,26 +56,26 @@ pub(crate) fn is_seeded(mistake: &str) -> bool {
 
 /// How many times threads are preempted in one execution.
 #[derive(Clone, Copy)]
-enum Depth {
+pub(crate) enum Depth {
     Any,
     AtMost(usize),
 }
 
-struct Model {
-    name: &'static str,
-    depth: Depth,
-    run: fn(),
+pub(crate) struct Model {
+    pub(crate) name: &'static str,
+    pub(crate) depth: Depth,
+    pub(crate) run: fn(),
 }
 
 impl Model {
     /// Runs all executions, and prints how many these were.
-    fn holds(self) {
+    pub(crate) fn holds(self) {
         SEEDED.set(None);
         self.explore();
     }
 
     /// Runs executions until one fails.
-    fn with(self, mistake: &'static str) {
+    pub(crate) fn with(self, mistake: &'static str) {
         SEEDED.set(Some(mistake));
         self.explore();
     }
@@ -146,16 +144,15 @@ macro_rules! finds {
     };
 }
 
-use {finds, models};
+pub(crate) use {finds, models};
 
 /// A registry with two shards, and what was observed of it.
-#[derive(Clone)]
-struct World {
-    registry: Arc<Registry<()>>,
-    shards: [Shard; 2],
+pub(crate) struct World<C = ()> {
+    pub(crate) registry: Arc<Registry<C>>,
+    pub(crate) shards: [Shard<C>; 2],
     /// Whether a drain has ended.
     is_drained: Arc<sync::atomic::AtomicBool>,
-    accepted: Arc<sync::atomic::AtomicU64>,
+    pub(crate) accepted: Arc<sync::atomic::AtomicU64>,
     /// Asserted when all threads have finished: a panic elsewhere would be one of the model, and would not say what was
     /// wrong.
     wrong: Arc<sync::Mutex<Vec<&'static str>>>,
@@ -163,7 +160,13 @@ struct World {
 
 impl World {
     fn new(capacity: u32) -> Self {
-        let shards = Registry::build(capacity, 2, ());
+        Self::with(capacity, ())
+    }
+}
+
+impl<C> World<C> {
+    pub(crate) fn with(capacity: u32, context: C) -> Self {
+        let shards = Registry::build(capacity, 2, context);
         Self {
             registry: Arc::clone(shards.registry()),
             shards: [0, 1].map(|index| Arc::clone(shards.get(index))),
@@ -173,24 +176,24 @@ impl World {
         }
     }
 
-    fn expect(&self, is_right: bool, wrong: &'static str) {
+    pub(crate) fn expect(&self, is_right: bool, wrong: &'static str) {
         if !is_right {
             self.wrong.lock().unwrap().push(wrong);
         }
     }
 
     #[track_caller]
-    fn check(&self) {
+    pub(crate) fn check(&self) {
         let wrong = self.wrong.lock().unwrap();
         assert!(wrong.is_empty(), "{wrong:?}");
     }
 
-    fn is_drained(&self) -> bool {
+    pub(crate) fn is_drained(&self) -> bool {
         self.is_drained.load(OBSERVED)
     }
 
     /// Accepts something, if the registry does.
-    fn accept(&self, accept: impl FnOnce() -> Result<Ticket, TrackError>) -> Result<Ticket, TrackError> {
+    fn accept(&self, accept: impl FnOnce() -> Result<Ticket<C>, TrackError>) -> Result<Ticket<C>, TrackError> {
         let was_drained = self.is_drained();
         let accepted = accept();
         if accepted.is_ok() {
@@ -201,55 +204,55 @@ impl World {
     }
 
     /// Tracks an event from outside of all events and requests.
-    fn track(&self, shard: usize) -> Result<Ticket, TrackError> {
+    pub(crate) fn track(&self, shard: usize) -> Result<Ticket<C>, TrackError> {
         let ticket = self.accept(|| self.shards[shard].track(event()))?;
         self.accepted.fetch_add(1, OBSERVED);
         Ok(ticket)
     }
 
     /// Tracks an event from outside while it must be accepted, or may be rejected because a drain is closing.
-    fn must_track(&self, shard: usize) -> Option<Ticket> {
+    pub(crate) fn must_track(&self, shard: usize) -> Option<Ticket<C>> {
         let tracked = self.track(shard);
         self.expect(tracked.is_ok(), "an event was rejected that had to be accepted");
         tracked.ok()
     }
 
     /// Tracks an event while the registry is neither closed nor full.
-    fn must_track_inside(&self, shard: usize) -> Option<Ticket> {
+    pub(crate) fn must_track_inside(&self, shard: usize) -> Option<Ticket<C>> {
         self.inside(|| self.must_track(shard))
     }
 
     /// Runs code as a part of an event or a request.
-    fn inside<T>(&self, run: impl FnOnce() -> T) -> T {
+    pub(crate) fn inside<T>(&self, run: impl FnOnce() -> T) -> T {
         reentrancy::enter(self.registry.id(), run)
     }
 
     /// Opens a request, unless the registry is closed.
-    fn open_request(&self, shard: usize) -> Option<Ticket> {
+    fn open_request(&self, shard: usize) -> Option<Ticket<C>> {
         self.open(shard, Arc::new(NothingKept))
     }
 
-    fn open(&self, shard: usize, request: Arc<dyn OpenRequest>) -> Option<Ticket> {
+    fn open(&self, shard: usize, request: Arc<dyn OpenRequest>) -> Option<Ticket<C>> {
         let open = || self.shards[shard].open_request(Instant::now(), request).ok_or(TrackError::Closed);
         self.accept(open).ok()
     }
 
-    fn guard(&self, shard: usize) -> Result<Ticket, TrackError> {
+    fn guard(&self, shard: usize) -> Result<Ticket<C>, TrackError> {
         self.accept(|| self.shards[shard].guard(Location::caller(), Instant::now(), Origin::Anywhere))
     }
 
-    fn reserve(&self, shard: usize) -> Result<Ticket, TrackError> {
+    fn reserve(&self, shard: usize) -> Result<Ticket<C>, TrackError> {
         self.accept(|| self.shards[shard].reserve(Location::caller(), Instant::now()))
     }
 
-    fn fill(&self, permit: Ticket) -> Ticket {
+    fn fill(&self, permit: Ticket<C>) -> Ticket<C> {
         self.accepted.fetch_add(1, OBSERVED);
         let ticket = permit.into_event(event());
         self.expect(!self.is_drained(), "the drain was over while something was open");
         ticket
     }
 
-    fn end(&self, ticket: impl IntoIterator<Item = Ticket>) {
+    pub(crate) fn end(&self, ticket: impl IntoIterator<Item = Ticket<C>>) {
         for ticket in ticket {
             self.expect(!self.is_drained(), "the drain was over while something was open");
             ticket.end(Ending::Completed, None);
@@ -257,7 +260,7 @@ impl World {
     }
 
     /// The counts at one instant.
-    fn look(&self) -> Snapshot {
+    pub(crate) fn look(&self) -> Snapshot {
         let now = self.registry.snapshot();
         self.expect(now.accepted == now.ended.total() + now.pending, "an event is neither pending nor ended");
         self.expect(now.pending + now.reserved <= self.registry.capacity(), "more was accepted than there is capacity");
@@ -265,7 +268,7 @@ impl World {
     }
 
     /// Everything has ended, and all capacity is free.
-    fn check_empty(&self) {
+    pub(crate) fn check_empty(&self) {
         self.check();
         let now = self.look();
         assert_eq!((now.holders(), now.pending), (0, 0), "something is still open");
@@ -278,7 +281,7 @@ impl World {
     }
 
     /// Everything has ended, and a drain has.
-    fn check_drained(&self) {
+    pub(crate) fn check_drained(&self) {
         self.check();
         let now = self.look();
         assert_eq!((now.holders(), now.pending), (0, 0), "something is still open");
@@ -286,6 +289,19 @@ impl World {
         for shard in [0, 1] {
             assert_eq!(self.track(shard).err(), Some(TrackError::Closed), "something was accepted after the drain");
             assert!(self.open_request(shard).is_none(), "something was accepted after the drain");
+        }
+    }
+}
+
+impl<C> Clone for World<C> {
+    fn clone(&self) -> Self {
+        let Self { registry, shards, is_drained, accepted, wrong } = self;
+        Self {
+            registry: Arc::clone(registry),
+            shards: shards.clone(),
+            is_drained: Arc::clone(is_drained),
+            accepted: Arc::clone(accepted),
+            wrong: Arc::clone(wrong),
         }
     }
 }
@@ -321,19 +337,19 @@ impl Wake for Wakes {
 
 /// A task that is polled when it is woken.
 #[derive(Default)]
-struct Task {
+pub(crate) struct Task {
     wakes: Arc<Wakes>,
     seen: Option<usize>,
 }
 
 impl Task {
     /// To be called before each poll.
-    fn waker(&mut self) -> Waker {
+    pub(crate) fn waker(&mut self) -> Waker {
         self.seen = Some(self.wakes.0.load(Ordering::Acquire));
         Waker::from(Arc::clone(&self.wakes))
     }
 
-    fn is_woken(&self) -> bool {
+    pub(crate) fn is_woken(&self) -> bool {
         self.seen.is_none_or(|seen| self.wakes.0.load(Ordering::Acquire) > seen)
     }
 
@@ -345,7 +361,7 @@ impl Task {
 
 /// The quiet period of a drain.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Quiet {
+pub(crate) enum Quiet {
     /// There is none.
     None,
     /// It is over at once.
@@ -355,18 +371,18 @@ enum Quiet {
 }
 
 /// The poll of a drain (`drain`), without a limit and a timer.
-struct Drain {
-    world: World,
+pub(crate) struct Drain<C = ()> {
+    world: World<C>,
     task: Task,
-    waiter: Waiter,
+    waiter: Waiter<C>,
     quiet: Quiet,
     quiet_since: Option<u64>,
-    is_closing: bool,
-    is_over: bool,
+    pub(crate) is_closing: bool,
+    pub(crate) is_over: bool,
 }
 
-impl Drain {
-    fn new(world: &World, quiet: Quiet) -> Self {
+impl<C> Drain<C> {
+    pub(crate) fn new(world: &World<C>, quiet: Quiet) -> Self {
         Self {
             world: world.clone(),
             task: Task::default(),
@@ -378,7 +394,7 @@ impl Drain {
         }
     }
 
-    fn poll(&mut self) {
+    pub(crate) fn poll(&mut self) {
         let waker = self.task.waker();
         let is_late = seeded!("a drain registers after its last look");
         if !is_late {
@@ -420,7 +436,7 @@ impl Drain {
     }
 
     /// Polls once, and again if it was woken meanwhile.
-    fn poll_twice(&mut self) {
+    pub(crate) fn poll_twice(&mut self) {
         self.poll();
         if !self.is_over && self.task.is_woken() {
             self.poll();
@@ -428,14 +444,14 @@ impl Drain {
     }
 
     /// Polls while it is woken.
-    fn poll_on(&mut self) {
+    pub(crate) fn poll_on(&mut self) {
         while !self.is_over && self.task.is_woken() {
             self.poll();
         }
     }
 
     /// Everything has ended, and so must the drain.
-    fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         self.world.check();
         self.poll_on();
         assert!(self.is_over, "nobody woke the drain");
