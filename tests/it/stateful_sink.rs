@@ -1,12 +1,12 @@
-//! Sequences of operations on a sink whose store takes, fails, panics and hangs, and sends and reserves itself, with a
-//! model beside it that knows for each value where it must be.
+//! Sequences of operations on a sink whose store takes, fails in each way, panics, hangs, is not ready, and sends and
+//! reserves itself, with a model beside it that knows for each value where it must be.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
-    task::Poll,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -17,14 +17,19 @@ use tokio::{
     time::{advance, pause},
 };
 use tokio_test::task::{self, Spawn};
+use tower::{BoxError, Service, layer::layer_fn};
 use tower_track_events::{
-    Batch, Drain, DrainError, DrainGuard, EventSender, OpenItem, OpenKind, SendPermit, TrackError, TrackEventsHandle,
-    Undelivered, WaitIdleError,
+    AckError, Batch, Drain, DrainError, DrainGuard, EventSender, OpenItem, OpenKind, SendPermit, SinkError, Snapshot,
+    TrackError, TrackEventsHandle, TrySendError, Undelivered, WaitIdleError,
 };
 
 use crate::support::{assert_conserved, run_tasks};
 
 type Wait = Pin<Box<dyn Future<Output = Result<(), WaitIdleError>> + Send>>;
+type Sending = Pin<Box<dyn Future<Output = Result<(), AckError<u32>>> + Send>>;
+
+/// Values of senders that wait have larger numbers: it is not known in advance in which order they are accepted.
+const FIRST_OF_WAITING: u32 = 1 << 16;
 
 #[derive(Clone, Copy, Debug)]
 enum Act {
@@ -36,17 +41,34 @@ enum Act {
     Send,
     /// Reserves a permit, which stays when the batch has been taken.
     Reserve,
+    Permanent,
+    Split,
+    /// With one index, which may be out of range.
+    Reject(usize),
+    RetryWithout(usize),
+    RetryOnly(usize),
+}
+
+/// What `poll_ready` of the service does instead of being ready.
+#[derive(Clone, Copy, Debug)]
+enum Readiness {
+    Wait,
+    Fail,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     Send(u8),
+    /// Waits for capacity, and for the delivery if it is true.
+    SendAndWait(bool),
+    DropSend,
     Reserve,
     UsePermit,
     DropPermit,
     TakeGuard,
     DropGuard,
     Script(Act),
+    IsNotReady(Readiness),
     Release,
     RunTasks,
     Advance(u64),
@@ -65,6 +87,7 @@ struct Setup {
     max_delay: u64,
     has_on_undelivered: bool,
     max_attempts: Option<u32>,
+    max_in_flight: usize,
 }
 
 /// Who is accepted.
@@ -86,24 +109,31 @@ struct Senders {
     rejected: u64,
     rejected_closed: u64,
     permits: Vec<SendPermit<u32>>,
+    /// How many senders wait, each of which may have been given a slot.
+    waiting: usize,
+    /// The service has failed twice in a row before it was called.
+    is_dead: bool,
 }
 
 impl Senders {
-    fn expects(&self, is_inside: bool) -> Result<(), TrackError> {
-        let now = self.handle.snapshot();
+    /// Asserts that a value or a permit is accepted, or rejected for the right reason.
+    fn expect(&self, rejected: Option<TrackError>, before: &Snapshot, is_inside: bool) {
+        let taken = (before.pending + before.reserved) as usize;
         match self.phase {
-            Phase::Drained => Err(TrackError::Closed),
-            Phase::Closing if !is_inside => Err(TrackError::Closed),
-            _ if (now.pending + now.reserved) as usize >= self.capacity => Err(TrackError::Full),
-            _ => Ok(()),
+            Phase::Drained => assert_eq!(rejected, Some(TrackError::Closed)),
+            _ if self.is_dead => assert_eq!(rejected, Some(TrackError::Closed)),
+            Phase::Closing if !is_inside => assert_eq!(rejected, Some(TrackError::Closed)),
+            _ if taken >= self.capacity => assert_eq!(rejected, Some(TrackError::Full)),
+            _ if taken + self.waiting < self.capacity => assert_eq!(rejected, None),
+            _ => assert!(matches!(rejected, None | Some(TrackError::Full)), "{rejected:?}"),
         }
     }
 
     fn send(&mut self, is_inside: bool) {
-        let expected = self.expects(is_inside);
+        let before = self.handle.snapshot();
         let Some(sender) = &self.sender else { return };
         let result = sender.try_send(self.accepted);
-        assert_eq!(result.as_ref().map_err(|error| error.reason).copied(), expected);
+        self.expect(result.err().map(|error| error.reason), &before, is_inside);
         match result {
             Ok(()) => self.accepted += 1,
             Err(error) => {
@@ -114,10 +144,10 @@ impl Senders {
     }
 
     fn reserve(&mut self, is_inside: bool) {
-        let expected = self.expects(is_inside);
+        let before = self.handle.snapshot();
         let Some(sender) = &self.sender else { return };
         let result = sender.try_reserve();
-        assert_eq!(result.as_ref().err().copied(), expected.err());
+        self.expect(result.as_ref().err().copied(), &before, is_inside);
         match result {
             Ok(permit) => {
                 self.permits.push(permit);
@@ -136,6 +166,7 @@ impl Senders {
 #[derive(Clone)]
 struct Store {
     script: Arc<Mutex<VecDeque<Act>>>,
+    readiness: Arc<Mutex<VecDeque<Readiness>>>,
     /// What was acknowledged.
     taken: Arc<Mutex<Vec<u32>>>,
     release: Arc<Notify>,
@@ -143,19 +174,79 @@ struct Store {
 }
 
 impl Store {
-    async fn deliver(self, batch: Batch<u32>) -> Result<(), &'static str> {
+    async fn deliver(self, batch: Batch<u32>) -> Result<(), SinkError> {
         let act = self.script.lock().unwrap().pop_front().unwrap_or(Act::Take);
+        let takes_all_but = |index: usize| {
+            if index < batch.len() {
+                let others = batch.iter().enumerate().filter(|(other, _)| *other != index);
+                self.taken.lock().unwrap().extend(others.map(|(_, value)| value));
+            }
+        };
         match act {
             Act::Take => {}
-            Act::Fail => return Err("down"),
+            Act::Fail => return Err(SinkError::retry("down")),
             Act::Panic => panic!("a sink that panics"),
             Act::Hang => self.release.notified().await,
             Act::Send => self.senders.lock().unwrap().send(true),
             Act::Reserve => self.senders.lock().unwrap().reserve(true),
+            Act::Permanent => return Err(SinkError::permanent("401")),
+            Act::Split => return Err(SinkError::split("413")),
+            Act::RetryWithout(index) => return Err(SinkError::retry_without([index], "a bad row")),
+            Act::Reject(index) => {
+                takes_all_but(index);
+                return Err(SinkError::rejected([index], "a bad row"));
+            }
+            Act::RetryOnly(index) => {
+                takes_all_but(index);
+                return Err(SinkError::retry_only([index], "a locked row"));
+            }
         }
         // Nothing is awaited from here on, so what is noted is acknowledged.
         self.taken.lock().unwrap().extend(batch.iter());
         Ok(())
+    }
+}
+
+/// Around the store: it may be not ready.
+struct Gate<S> {
+    service: S,
+    store: Store,
+    waits: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    failures: u32,
+}
+
+impl<S: Service<Batch<u32>, Error = BoxError>> Service<Batch<u32>> for Gate<S> {
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        if self.waits.is_none() {
+            match self.store.readiness.lock().unwrap().pop_front() {
+                None => {}
+                Some(Readiness::Wait) => {
+                    let release = Arc::clone(&self.store.release);
+                    self.waits = Some(Box::pin(async move { release.notified().await }));
+                }
+                Some(Readiness::Fail) => {
+                    self.failures += 1;
+                    if self.failures == 2 {
+                        self.store.senders.lock().unwrap().is_dead = true;
+                    }
+                    return Poll::Ready(Err("not ready".into()));
+                }
+            }
+        }
+        if let Some(waits) = &mut self.waits {
+            ready!(waits.as_mut().poll(cx));
+            self.waits = None;
+        }
+        self.failures = 0;
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, batch: Batch<u32>) -> S::Future {
+        self.service.call(batch)
     }
 }
 
@@ -168,6 +259,16 @@ enum Until {
     Idle,
 }
 
+/// A sender that waits: for capacity, or for the delivery.
+struct WaitingSend {
+    send: Spawn<Sending>,
+    value: u32,
+    is_acked: bool,
+    is_new: bool,
+    /// Its value was not accepted.
+    has_no_slot: bool,
+}
+
 /// The sink under test and what is held of it, with the model.
 struct System {
     setup: Setup,
@@ -176,7 +277,11 @@ struct System {
     undelivered: Arc<Mutex<Vec<u32>>>,
     guards: Vec<DrainGuard>,
     waits: Vec<(Spawn<Wait>, Until)>,
+    sends: Vec<WaitingSend>,
+    next_waiting: u32,
     drains: Vec<Spawn<Drain>>,
+    /// Values end in the order in which they were accepted.
+    keeps_order: bool,
     /// The sink may not have dropped a batch that was taken away from it.
     is_detached: bool,
 }
@@ -193,9 +298,12 @@ impl System {
             rejected: 0,
             rejected_closed: 0,
             permits: Vec::new(),
+            waiting: 0,
+            is_dead: false,
         };
         let store = Store {
             script: Arc::default(),
+            readiness: Arc::default(),
             taken: Arc::default(),
             release: Arc::default(),
             senders: Arc::new(Mutex::new(senders)),
@@ -205,6 +313,7 @@ impl System {
             .sink("row")
             .capacity(setup.capacity)
             .max_batch(setup.max_batch)
+            .max_in_flight(setup.max_in_flight)
             .max_delay(Duration::from_millis(setup.max_delay))
             .deliver_timeout(Duration::from_millis(50))
             .backoff(Duration::from_millis(5), Duration::from_millis(20));
@@ -216,9 +325,13 @@ impl System {
             builder =
                 builder.on_undelivered(move |values: Undelivered<u32>| into.lock().unwrap().extend(values.iter()));
         }
-        let delivering = store.clone();
+        let (delivering, gate) = (store.clone(), store.clone());
         let deliver = move |batch| delivering.deliver(batch);
-        store.senders.lock().unwrap().sender = Some(builder.deliver(deliver).unwrap());
+        let builder =
+            builder.layer(layer_fn(|service| Gate { service, store: gate.clone(), waits: None, failures: 0 }));
+        let sender = builder.deliver(deliver).unwrap();
+        store.senders.lock().unwrap().sender = Some(sender);
+        drop(gate);
         Self {
             setup,
             handle,
@@ -226,7 +339,10 @@ impl System {
             undelivered,
             guards: Vec::new(),
             waits: Vec::new(),
+            sends: Vec::new(),
+            next_waiting: FIRST_OF_WAITING,
             drains: Vec::new(),
+            keeps_order: setup.max_in_flight == 1,
             is_detached: false,
         }
     }
@@ -242,6 +358,11 @@ impl System {
     async fn run(&mut self, operation: Operation) {
         match operation {
             Operation::Send(count) => (0..count).for_each(|_| self.senders().send(false)),
+            Operation::SendAndWait(is_acked) => self.send_and_wait(is_acked),
+            Operation::DropSend => {
+                drop(self.sends.pop());
+                self.senders().waiting = self.sends.len();
+            }
             Operation::Reserve => self.senders().reserve(false),
             Operation::UsePermit => {
                 let mut senders = self.senders();
@@ -256,7 +377,11 @@ impl System {
             }
             Operation::TakeGuard => self.take_guard(),
             Operation::DropGuard => drop(self.guards.pop()),
-            Operation::Script(act) => self.store.script.lock().unwrap().push_back(act),
+            Operation::Script(act) => {
+                self.keeps_order &= !matches!(act, Act::RetryWithout(_) | Act::RetryOnly(_));
+                self.store.script.lock().unwrap().push_back(act);
+            }
+            Operation::IsNotReady(readiness) => self.store.readiness.lock().unwrap().push_back(readiness),
             Operation::Release => self.store.release.notify_one(),
             Operation::RunTasks => self.run_tasks().await,
             Operation::Advance(by) => {
@@ -286,7 +411,48 @@ impl System {
             }
         }
         self.poll_drains();
+        self.poll_sends();
         self.check();
+    }
+
+    fn send_and_wait(&mut self, is_acked: bool) {
+        let (sender, value) = (self.sender(), self.next_waiting);
+        self.next_waiting += 1;
+        let send = async move {
+            if is_acked { sender.send_acked(value).await } else { sender.send(value).await.map_err(AckError::NotSent) }
+        };
+        let send = task::spawn(Box::pin(send) as Sending);
+        self.sends.push(WaitingSend { send, value, is_acked, is_new: true, has_no_slot: true });
+        self.senders().waiting = self.sends.len();
+    }
+
+    fn poll_sends(&mut self) {
+        for mut waiting in mem::take(&mut self.sends) {
+            let before = self.handle.snapshot().accepted;
+            // Nothing has changed for one that was not woken.
+            let must_poll = mem::take(&mut waiting.is_new) || waiting.send.is_woken();
+            let polled = if must_poll { waiting.send.poll() } else { Poll::Pending };
+            let accepted = (self.handle.snapshot().accepted - before) as u32;
+            let mut senders = self.senders();
+            senders.accepted += accepted;
+            let is_closed = senders.phase != Phase::Open || senders.is_dead;
+            let is_taken = self.store.taken.lock().unwrap().contains(&waiting.value);
+            match polled {
+                Poll::Pending => {
+                    drop(senders);
+                    waiting.has_no_slot &= accepted == 0;
+                    self.sends.push(waiting);
+                }
+                Poll::Ready(Ok(())) => assert!(is_taken || !waiting.is_acked, "acknowledged, and not taken"),
+                Poll::Ready(Err(AckError::NotSent(TrySendError { event, reason }))) => {
+                    assert_eq!((event, reason, is_closed), (waiting.value, TrackError::Closed, true));
+                    senders.rejects(reason);
+                }
+                Poll::Ready(Err(AckError::Undelivered { .. })) => assert!(!is_taken, "taken, and not acknowledged"),
+                Poll::Ready(Err(other)) => panic!("{other}"),
+            }
+        }
+        self.senders().waiting = self.sends.len();
     }
 
     async fn run_tasks(&mut self) {
@@ -310,17 +476,21 @@ impl System {
     fn wait(&mut self, wait: impl Future<Output = Result<(), WaitIdleError>> + Send + 'static, until: Until) {
         let mut wait = task::spawn(Box::pin(wait) as Wait);
         let is_over = wait.poll().is_ready();
-        assert_eq!(is_over, self.is_over(until), "{until:?}");
+        self.expect_over(is_over, until);
         if !is_over {
             self.waits.push((wait, until));
         }
     }
 
-    fn is_over(&self, until: Until) -> bool {
+    fn expect_over(&self, is_over: bool, until: Until) {
         let now = self.handle.snapshot();
         match until {
-            Until::Ended(count) => now.ended.total() as usize >= count,
-            Until::Idle => now.pending == 0,
+            Until::Ended(count) => {
+                // Values may end in another order than that in which they were accepted.
+                assert!(!is_over || now.ended.total() as usize >= count, "{until:?}: {now:?}");
+                assert!(is_over || now.pending > 0, "{until:?}: {now:?}");
+            }
+            Until::Idle => assert_eq!(is_over, now.pending == 0, "{until:?}: {now:?}"),
         }
     }
 
@@ -328,7 +498,7 @@ impl System {
         for (mut wait, until) in mem::take(&mut self.waits) {
             let is_woken = wait.is_woken();
             let is_over = wait.poll().is_ready();
-            assert_eq!(is_over, self.is_over(until), "{until:?}: {:?}", self.handle.snapshot());
+            self.expect_over(is_over, until);
             assert!(is_woken || !is_over, "nothing woke a wait");
             if !is_over {
                 self.waits.push((wait, until));
@@ -404,9 +574,19 @@ impl System {
         // Each value is acknowledged, handed over, dropped or pending; in order, and once.
         let taken = self.store.taken.lock().unwrap().clone();
         let undelivered = self.undelivered.lock().unwrap().clone();
-        assert!(taken.is_sorted_by(|one, next| one < next), "not in order: {taken:?}");
-        assert!(undelivered.is_sorted_by(|one, next| one < next), "not in order: {undelivered:?}");
-        assert!(taken.iter().all(|value| !undelivered.contains(value)), "acknowledged and handed over");
+        let once: HashSet<_> = taken.iter().chain(&undelivered).collect();
+        assert_eq!(once.len(), taken.len() + undelivered.len(), "not once: {taken:?} {undelivered:?}");
+        if self.keeps_order {
+            for values in [&taken, &undelivered] {
+                let values = values.iter().filter(|value| **value < FIRST_OF_WAITING);
+                assert!(values.is_sorted(), "not in order: {taken:?} {undelivered:?}");
+            }
+        }
+        // A slot that is free was given to a sender, which was polled.
+        let is_open = senders.phase == Phase::Open && !senders.is_dead;
+        let is_full = (now.pending + now.reserved) as usize == self.setup.capacity;
+        let waits = self.sends.iter().any(|send| send.has_no_slot);
+        assert!(!is_open || !waits || is_full, "a sender waits while a slot is free");
         assert_eq!(now.ended.completed as usize, taken.len(), "{now:?}");
         let not_taken = (now.ended.failed + now.ended.aborted) as usize;
         let handed_over = if self.setup.has_on_undelivered { undelivered.len() } else { not_taken };
@@ -416,19 +596,25 @@ impl System {
     /// The store takes everything from now on: no wait and no drain hangs.
     async fn end(&mut self) {
         self.store.script.lock().unwrap().clear();
+        self.store.readiness.lock().unwrap().clear();
         drop(mem::take(&mut self.senders().permits));
         self.guards.clear();
         // An attempt that hangs reaches its time limit, and the next is made after a pause.
-        for _ in 0..20 {
+        for _ in 0..60 {
+            self.store.release.notify_waiters();
             advance(Duration::from_millis(60)).await;
             run_tasks().await;
             // A wait for idleness flushes what was sent since its last poll.
             self.poll_waits();
+            self.poll_sends();
         }
         assert!(self.waits.is_empty(), "a wait hangs");
+        assert!(self.sends.iter().all(|send| !send.is_acked && send.has_no_slot), "a sender hangs");
         let report = self.handle.drain(Duration::from_secs(1)).await.expect("nothing is left");
         assert_eq!(report.accepted, u64::from(self.senders().accepted));
         self.senders().phase = Phase::Drained;
+        self.poll_sends();
+        assert!(self.sends.is_empty(), "a sender hangs");
         self.senders().send(false);
         self.check();
         // The store holds a sender of its own sink.
@@ -443,17 +629,26 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         Just(Act::Panic),
         Just(Act::Hang),
         Just(Act::Send),
-        Just(Act::Reserve)
+        Just(Act::Reserve),
+        Just(Act::Permanent),
+        Just(Act::Split),
+        (0..5_usize).prop_map(Act::Reject),
+        (0..5_usize).prop_map(Act::RetryWithout),
+        (0..5_usize).prop_map(Act::RetryOnly),
     ];
+    let readiness = prop_oneof![3 => Just(Readiness::Wait), 1 => Just(Readiness::Fail)];
     let limit = prop_oneof![Just(0), Just(30), Just(100)];
     let operation = prop_oneof![
         6 => (1..4_u8).prop_map(Operation::Send),
+        3 => any::<bool>().prop_map(Operation::SendAndWait),
+        1 => Just(Operation::DropSend),
         2 => Just(Operation::Reserve),
         2 => Just(Operation::UsePermit),
         1 => Just(Operation::DropPermit),
         1 => Just(Operation::TakeGuard),
         2 => Just(Operation::DropGuard),
         4 => act.prop_map(Operation::Script),
+        1 => readiness.prop_map(Operation::IsNotReady),
         2 => Just(Operation::Release),
         6 => Just(Operation::RunTasks),
         4 => (1..30_u64).prop_map(Operation::Advance),
@@ -469,13 +664,14 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
 
 fn setup() -> impl Strategy<Value = Setup> {
     let max_delay = prop_oneof![Just(0), Just(10), Just(100_000)];
-    (1..12_usize, 1..5_usize, max_delay, any::<bool>(), prop::option::of(1..4_u32)).prop_map(
-        |(capacity, max_batch, max_delay, has_on_undelivered, max_attempts)| Setup {
+    (1..12_usize, 1..5_usize, max_delay, any::<bool>(), prop::option::of(1..4_u32), 1..4_usize).prop_map(
+        |(capacity, max_batch, max_delay, has_on_undelivered, max_attempts, max_in_flight)| Setup {
             capacity,
             max_batch,
             max_delay,
             has_on_undelivered,
             max_attempts,
+            max_in_flight,
         },
     )
 }
