@@ -97,6 +97,11 @@ impl<E: Send + Sync + 'static, D, M> fmt::Debug for Deliver<E, D, M> {
 /// error in it would be ignored as well: add a `?`.
 ///
 /// The trait is sealed. `M` is for the compiler, which finds it.
+#[diagnostic::on_unimplemented(
+    message = "a delivery cannot return `{Self}`",
+    label = "returns a `{Self}`",
+    note = "a delivery returns `()`, or a `Result` whose error converts into a `Box<dyn Error + Send + Sync>`"
+)]
 pub trait DeliveryOutput<M> {
     #[doc(hidden)]
     fn into_result(self) -> Result<(), BoxError>;
