@@ -15,7 +15,7 @@ use tokio::time::{Instant, interval};
 use tokio_stream::wrappers::IntervalStream;
 use tower_track_events::{SinkSnapshot, Snapshot};
 
-use crate::Shop;
+use crate::api::Shop;
 
 pub(crate) async fn page() -> Html<&'static str> {
     Html(include_str!("page.html"))
