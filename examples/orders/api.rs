@@ -18,7 +18,7 @@ use serde_json::json;
 use tower_track_events::{EventSender, Snapshot, TrackEventsHandle, TrackEventsLayer};
 use uuid::Uuid;
 
-use crate::{page, store::OrderRow};
+use crate::store::OrderRow;
 
 #[derive(Clone)]
 pub(crate) struct Shop {
@@ -34,9 +34,6 @@ pub(crate) fn router(shop: Shop) -> Router {
         .route("/healthz", get(healthz))
         .route("/stats", get(stats))
         .layer(layer)
-        // Outside of the layer: they show the drain, which would wait for them.
-        .route("/", get(page::page))
-        .route("/live", get(page::live))
         .with_state(shop)
 }
 

@@ -33,7 +33,7 @@ use std::{
 use tokio::net::TcpListener;
 use tower_track_events::{Stop, TrackEventsHandle};
 
-use crate::{api::Shop, settings::Settings, store::OrderRow};
+use crate::{api::Shop, page::Pages, settings::Settings, store::OrderRow};
 
 #[tokio::main]
 async fn main() {
@@ -44,13 +44,21 @@ async fn main() {
         process::exit(2)
     });
     let handle = TrackEventsHandle::new();
-    let limit = settings.drain_limit;
+    let (limit, undelivered) = (settings.drain_limit, settings.undelivered());
+    let pages = Pages::new(handle.clone());
     // For a tenth of the limit load balancers see that `/healthz` fails.
     let shutdown = handle.shutdown().limit(limit).readiness_delay(limit / 10);
-    shutdown.serve(|stop| serve(settings, handle, stop)).await.exit()
+    let report = shutdown.serve(|stop| serve(settings, handle, pages.clone(), stop)).await;
+    pages.end(&report, &undelivered).await;
+    report.exit()
 }
 
-async fn serve(settings: Settings, handle: TrackEventsHandle, stop: Stop) -> Result<(), Box<dyn Error + Send + Sync>> {
+async fn serve(
+    settings: Settings,
+    handle: TrackEventsHandle,
+    pages: Pages,
+    stop: Stop,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut db = store::open(&settings.db, settings.ack)
         .map_err(|error| format!("EVENTS_DB must be a file for SQLite, and is {:?}: {error}", settings.db))?;
     let undelivered = settings.undelivered();
@@ -76,7 +84,8 @@ async fn serve(settings: Settings, handle: TrackEventsHandle, stop: Stop) -> Res
             settings.db.display(),
         ),
     );
-    axum::serve(listener, api::router(Shop { orders, handle, ack: settings.ack })).with_graceful_shutdown(stop).await?;
+    let app = api::router(Shop { orders, handle, ack: settings.ack }).merge(pages.routes());
+    axum::serve(listener, app).with_graceful_shutdown(stop).await?;
     Ok(())
 }
 
