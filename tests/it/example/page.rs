@@ -3,7 +3,7 @@
 use std::{env, fs, path::PathBuf, process::Stdio};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use futures_util::{SinkExt, future::join_all};
+use futures_util::{SinkExt, StreamExt, future::join_all};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -120,7 +120,6 @@ async fn states(shop: &Shop) -> Socket {
 
 /// `None` when the process has ended.
 async fn next_state(states: &mut Socket) -> Option<Value> {
-    use futures_util::StreamExt;
     let message = timeout(PATIENCE, states.next()).await.expect("the page is kept up to date")?.ok()?;
     Some(serde_json::from_str(message.to_text().expect("a text")).expect("JSON"))
 }
@@ -150,7 +149,7 @@ async fn under_load_the_page_shows_its_rate() {
     }));
     let shown = async {
         tab.until("number('#rate b') > 50 && number('#pending b') > 0 && number('#written') > 0").await;
-        tab.until("past.length > 20 && document.querySelector('#rate polyline').points.length === past.length").await;
+        tab.until("past.length > 50 && document.querySelector('#rate polyline').points.length === past.length").await;
         tab.looks_right("load").await;
     };
     tokio::select! {
@@ -168,11 +167,11 @@ async fn the_buttons_order_once_at_a_time() {
     let shop = Shop::open(&[("ACK", "1"), ("EVENT_DELAY_MS", "100")]).await;
     let browser = Browser::start().await;
     let mut tab = browser.open(&shop).await;
-    for (count, answer) in [(1, "1 × 201"), (100, "100 × 201")] {
+    for (count, answer) in [(1, "answers: 1 × 201"), (100, "answers: 100 × 201")] {
         tab.until("!document.querySelector('button:disabled')").await;
         let disabled = format!("button('{count}').click(), document.querySelectorAll('button:disabled').length");
         assert_eq!(tab.eval(&disabled).await, 2);
-        tab.until(&format!("text('#answer') === '{answer}' && !document.querySelector('button:disabled')")).await;
+        tab.until(&format!("text('#answers') === '{answer}' && !document.querySelector('button:disabled')")).await;
     }
     assert_eq!(tab.text("#accepted").await, "101");
 
@@ -231,7 +230,7 @@ async fn orders_that_were_not_written_are_shown_in_red_with_their_file() {
 impl Tab {
     async fn order_a_hundred(&mut self) {
         self.eval("button('100').click()").await;
-        self.until("text('#answer') === '100 × 201' && number('#accepted') === 100").await;
+        self.until("text('#answers') === 'answers: 100 × 201' && number('#accepted') === 100").await;
     }
 
     /// Checks the page at each width and in both schemes, and stores screenshots if a folder for them is set.
@@ -295,7 +294,7 @@ const TOO_FAINT: &str = r"(() => {
 /// A headless Chromium, with a profile of its own. Its processes are killed on drop.
 struct Browser {
     child: Child,
-    /// Such as `ws://127.0.0.1:41234`.
+    /// Such as `ws://127.0.0.1:41234/devtools/browser/5ae4c0f2-..`.
     devtools: String,
     _profile: Folder,
 }
@@ -317,10 +316,8 @@ impl Browser {
         let mut browser = Self { child, devtools: String::new(), _profile: profile };
         while browser.devtools.is_empty() {
             let line = timeout(PATIENCE, lines.next_line()).await.expect("it starts").unwrap().expect("it runs");
-            if let Some((devtools, _)) =
-                line.strip_prefix("DevTools listening on ").and_then(|url| url.split_once("/devtools/"))
-            {
-                browser.devtools = devtools.to_owned();
+            if let Some(url) = line.strip_prefix("DevTools listening on ") {
+                browser.devtools = url.to_owned();
             }
         }
         // It would wait for a full pipe.
@@ -330,10 +327,10 @@ impl Browser {
 
     /// Opens the page of a shop, and waits until it shows a state.
     async fn open(&self, shop: &Shop) -> Tab {
-        let mut tab = Tab::connect(&format!("{}/devtools/browser", self.devtools)).await;
+        let mut tab = Tab::connect(&self.devtools).await;
         let target = tab.call("Target.createTarget", json!({ "url": "about:blank" })).await;
-        let id = target["targetId"].as_str().unwrap();
-        let mut tab = Tab::connect(&format!("{}/devtools/page/{id}", self.devtools)).await;
+        let (address, _) = self.devtools.split_once("/browser/").unwrap();
+        let mut tab = Tab::connect(&format!("{address}/page/{}", target["targetId"].as_str().unwrap())).await;
         for domain in ["Log", "Page", "Runtime"] {
             tab.call(&format!("{domain}.enable"), json!({})).await;
         }
