@@ -421,7 +421,7 @@ impl Shop {
         Closed { end: self.process.end().await, folder: self.folder }
     }
 
-    fn database(&self) -> Connection {
+    pub(super) fn database(&self) -> Connection {
         database(self.folder.path())
     }
 

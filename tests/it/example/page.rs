@@ -227,6 +227,26 @@ async fn orders_that_were_not_written_are_shown_in_red_with_their_file() {
     tab.looks_right("failed").await;
 }
 
+#[tokio::test]
+#[ignore = "needs chromium: scripts/page"]
+async fn the_error_of_a_store_and_the_report_after_a_loss_are_shown() {
+    let shop = Shop::open(&[("DRAIN_LIMIT_MS", "1000")]).await;
+    shop.database().execute_batch("DROP TABLE orders").unwrap();
+    // No file can be made there.
+    fs::create_dir(shop.folder.path().join("orders.db.undelivered.jsonl")).unwrap();
+    let browser = Browser::start().await;
+    let mut tab = browser.open(&shop).await;
+    tab.eval("button('1').click()").await;
+    tab.until("number('#failed_attempts') > 0 && text('#error').startsWith('no such table: orders')").await;
+    tab.looks_right("failing").await;
+
+    shop.kill(Signal::TERM);
+    tab.until("text('#state').includes('order.created: 1 panicked')").await;
+    assert_eq!(tab.eval("document.querySelector('#state').className").await, "failed");
+    assert_eq!(shop.end().await.code, Some(1));
+    tab.looks_right("lost").await;
+}
+
 impl Tab {
     async fn order_a_hundred(&mut self) {
         self.eval("button('100').click()").await;
@@ -267,8 +287,8 @@ const HELPERS: &str = "
     var number = selector => Number(text(selector).replace(',', ''))
     var button = count => document.querySelector(`button[data-count='${count}']`)";
 
-/// The texts whose contrast is below 4.5, the least for normal text in WCAG 2, level AA. That does not apply to disabled
-/// buttons.
+/// The texts whose contrast is below 4.5, the least for normal text in WCAG 2, level AA. Disabled buttons are exempt
+/// from that.
 const TOO_FAINT: &str = r"(() => {
     const rgba = color => color.match(/[\d.]+/g).map(Number)
     const luminance = color => rgba(color).slice(0, 3).map(part => part / 255)
@@ -279,8 +299,8 @@ const TOO_FAINT: &str = r"(() => {
         return rgba(color)[3] === 0 ? background(element.parentElement) : color
     }
     const contrast = element => {
-        const [dark, light] = [getComputedStyle(element).color, background(element)].map(luminance).sort((a, b) => a - b)
-        return (light + .05) / (dark + .05)
+        const [one, other] = [getComputedStyle(element).color, background(element)].map(luminance)
+        return (Math.max(one, other) + .05) / (Math.min(one, other) + .05)
     }
     const has_text = element => [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim())
     return [...document.querySelectorAll('body *')]
