@@ -18,6 +18,7 @@
 //!
 //! Exit code: 0 if every order was written, 1 if not or if it could not start, 2 if a setting is invalid.
 
+mod api;
 mod page;
 mod settings;
 mod store;
@@ -26,25 +27,13 @@ use std::{
     error::Error,
     fmt::Display,
     io::{self, Write},
-    num::NonZeroU32,
     process, thread,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
-use axum::{
-    Json, Router,
-    extract::{State, rejection::JsonRejection},
-    http::StatusCode,
-    response::{ErrorResponse, IntoResponse},
-    routing::{get, post},
-};
-use serde::Deserialize;
-use serde_json::json;
 use tokio::net::TcpListener;
-use tower_track_events::{EventSender, Snapshot, Stop, TrackEventsHandle, TrackEventsLayer};
-use uuid::Uuid;
+use tower_track_events::{Stop, TrackEventsHandle};
 
-use crate::{settings::Settings, store::OrderRow};
+use crate::{api::Shop, page::Pages, settings::Settings, store::OrderRow};
 
 #[tokio::main]
 async fn main() {
@@ -55,13 +44,21 @@ async fn main() {
         process::exit(2)
     });
     let handle = TrackEventsHandle::new();
-    let limit = settings.drain_limit;
+    let (limit, undelivered) = (settings.drain_limit, settings.undelivered());
+    let pages = Pages::new(handle.clone());
     // For a tenth of the limit load balancers see that `/healthz` fails.
     let shutdown = handle.shutdown().limit(limit).readiness_delay(limit / 10);
-    shutdown.serve(|stop| serve(settings, handle, stop)).await.exit()
+    let report = shutdown.serve(|stop| serve(settings, handle, pages.clone(), stop)).await;
+    pages.end(&report, &undelivered).await;
+    report.exit()
 }
 
-async fn serve(settings: Settings, handle: TrackEventsHandle, stop: Stop) -> Result<(), Box<dyn Error + Send + Sync>> {
+async fn serve(
+    settings: Settings,
+    handle: TrackEventsHandle,
+    pages: Pages,
+    stop: Stop,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut db = store::open(&settings.db, settings.ack)
         .map_err(|error| format!("EVENTS_DB must be a file for SQLite, and is {:?}: {error}", settings.db))?;
     let undelivered = settings.undelivered();
@@ -87,68 +84,9 @@ async fn serve(settings: Settings, handle: TrackEventsHandle, stop: Stop) -> Res
             settings.db.display(),
         ),
     );
-    axum::serve(listener, router(Shop { orders, handle, ack: settings.ack })).with_graceful_shutdown(stop).await?;
+    let app = api::router(Shop { orders, handle, ack: settings.ack }).merge(pages.routes());
+    axum::serve(listener, app).with_graceful_shutdown(stop).await?;
     Ok(())
-}
-
-#[derive(Clone)]
-struct Shop {
-    orders: EventSender<OrderRow>,
-    handle: TrackEventsHandle,
-    ack: bool,
-}
-
-fn router(shop: Shop) -> Router {
-    let layer = TrackEventsLayer::new(shop.handle.clone());
-    Router::new()
-        .route("/orders", post(create_order))
-        .route("/healthz", get(healthz))
-        .route("/stats", get(stats))
-        .layer(layer)
-        // Outside of the layer: they show the drain, which would wait for them.
-        .route("/", get(page::page))
-        .route("/live", get(page::live))
-        .with_state(shop)
-}
-
-/// The body of a request.
-#[derive(Deserialize)]
-struct Order {
-    item: String,
-    quantity: NonZeroU32,
-}
-
-async fn create_order(
-    State(shop): State<Shop>,
-    order: Result<Json<Order>, JsonRejection>,
-) -> axum::response::Result<impl IntoResponse> {
-    let Json(Order { item, quantity }) = order.map_err(|rejection| error(rejection.status(), rejection.body_text()))?;
-    if item.trim().is_empty() {
-        return Err(error(StatusCode::UNPROCESSABLE_ENTITY, "item: must not be empty"));
-    }
-    let id = Uuid::new_v4();
-    let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
-    let order = OrderRow { id, item, quantity, created_at };
-    if shop.ack {
-        // Committed, together with the orders of other requests.
-        shop.orders.send_acked(order).await?;
-    } else {
-        // Pending from here on. If it is rejected, the client gets 503 and can try again.
-        shop.orders.try_send(order)?;
-    }
-    Ok((StatusCode::CREATED, Json(json!({ "id": id }))))
-}
-
-fn error(status: StatusCode, message: impl Display) -> ErrorResponse {
-    (status, Json(json!({ "error": message.to_string() }))).into()
-}
-
-async fn healthz(State(shop): State<Shop>) -> (StatusCode, &'static str) {
-    if shop.handle.is_draining() { (StatusCode::SERVICE_UNAVAILABLE, "draining") } else { (StatusCode::OK, "ok") }
-}
-
-async fn stats(State(shop): State<Shop>) -> Json<Snapshot> {
-    Json(shop.handle.snapshot())
 }
 
 /// Writes a line. Nobody may read the pipe any more, where `println!` would panic.

@@ -2,21 +2,16 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use futures_util::{SinkExt, StreamExt, future::join_all};
+use futures_util::{SinkExt, future::join_all};
 use http::Version;
 use rustix::process::Signal;
-use tokio::{
-    net::TcpStream,
-    time::{Instant, timeout},
-};
-use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{Message, protocol::frame::coding::CloseCode},
-};
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
 
 use super::{
-    HALF_A_HEAD, HALF_A_PREFACE, HALF_THE_NEXT_HEAD, PATIENCE, POLITE_BUT_SILENT_HTTP2, SILENT_HTTP2, SILENT_TCP,
-    Server, UNFINISHED, get, line_of_get,
+    HALF_A_HEAD, HALF_A_PREFACE, HALF_THE_NEXT_HEAD, POLITE_BUT_SILENT_HTTP2, SILENT_HTTP2, SILENT_TCP, Server,
+    UNFINISHED, get, line_of_get,
+    socket::{self, Socket, next_message},
 };
 
 const AXUM: Server =
@@ -95,13 +90,6 @@ async fn the_drain_waits_for_a_websocket_whose_client_does_not_answer() {
     drop(idle);
 }
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
-
 async fn connect_socket(addr: SocketAddr) -> Socket {
-    connect_async(format!("ws://{}/echo", addr)).await.unwrap().0
-}
-
-/// The next message; `None` once the socket is closed.
-async fn next_message(socket: &mut Socket) -> Option<Message> {
-    timeout(PATIENCE, socket.next()).await.expect("it answers").transpose().unwrap()
+    socket::connect(&format!("ws://{addr}/echo")).await
 }

@@ -34,7 +34,9 @@ mod axum;
 mod axum_server;
 mod hyper;
 mod orders;
+mod page;
 mod quickstart;
+mod socket;
 mod tonic;
 
 /// Longer than any step takes, even on a busy machine.

@@ -256,65 +256,6 @@ async fn a_second_signal_interrupts_each_wait() {
 }
 
 #[tokio::test]
-async fn the_page_shows_pending_events_and_the_countdown_of_the_drain() {
-    let shop = Shop::open(&[("EVENT_DELAY_MS", "1500"), ("DRAIN_LIMIT_MS", "20000")]).await;
-    let mut client = Client::connect(shop.addr).await;
-    let page = client.send(Method::GET, "/", "").await.unwrap();
-    assert_eq!(page.status(), StatusCode::OK);
-    assert_eq!(page.headers()["content-type"], "text/html; charset=utf-8");
-    let page = page.into_body().collect().await.unwrap().to_bytes();
-    assert!(String::from_utf8_lossy(&page).contains("new EventSource('/live')"));
-
-    let mut live = Client::connect(shop.addr).await;
-    let body = live.send(Method::GET, "/live", "").await.unwrap().into_body();
-    let mut states = States { body, read: String::new() };
-    let state = states.next().await.expect("a first state");
-    assert_eq!((&state["pending"], &state["drain_left_ms"]), (&json!(0), &Value::Null));
-    assert_eq!(state["open_requests"], 0, "the page itself is not tracked");
-
-    client.order("book").await.unwrap();
-    drop(client);
-    shop.kill(Signal::TERM);
-    let mut last = Value::Null;
-    let mut were_pending = false;
-    while let Some(state) = states.next().await {
-        if let Some(left) = state["drain_left_ms"].as_u64() {
-            assert!(left <= last["drain_left_ms"].as_u64().unwrap_or(20_000), "{last}, then {state}");
-            were_pending |= state["sinks"][0]["pending"] == 1;
-        }
-        last = state;
-    }
-    assert!(were_pending);
-    assert_eq!((&last["pending"], &last["ended"]["completed"]), (&json!(0), &json!(1)), "{last}");
-    let end = shop.end().await;
-    assert_eq!(end.code, Some(0), "{end:?}");
-    assert!(!end.stderr.contains(UNFINISHED), "the stream of the page has ended: {end:?}");
-}
-
-/// The states that are sent to the page.
-struct States {
-    body: Incoming,
-    read: String,
-}
-
-impl States {
-    /// `None` when the stream has ended.
-    async fn next(&mut self) -> Option<Value> {
-        loop {
-            if let Some((event, rest)) = self.read.split_once("\n\n") {
-                let data = event.strip_prefix("data: ").expect("a server-sent event");
-                let state = serde_json::from_str(data).expect("JSON");
-                self.read = rest.to_owned();
-                return Some(state);
-            }
-            let frame = timeout(PATIENCE, self.body.frame()).await.expect("the page is kept up to date")?;
-            let data = frame.expect("it is not aborted").into_data().expect("data");
-            self.read.push_str(std::str::from_utf8(&data).expect("names are ASCII"));
-        }
-    }
-}
-
-#[tokio::test]
 async fn clients_that_never_finish_a_request_delay_the_exit_no_longer_than_the_limit() {
     let shop = Shop::open(&[("DRAIN_LIMIT_MS", "1000")]).await;
     let mut client = Client::connect(shop.addr).await;
@@ -462,25 +403,25 @@ async fn its_first_lines_name_the_address_and_commands_to_try() {
 // --- the process and its database ------------------------------------------------------------------------------------
 
 /// The example, with its own database.
-struct Shop {
+pub(super) struct Shop {
     process: Process,
-    folder: Folder,
+    pub(super) folder: Folder,
 }
 
 impl Shop {
     /// Starts it on a free port, with an empty database.
-    async fn open(settings: &[(&str, &str)]) -> Self {
+    pub(super) async fn open(settings: &[(&str, &str)]) -> Self {
         let folder = Folder::new();
         let process = Process::start(command(&folder, settings)).await;
         Self { process, folder }
     }
 
     /// Waits until it has ended.
-    async fn end(self) -> Closed {
+    pub(super) async fn end(self) -> Closed {
         Closed { end: self.process.end().await, folder: self.folder }
     }
 
-    fn database(&self) -> Connection {
+    pub(super) fn database(&self) -> Connection {
         database(self.folder.path())
     }
 
@@ -505,18 +446,18 @@ impl DerefMut for Shop {
 
 /// The output and the folder of a shop that has ended.
 #[derive(Debug)]
-struct Closed {
+pub(super) struct Closed {
     end: End,
     folder: Folder,
 }
 
 impl Closed {
-    fn rows(&self) -> Vec<String> {
+    pub(super) fn rows(&self) -> Vec<String> {
         rows(&database(self.folder.path()))
     }
 
     /// The orders that could not be written.
-    fn spilled(&self) -> Vec<Value> {
+    pub(super) fn spilled(&self) -> Vec<Value> {
         let lines = fs::read_to_string(self.folder.path().join("orders.db.undelivered.jsonl")).unwrap();
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -548,16 +489,16 @@ fn rows(database: &Connection) -> Vec<String> {
 
 /// A folder of one test, which is removed on drop.
 #[derive(Debug)]
-struct Folder(PathBuf);
+pub(super) struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(Uuid::new_v4().to_string());
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -579,7 +520,7 @@ impl Client {
         read(self.send(Method::POST, "/orders", order).await?).await
     }
 
-    async fn order(&mut self, item: &str) -> hyper::Result<(StatusCode, Value)> {
+    pub(super) async fn order(&mut self, item: &str) -> hyper::Result<(StatusCode, Value)> {
         self.post(&json!({ "item": item, "quantity": 1 }).to_string()).await
     }
 }
