@@ -1,15 +1,15 @@
-//! Pages to read: how a response ends, how to shut a server down, and what to do at capacity.
+//! Pages to read, in this order.
 //!
-//! - [`outcomes`]: each way in which an exchange ends, when its events start, and what its
-//!   [`Exchange`](crate::Exchange) contains.
 //! - [`client_left`]: which events run when the client leaves.
-//! - [`shutdown`]: one call from the signal to the exit, the limits of platforms, and what each server does.
-//! - [`sinks`]: typed events in batches, and what each way to store them survives.
-//! - [`capacity`]: what happens at capacity, and what to do about it.
-//! - [`testing`]: tests of handlers without a server, a paused clock, and what to assert.
-//! - [`task_tracker`]: migrating from `tokio_util`'s `TaskTracker` to this crate, call by call.
+//! - [`outcomes`]: when an exchange is over, and which of nine outcomes its events get.
 //! - [`context`]: what an event knows of its request: values, task-locals, spans.
+//! - [`shutdown`]: one call from the signal to the exit, on each platform and each server.
+//! - [`capacity`]: what happens at capacity, and what to do about it.
+//! - [`sinks`]: typed events in batches, and what each way to store them survives.
 //! - [`observing`]: counts, log lines, spans and metrics.
+//! - [`testing`]: tests of handlers and hooks without a server.
+//! - [`troubleshooting`]: what an error or a log line means, and how to fix it.
+//! - [`migrating`]: what replaces a `TaskTracker` and a `CancellationToken`, call by call.
 
 pub mod capacity {
     #![doc = include_str!("../docs/guide/capacity.md")]
@@ -19,6 +19,9 @@ pub mod client_left {
 }
 pub mod context {
     #![doc = include_str!("../docs/guide/context.md")]
+}
+pub mod migrating {
+    #![doc = include_str!("../docs/guide/migrating.md")]
 }
 pub mod observing {
     #![doc = include_str!("../docs/guide/observing.md")]
@@ -32,9 +35,9 @@ pub mod shutdown {
 pub mod sinks {
     #![doc = include_str!("../docs/guide/sinks.md")]
 }
-pub mod task_tracker {
-    #![doc = include_str!("../docs/guide/task_tracker.md")]
-}
 pub mod testing {
     #![doc = include_str!("../docs/guide/testing.md")]
+}
+pub mod troubleshooting {
+    #![doc = include_str!("../docs/guide/troubleshooting.md")]
 }

@@ -100,15 +100,18 @@
 //!
 //! # Guide
 //!
-//! - [`guide::shutdown`]: one call from the signal to the exit, for each server.
+//! Pages to read, in this order:
+//!
 //! - [`guide::client_left`]: which events run when the client leaves.
-//! - [`guide::outcomes`]: how each response can end, and when.
-//! - [`guide::capacity`]: what to do when the capacity is used up.
-//! - [`guide::testing`]: tests of handlers without a server.
-//! - [`guide::sinks`]: typed events in batches, and what each store survives.
+//! - [`guide::outcomes`]: when an exchange is over, and which of nine outcomes its events get.
 //! - [`guide::context`]: what an event knows of its request.
+//! - [`guide::shutdown`]: one call from the signal to the exit, on each platform and each server.
+//! - [`guide::capacity`]: what happens at capacity, and what to do about it.
+//! - [`guide::sinks`]: typed events in batches, and what each way to store them survives.
 //! - [`guide::observing`]: counts, log lines, spans and metrics.
-//! - [`guide::task_tracker`]: migrating from `TaskTracker`.
+//! - [`guide::testing`]: tests of handlers and hooks without a server.
+//! - [`guide::troubleshooting`]: what an error or a log line means, and how to fix it.
+//! - [`guide::migrating`]: what replaces a `TaskTracker` and a `CancellationToken`, call by call.
 //!
 //! # Features
 //!
