@@ -360,7 +360,9 @@ impl System {
             Operation::Send(count) => (0..count).for_each(|_| self.senders().send(false)),
             Operation::SendAndWait(is_acked) => self.send_and_wait(is_acked),
             Operation::DropSend => {
-                drop(self.sends.pop());
+                // The first may have been given a slot, and has not taken it.
+                self.run_tasks().await;
+                drop((!self.sends.is_empty()).then(|| self.sends.remove(0)));
                 self.senders().waiting = self.sends.len();
             }
             Operation::Reserve => self.senders().reserve(false),
