@@ -385,7 +385,13 @@ impl System {
             }
             Operation::IsNotReady(readiness) => self.store.readiness.lock().unwrap().push_back(readiness),
             Operation::Release => self.store.release.notify_one(),
-            Operation::RunTasks => self.run_tasks().await,
+            Operation::RunTasks => {
+                self.run_tasks().await;
+                self.poll_sends();
+                let senders = self.senders();
+                let is_closed = senders.phase != Phase::Open || senders.is_dead;
+                assert!(!is_closed || self.sends.iter().all(|send| !send.has_no_slot), "a sender waits for nothing");
+            }
             Operation::Advance(by) => {
                 advance(Duration::from_millis(by)).await;
                 self.run_tasks().await;
