@@ -68,8 +68,13 @@ async fn main() -> ExitCode {
             broker_is_down(&mut table, &store).await;
             second_signal(&mut table, &store).await;
             killed(&mut table, "nats", &store).await;
+            killed_many_times(&mut table, "nats", &store).await;
         }
         None => table.left_out("nats: two instances, an outage, a second signal, SIGKILL"),
+    }
+    match &postgres {
+        Some(url) => killed_many_times(&mut table, "postgres", &Store::Postgres(url.clone())).await,
+        None => table.left_out("postgres: SIGKILL"),
     }
     match (&postgres, &nats) {
         (Some(_), Some(url)) => killed(&mut table, "outbox", &Store::Nats(url.clone())).await,
@@ -238,6 +243,33 @@ async fn killed(table: &mut Table, name: &str, store: &Store) {
         table.row("  the first before the end, ms", oldest.as_millis(), "< 1000", oldest < Duration::from_secs(1));
     }
     table.row("exit code when started again", code.unwrap_or(-1), "0", code == Some(0));
+}
+
+/// SIGKILL under load, again and again: no order is lost that was answered when it was stored. If orders are answered
+/// when they are accepted some are lost: otherwise the load would prove nothing.
+async fn killed_many_times(table: &mut Table, name: &str, store: &Store) {
+    const KILLS: usize = 20;
+    table.head(&format!("{name}: SIGKILL under load, {KILLS} times"));
+    for (ack, when) in [("1", "stored"), ("0", "accepted")] {
+        let mut answered = Vec::new();
+        for round in 0..KILLS {
+            let instance = Instance::start_with(name, &[("ACK", ack)]).await;
+            let addresses = [instance.address];
+            let load = Load::new(ORDERS);
+            let kill = async {
+                load.answered_at_least(50 + 7 * round).await;
+                instance.signal(Signal::KILL);
+            };
+            let (orders, ()) = join!(load.run(&addresses), kill);
+            answered.extend(orders);
+            instance.end().await;
+        }
+        let found = store.ids().await;
+        let lost = lost(&answered, &found).count();
+        table.row(&format!("answered when {when}"), answered.len(), "> 0", !answered.is_empty());
+        let (bar, holds) = if ack == "1" { ("0", lost == 0) } else { ("> 0", lost > 0) };
+        table.row("  lost", lost, bar, holds);
+    }
 }
 
 /// The orders that were answered and are not in the store.

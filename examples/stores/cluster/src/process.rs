@@ -30,6 +30,11 @@ pub(crate) struct Instance {
 impl Instance {
     /// Starts an example, which is built beside this program.
     pub(crate) async fn start(name: &str) -> Self {
+        Self::start_with(name, &[]).await
+    }
+
+    /// With these environment variables.
+    pub(crate) async fn start_with(name: &str, settings: &[(&str, &str)]) -> Self {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let program = env::current_exe().expect("this program has a path");
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
@@ -38,6 +43,7 @@ impl Instance {
             .env("ADDR", "127.0.0.1:0")
             .env("DRAIN_LIMIT_MS", "10000")
             .env("SPILL", &spill)
+            .envs(settings.iter().copied())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .kill_on_drop(true)
