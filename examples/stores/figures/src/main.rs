@@ -20,7 +20,10 @@ use std::{
     path::PathBuf,
     pin::Pin,
     process::ExitCode,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -84,7 +87,7 @@ async fn main() -> Result<ExitCode, Failure> {
     }
 
     // On a fast disk the processor is the limit. With a slower one it is the commit, as in most deployments.
-    for slower in [Duration::ZERO, Duration::from_millis(2)] {
+    for slower in [Duration::ZERO, Duration::from_millis(5)] {
         let (mut sqlite, handle) = (Sqlite::open()?, handle()?);
         sqlite.slower = slower;
         let commit = sqlite.commit().await?;
@@ -181,7 +184,9 @@ struct Sqlite {
 
 impl Sqlite {
     fn open() -> Result<Self, Failure> {
-        let path = env::temp_dir().join(format!("figures-{}.db", std::process::id()));
+        static OPENED: AtomicUsize = AtomicUsize::new(0);
+        let number = OPENED.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("figures-{}-{number}.db", std::process::id()));
         let db = Connection::open(&path)?;
         db.execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
