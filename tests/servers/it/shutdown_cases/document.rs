@@ -11,7 +11,7 @@ pub(super) fn render(cases: &[Case]) -> String {
     let mut text = String::from(
         "# How a process stops, on every server\n\n\
          Each row is a process that serves with `handle.shutdown()`, with a client in the given state, and gets real signals. \
-         This page is written by those tests (`tests/it/shutdown_cases`), which fail when it differs from what they run.\n\n\
+         This page is written by those tests (`tests/servers/it/shutdown_cases`), which fail when it differs from what they run.\n\n\
          The limit is 4 seconds: the servers have the first half of it, and the last call is made when a quarter is left. The \
          client speaks HTTP/1.1 to axum, hyper-util and axum-server, and HTTP/2 to tonic.\n\n\
          A cell has the exit code, what the report says of the servers, when the process ended after the signal, and other words \
