@@ -350,9 +350,7 @@ impl Server {
             drop(unfinished);
 
             assert_eq!(end.code, Some(1), "{version:?}: {end:?}");
-            // One example labels its requests.
-            let names = ["1 request open", &format!("POST {path} x1 open")];
-            assert!(names.iter().any(|name| end.stderr.contains(name)), "{version:?}: {end:?}");
+            assert!(end.stderr.contains("1 request open"), "{version:?}: {end:?}");
             assert!(end.stdout.contains("unfinished 0 bytes"), "{version:?}: {end:?}");
             assert!(end.took < Duration::from_secs(3), "{version:?}: {end:?}");
         }
