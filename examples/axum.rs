@@ -10,30 +10,19 @@
 //! It audits each response by a line on standard output. These variables change it: `ADDR`, where it listens;
 //! `EVENT_DELAY_MS`, how slow the audit is; `DRAIN_LIMIT_MS`, the limit of the shutdown.
 
-use std::{
-    convert::Infallible, env, fmt::Display, io, io::Write, net::SocketAddr, process, str::FromStr, time::Duration,
-};
+use std::{env, fmt::Display, io, io::Write, net::SocketAddr, process, str::FromStr, time::Duration};
 
 use axum::{
     Router,
-    body::Bytes,
-    extract::{
-        MatchedPath, State,
-        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code},
-    },
-    http::{StatusCode, request::Parts},
-    response::{
-        IntoResponse,
-        sse::{Event, Sse},
-    },
+    extract::State,
+    extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code},
+    http::StatusCode,
+    response::Response,
+    response::sse::{Event, Sse},
     routing::{any, get, post},
 };
 use futures_util::{Stream, StreamExt};
-use tokio::{
-    net::TcpListener,
-    select,
-    time::{interval, sleep, timeout},
-};
+use tokio::{net::TcpListener, select, time};
 use tokio_stream::wrappers::IntervalStream;
 use tower_track_events::{Events, Exchange, RequestInfo, TrackEventsHandle, TrackEventsLayer};
 
@@ -43,23 +32,23 @@ async fn main() {
     let limit = Duration::from_millis(setting("DRAIN_LIMIT_MS", 5000));
     let handle = TrackEventsHandle::new();
     let router = router(handle.clone());
-    let shutdown = handle.shutdown().limit(limit).readiness_delay(limit / 10);
     let serve = async |stop| {
         let listener = TcpListener::bind(setting("ADDR", SocketAddr::from(([127, 0, 0, 1], 3000)))).await?;
         writeln!(io::stdout(), "listening on http://{}", listener.local_addr()?)?;
         axum::serve(listener, router).with_graceful_shutdown(stop).await
     };
-    shutdown.serve(serve).await.exit()
+    handle.shutdown().limit(limit).readiness_delay(limit / 10).serve(serve).await.exit()
 }
 
 fn router(handle: TrackEventsHandle) -> Router {
     Router::new()
-        .route("/healthz", get(healthz))
         .route("/ticker", get(ticker))
         .route("/echo", any(echo))
-        .route("/upload", post(async |body: Bytes| format!("{} bytes", body.len())))
+        .route("/upload", post(async |body: String| format!("{} bytes", body.len())))
         .fallback(async || "hello")
         .layer(audited(handle.clone()))
+        // Behind the layer: probes are not audited.
+        .route("/healthz", get(healthz))
         .with_state(handle)
 }
 
@@ -68,20 +57,19 @@ async fn healthz(State(handle): State<TrackEventsHandle>) -> (StatusCode, &'stat
 }
 
 /// An endless stream, which ends when the drain begins: it would keep the server from stopping.
-async fn ticker(State(handle): State<TrackEventsHandle>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let ticks = IntervalStream::new(interval(Duration::from_secs(1)));
+async fn ticker(State(handle): State<TrackEventsHandle>) -> Sse<impl Stream<Item = Result<Event, axum::Error>>> {
+    let ticks = IntervalStream::new(time::interval(Duration::from_secs(1)));
     Sse::new(ticks.map(|_| Ok(Event::default().data("tick"))).take_until(handle.draining()))
 }
 
 /// A WebSocket is not part of the exchange that opened it, and the server does not wait for it. The guard makes the
 /// drain wait for it.
-async fn echo(events: Events, upgrade: WebSocketUpgrade) -> axum::response::Result<impl IntoResponse> {
-    let handle = events.handle();
-    let guard = handle.guard()?;
+async fn echo(events: Events, upgrade: WebSocketUpgrade) -> axum::response::Result<Response> {
+    let guard = events.handle().guard()?;
     Ok(upgrade.on_upgrade(async move |mut socket| {
         select! {
             _ = echo_all(&mut socket) => {}
-            _ = handle.draining() => say_goodbye(&mut socket).await,
+            _ = events.handle().draining() => say_goodbye(&mut socket).await,
         }
         drop(socket);
         drop(guard);
@@ -90,12 +78,9 @@ async fn echo(events: Events, upgrade: WebSocketUpgrade) -> axum::response::Resu
 
 async fn echo_all(socket: &mut WebSocket) {
     while let Some(Ok(message)) = socket.recv().await {
-        let echoed = match message {
-            Message::Text(_) | Message::Binary(_) => socket.send(message).await,
-            // Answered by axum.
-            Message::Ping(_) | Message::Pong(_) | Message::Close(_) => Ok(()),
-        };
-        if echoed.is_err() {
+        // axum answers the others.
+        let is_data = matches!(message, Message::Text(_) | Message::Binary(_));
+        if is_data && socket.send(message).await.is_err() {
             return;
         }
     }
@@ -105,30 +90,23 @@ async fn echo_all(socket: &mut WebSocket) {
 async fn say_goodbye(socket: &mut WebSocket) {
     let away = CloseFrame { code: close_code::AWAY, reason: "the server stops".into() };
     let closing = async {
-        if socket.send(Message::Close(Some(away))).await.is_ok() {
-            while let Some(Ok(_)) = socket.recv().await {}
-        }
+        let _ = socket.send(Message::Close(Some(away))).await;
+        while let Some(Ok(_)) = socket.recv().await {}
     };
-    let _ = timeout(Duration::from_secs(1), closing).await;
+    let _ = time::timeout(Duration::from_secs(1), closing).await;
 }
 
-/// Writes a line to standard output after each response, except to a probe.
+/// Writes a line to standard output after each response.
 fn audited(handle: TrackEventsHandle) -> TrackEventsLayer {
     let delay = Duration::from_millis(setting("EVENT_DELAY_MS", 1));
-    let no_probe = |request: &Parts| request.uri.path() != "/healthz";
-    let audit = move |Exchange { request, status, outcome, body_bytes, .. }: Exchange| async move {
-        sleep(delay).await;
+    TrackEventsLayer::new(handle).track("audit", move |exchange: Exchange| async move {
+        time::sleep(delay).await;
+        let Exchange { request, status, outcome, body_bytes, .. } = exchange;
         let RequestInfo { method, uri, .. } = request.expect("it is kept for hooks");
         let (path, status) = (uri.path(), status.map_or("-".to_owned(), |status| status.as_u16().to_string()));
         // An `Err` is logged, counted, and in the report.
         writeln!(io::stdout(), "audit {method} {path} {status} {outcome} {body_bytes} bytes")
-    };
-    // The report of a drain names open requests by their route.
-    let label = |request: &Parts| match request.extensions.get::<MatchedPath>() {
-        Some(route) => format!("{} {}", request.method, route.as_str()).into(),
-        None => "no route".into(),
-    };
-    TrackEventsLayer::new(handle).label(label).track_when("audit", no_probe, audit)
+    })
 }
 
 /// Reads a setting, or ends the process if it makes no sense.

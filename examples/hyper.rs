@@ -3,35 +3,25 @@
 //! ```text
 //! cargo run --example hyper
 //! curl http://127.0.0.1:3000/
-//! curl --http2-prior-knowledge http://127.0.0.1:3000/slow
-//! curl -N http://127.0.0.1:3000/ticker
+//! curl --http2-prior-knowledge http://127.0.0.1:3000/
 //! curl --data-binary @Cargo.toml http://127.0.0.1:3000/upload
 //! ```
 //!
 //! The audit is a line on standard output. These variables change it: `ADDR`, where it listens; `EVENT_DELAY_MS`, how
 //! slow the audit is; `DRAIN_LIMIT_MS`, the limit of the shutdown.
 
-use std::{
-    convert::Infallible, env, fmt::Display, io, io::Write, net::SocketAddr, process, str::FromStr, time::Duration,
-};
+use std::{env, fmt::Display, io, io::Write, net::SocketAddr, process, str::FromStr, time::Duration};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use http::{Request, Response, StatusCode, request::Parts};
-use http_body::Frame;
-use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
-use tokio::{
-    net::TcpListener,
-    select,
-    time::{interval, sleep},
-};
-use tokio_stream::wrappers::IntervalStream;
+use tokio::{net::TcpListener, select, time::sleep};
 use tower::{Layer, service_fn};
 use tower_track_events::{Exchange, RequestInfo, Stop, TrackEventsHandle, TrackEventsLayer};
 
@@ -89,34 +79,18 @@ async fn serve(handle: TrackEventsHandle, mut stop: Stop) -> io::Result<()> {
     Ok(())
 }
 
-type Body = UnsyncBoxBody<Bytes, Infallible>;
-
-async fn respond(request: Request<Incoming>, handle: TrackEventsHandle) -> hyper::Result<Response<Body>> {
-    match request.uri().path() {
-        "/healthz" if handle.is_draining() => Ok(text(StatusCode::SERVICE_UNAVAILABLE, "draining")),
-        "/slow" => {
-            sleep(Duration::from_secs(1)).await;
-            Ok(text(StatusCode::OK, "slow"))
-        }
-        "/ticker" => {
-            // Ends when the drain begins: an endless stream would keep the server from stopping.
-            let ticks = IntervalStream::new(interval(Duration::from_secs(1))).take_until(handle.draining());
-            let body = StreamBody::new(ticks.map(|_| Ok(Frame::data(Bytes::from_static(b"data: tick\n\n")))));
-            let response = Response::builder().header("content-type", "text/event-stream");
-            Ok(response.body(body.boxed_unsync()).expect("the header is valid"))
-        }
+async fn respond(request: Request<Incoming>, handle: TrackEventsHandle) -> hyper::Result<Response<Full<Bytes>>> {
+    let (status, text) = match request.uri().path() {
+        "/healthz" if handle.is_draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining".to_owned()),
         "/upload" => {
             let body = request.into_body().collect().await?.to_bytes();
-            Ok(text(StatusCode::OK, format!("{} bytes", body.len())))
+            (StatusCode::OK, format!("{} bytes", body.len()))
         }
-        _ => Ok(text(StatusCode::OK, "hello")),
-    }
-}
-
-fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(Full::new(text.into()).boxed_unsync());
+        _ => (StatusCode::OK, "hello".to_owned()),
+    };
+    let mut response = Response::new(Full::from(text));
     *response.status_mut() = status;
-    response
+    Ok(response)
 }
 
 /// Writes a line to standard output after each response, except to a probe.

@@ -315,5 +315,5 @@ async fn leaks(table: &mut Table) {
 
 /// Where the example was built.
 fn example() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/examples/orders"))
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/orders"))
 }

@@ -127,7 +127,7 @@ impl Orders {
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
-            .expect("the example is built: cargo build --release --example orders");
+            .expect("the example is built: cargo build --release -p orders");
         let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
         let line = next_line(&mut lines).await;
         let address = line.split("http://").nth(1).and_then(|rest| rest.split(',').next()).map(str::parse);

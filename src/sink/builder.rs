@@ -303,18 +303,16 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use rusqlite::Connection;
+    /// use std::{fs::File, io::Write};
+    ///
     /// use tower_track_events::TrackEventsHandle;
     ///
-    /// let mut db = Connection::open_in_memory()?;
-    /// db.execute("CREATE TABLE visits (path TEXT)", ())?;
+    /// # let path = std::env::temp_dir().join(format!("visits-{}", std::process::id()));
+    /// let mut file = File::create(path)?;
     /// let handle = TrackEventsHandle::new();
     /// let visits = handle.sink::<String>("visit").deliver_blocking(move |visits| {
-    ///     let transaction = db.transaction()?;
-    ///     for path in visits {
-    ///         transaction.execute("INSERT INTO visits VALUES (?1)", [path])?;
-    ///     }
-    ///     transaction.commit()
+    ///     file.write_all((visits.join("\n") + "\n").as_bytes())?;
+    ///     file.sync_data()
     /// })?;
     /// visits.send_acked("/index.html".to_owned()).await?;
     /// # Ok(()) }

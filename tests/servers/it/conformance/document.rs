@@ -12,8 +12,8 @@ pub(super) fn render(cases: &[Case], calls: &[Call]) -> String {
     let mut text = format!(
         "# How a response ends, on every server\n\n\
          Each row is run over real sockets on each of {servers} servers, with the layer and without: what the client \
-         sees is the same, byte for byte on HTTP/1.1, and each exchange runs its event exactly once. This page is written \
-         by those tests (`tests/it/conformance`), which fail when it differs from what they run.\n\n\
+         sees is the same, byte for byte on HTTP/1.1, and each exchange runs its event exactly once. This page is \
+         written by those tests (`tests/servers/it/conformance`), which fail when it differs from what they run.\n\n\
          {list}\n\
          A cell holds the outcome, the status, and the bytes of the body that the layer handed on. A dash stands for \
          a response that cannot be.\n\n\

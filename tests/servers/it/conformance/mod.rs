@@ -183,7 +183,7 @@ async fn close_streams(
 
 #[test]
 fn the_published_tables_are_those_that_were_run() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/conformance.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/conformance.md");
     let document = document::render(&cases(), &grpc::calls());
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(path, &document).expect("the document can be written");

@@ -1,7 +1,7 @@
 //! An axum application on axum-server, which has a time limit of its own and closes connections then.
 //!
 //! ```text
-//! cargo run --example axum_server
+//! cargo run -p axum-server-example
 //! curl http://127.0.0.1:3000/
 //! curl --http2-prior-knowledge http://127.0.0.1:3000/slow
 //! curl -N http://127.0.0.1:3000/ticker

@@ -1,6 +1,4 @@
 //! The examples as processes that are started, get requests over loopback, and are stopped by a signal.
-//!
-//! The tests need the built examples. `cargo test` builds them first; with `--test it`, run `cargo build --examples`.
 
 use std::{
     any::Any,
@@ -46,9 +44,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn command(example: &str, settings: &[(&str, &str)]) -> Command {
     // This test is target/<profile>/deps/it-<hash>.
     let this = env::current_exe().unwrap();
-    let path = this.ancestors().nth(2).unwrap().join("examples").join(example);
-    assert!(path.exists(), "{} is missing: run `cargo build --examples`", path.display());
-    let mut command = Command::new(path);
+    let folder = this.ancestors().nth(2).unwrap();
+    let mut command = Command::new(folder.join(format!("tested-{example}")));
     command
         .env("ADDR", "127.0.0.1:0")
         .env_remove("EVENT_DELAY_MS")
@@ -355,9 +352,7 @@ impl Server {
             drop(unfinished);
 
             assert_eq!(end.code, Some(1), "{version:?}: {end:?}");
-            // One example labels its requests.
-            let names = ["1 request open", &format!("POST {path} x1 open")];
-            assert!(names.iter().any(|name| end.stderr.contains(name)), "{version:?}: {end:?}");
+            assert!(end.stderr.contains("1 request open"), "{version:?}: {end:?}");
             assert!(end.stdout.contains("unfinished 0 bytes"), "{version:?}: {end:?}");
             assert!(end.took < Duration::from_secs(3), "{version:?}: {end:?}");
         }

@@ -1,7 +1,7 @@
 //! An orders API that answers at once, writes the orders to SQLite in batches, and loses none at a shutdown.
 //!
 //! ```text
-//! cargo run --example orders
+//! cargo run -p orders
 //! ```
 //!
 //! It prints commands to try, and the address of a page that shows its state; Ctrl-C or SIGTERM stops it. When it exits

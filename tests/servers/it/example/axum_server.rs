@@ -1,4 +1,4 @@
-//! `examples/axum_server.rs`: axum-server with its `Handle`, which closes connections at its own limit.
+//! `examples/axum_server`: axum-server with its `Handle`, which closes connections at its own limit.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `examples/tonic.rs`: a gRPC server, whose health fails and whose streams end when it stops.
+//! `examples/tonic`: a gRPC server, whose health fails and whose streams end when it stops.
 
 use std::net::SocketAddr;
 

@@ -23,11 +23,6 @@ async fn silent_clients_delay_the_exit_no_longer_than_the_limit() {
 }
 
 #[tokio::test]
-async fn an_endless_stream_ends_when_the_drain_begins() {
-    HYPER.ends_its_ticker().await;
-}
-
-#[tokio::test]
 async fn an_upload_that_does_not_end_is_named_and_fails_the_process() {
     HYPER.names_an_endless_request("/upload").await;
 }

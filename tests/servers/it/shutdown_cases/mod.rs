@@ -63,7 +63,7 @@ async fn tonic_stops_as_the_table_says() {
 
 #[test]
 fn the_document_is_what_is_run() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/shutdown.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/shutdown.md");
     let document = document::render(&cases());
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(path, &document).expect("the document can be written");

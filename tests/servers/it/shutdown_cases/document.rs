@@ -10,13 +10,14 @@ use super::{
 pub(super) fn render(cases: &[Case]) -> String {
     let mut text = String::from(
         "# How a process stops, on every server\n\n\
-         Each row is a process that serves with `handle.shutdown()`, with a client in the given state, and gets real signals. \
-         This page is written by those tests (`tests/it/shutdown_cases`), which fail when it differs from what they run.\n\n\
-         The limit is 4 seconds: the servers have the first half of it, and the last call is made when a quarter is left. The \
-         client speaks HTTP/1.1 to axum, hyper-util and axum-server, and HTTP/2 to tonic.\n\n\
-         A cell has the exit code, what the report says of the servers, when the process ended after the signal, and other words \
-         of the report. *Unfinished* servers are dropped when the drain has ended: they cost no more than their share. A dash \
-         stands for a case that cannot be.\n\n\
+         Each row is a process that serves with `handle.shutdown()`, with a client in the given state, and gets real \
+         signals. This page is written by those tests (`tests/servers/it/shutdown_cases`), which fail when it differs \
+         from what they run.\n\n\
+         The limit is 4 seconds: the servers have the first half of it, and the last call is made when a quarter is \
+         left. The client speaks HTTP/1.1 to axum, hyper-util and axum-server, and HTTP/2 to tonic.\n\n\
+         A cell has the exit code, what the report says of the servers, when the process ended after the signal, and \
+         other words of the report. *Unfinished* servers are dropped when the drain has ended: they cost no more than \
+         their share. A dash stands for a case that cannot be.\n\n\
          | case | axum | hyper-util | axum-server | tonic | events are told | note |\n|---|---|---|---|---|---|---|\n",
     );
     for case in cases {

@@ -1,7 +1,7 @@
 //! A gRPC server on tonic, whose health fails and whose watches end when the drain begins.
 //!
 //! ```text
-//! cargo run --example tonic
+//! cargo run -p tonic-example
 //! grpc_health_probe -addr 127.0.0.1:3000
 //! grpcurl -plaintext -import-path . -proto health.proto 127.0.0.1:3000 grpc.health.v1.Health/Watch
 //! ```
