@@ -76,7 +76,7 @@
 //! 5. *Drained.* Everything is rejected; sinks are dropped; the report is printed.
 //!
 //! [`guide::shutdown`] has the details: the limits of platforms, each server, WebSockets, the exit code, and the same
-//! by hand.
+//! steps without `shutdown`.
 //!
 //! # Guarantees
 //!

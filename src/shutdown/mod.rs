@@ -329,7 +329,7 @@ async fn wait(
 /// When the steps begin, counted from the signal.
 #[derive(Debug, PartialEq, Eq)]
 struct Schedule {
-    /// The servers are told to stop.
+    /// `stop` resolves.
     stop: Duration,
     /// The drain begins, although servers have not stopped.
     drain: Duration,
@@ -408,7 +408,7 @@ mod tests {
     fn the_share_of_the_servers_leaves_the_time_of_the_last_call() {
         assert_eq!(schedule(seconds(60.0), 0, Some(90), 5), (seconds(0.0), seconds(55.0)));
         assert_eq!(schedule(seconds(60.0), 0, Some(30), 5), (seconds(0.0), seconds(30.0)));
-        // The servers are told to stop after the delay at the earliest, whatever is left.
+        // `stop` resolves after the delay at the earliest, whatever is left.
         assert_eq!(schedule(seconds(10.0), 9, None, 5), (seconds(9.0), seconds(9.0)));
     }
 

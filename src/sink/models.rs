@@ -71,7 +71,7 @@ impl Queue {
         self.0.try_reserve(Location::caller())
     }
 
-    /// Sends a value in the slot of a permit. The receiver is told how it has ended.
+    /// Sends a value in the slot of a permit. The receiver gets its ending.
     fn send_reserved(&self, world: &World, permit: usize) -> oneshot::Receiver<Result<(), Option<String>>> {
         let (ack, acked) = oneshot::channel();
         world.accepted.fetch_add(1, OBSERVED);
@@ -431,7 +431,7 @@ models! {
         world.check_drained();
     }
 
-    /// An awaited value is delivered while an abort takes it away: its sender is told what has become of it.
+    /// An awaited value is delivered while an abort takes it away: its sender gets its ending.
     acknowledgement_against_abort: Depth::Any, {
         let world = world();
         let queue = Queue::new(&world);
@@ -449,7 +449,7 @@ models! {
         world.check_empty();
     }
 
-    /// A sender is told that its value was delivered: then it has ended.
+    /// A sender gets the acknowledgement of its value: then the value has ended.
     acknowledgement_against_delivery: Depth::Any, {
         let world = world();
         let queue = Queue::new(&world);

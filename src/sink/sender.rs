@@ -261,7 +261,7 @@ impl<E: Send + Sync + 'static> SendPermit<E> {
         self.send_with(event, None);
     }
 
-    /// The receiver is told how the event has ended.
+    /// The receiver gets the ending of the event.
     fn send_and_listen(self, event: E) -> oneshot::Receiver<Result<(), Option<String>>> {
         let (ack, acked) = oneshot::channel();
         self.send_with(event, Some(ack));

@@ -26,7 +26,7 @@ use crate::{
 
 pub(super) struct State<E> {
     pub(super) phase: Phase,
-    /// Nothing delivers any more, and this is what senders are told.
+    /// The error for senders, when nothing delivers any more.
     pub(super) dead: Option<TrackError>,
     /// All senders and permits are gone.
     pub(super) is_abandoned: bool,

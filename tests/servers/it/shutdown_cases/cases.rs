@@ -18,7 +18,7 @@ pub(super) struct Case {
     pub(super) settings: Settings,
     /// For each server; `None` where the case cannot be.
     pub(super) ends: [Option<End>; 4],
-    /// The outcomes that its events are told, in the order of the servers.
+    /// The outcomes that its events get, in the order of the servers.
     pub(super) outcome: Option<[&'static str; 4]>,
     pub(super) note: &'static str,
 }
@@ -185,7 +185,7 @@ pub(super) fn cases() -> Vec<Case> {
             open,
         ))
         .outcome("Unfinished", "Unfinished")
-        .note("the last call was made by hand; the events start with the head"),
+        .note("the last call was made by the application; the events start with the head"),
         Case::new("a download that ends within the share", clients::downloads_in_time, end(0, Within, Stopped, ""))
             .with(|settings| settings.server_limit = Some(3_000))
             .outcome("Complete", "Complete")

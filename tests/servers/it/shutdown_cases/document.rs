@@ -18,7 +18,7 @@ pub(super) fn render(cases: &[Case]) -> String {
          A cell has the exit code, what the report says of the servers, when the process ended after the signal, and \
          other words of the report. *Unfinished* servers are dropped when the drain has ended: they cost no more than \
          their share. A dash stands for a case that cannot be.\n\n\
-         | case | axum | hyper-util | axum-server | tonic | events are told | note |\n|---|---|---|---|---|---|---|\n",
+         | case | axum | hyper-util | axum-server | tonic | outcome for events | note |\n|---|---|---|---|---|---|---|\n",
     );
     for case in cases {
         let cells: Vec<_> = SERVERS.iter().map(|&server| case.end(server).map_or("-".to_owned(), cell)).collect();

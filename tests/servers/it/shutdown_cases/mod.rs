@@ -167,7 +167,7 @@ fn check(case: &Case, server: Framework, end: &End, took: Duration) -> Result<()
         let ran: Vec<_> = end.stdout.iter().filter_map(|line| line.strip_prefix("ran ")).collect();
         let (plain, told): (Vec<_>, Vec<_>) = ran.into_iter().partition(|ran| *ran == "plain");
         require(!plain.is_empty() && plain.len() == told.len(), "an event has not run")?;
-        require(told.iter().all(|told| *told == outcome), &format!("the events are told {told:?}"))?;
+        require(told.iter().all(|told| *told == outcome), &format!("the events got {told:?}"))?;
     }
     Ok(())
 }
