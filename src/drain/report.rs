@@ -100,6 +100,11 @@ impl DrainReport {
         i32::from(!is_good)
     }
 
+    /// Whether the handle has never had a request or an event.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.is_unused
+    }
+
     fn write_counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { accepted, rejected, rejected_closed, ended, since_drain, by_name, is_unused, .. } = self;
         if *is_unused {

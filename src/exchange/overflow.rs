@@ -21,9 +21,10 @@ use crate::{
 /// What a layer does with the events of its hooks when the capacity is used up, set by
 /// [`overflow`](crate::TrackEventsLayer::overflow).
 ///
-/// It applies to the events of [`track`](crate::TrackEventsLayer::track) and
-/// [`track_when`](crate::TrackEventsLayer::track_when) of the layer. Where a handler or the application tracks
-/// an event, the answer is always [`TrackError::Full`](crate::TrackError::Full), at once.
+/// It applies to the events of the layer: [`track`](crate::TrackEventsLayer::track),
+/// [`track_when`](crate::TrackEventsLayer::track_when) and
+/// [`track_from_request`](crate::TrackEventsLayer::track_from_request). An event that a handler or the application
+/// tracks is always rejected at once, with [`TrackError::Full`](crate::TrackError::Full).
 ///
 /// # Examples
 ///

@@ -116,7 +116,10 @@ impl fmt::Display for ShutdownReport {
             (StepOutcome::Unfinished, _) => write!(f, "servers dropped unfinished {elapsed} after {cause}")?,
             (failed, _) => write!(f, "servers {failed}")?,
         }
+        let has_failed = matches!(servers, StepOutcome::Failed(_) | StepOutcome::Panicked(_));
         match drain {
+            // The report of an unused handle asks whether it is that of the layer. Here it had no chance.
+            Ok(report) if has_failed && report.is_unused() => f.write_str("\ndrained: no request has come")?,
             Ok(report) => write!(f, "\n{report}")?,
             Err(error) => write!(f, "\n{error}")?,
         }

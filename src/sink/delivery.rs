@@ -37,6 +37,8 @@ pub(super) enum Next {
     /// Nothing of the batch is left, or it was detached.
     Over,
     Again {
+        /// Whether what was attempted, or a part of it, will be attempted again.
+        is_retried: bool,
         wait: Wait,
         /// How many attempts the next piece has had.
         attempts: u32,
@@ -145,7 +147,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
                 (flight.failed(meaning, max_attempts), replaced)
             }
         };
-        let Attempted { taken, undelivered, wait } = attempted;
+        let Attempted { taken, undelivered, is_retried, wait } = attempted;
         flight.is_ending = true;
         let undelivered = state.detach_pieces(id, undelivered, Ending::Failed);
         drop(state);
@@ -161,7 +163,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         flight.is_ending = false;
         let (is_over, attempts) = (flight.pieces.is_empty(), flight.attempts());
         self.after_end(state, false);
-        if is_over { Next::Over } else { Next::Again { wait, attempts } }
+        if is_over { Next::Over } else { Next::Again { is_retried, wait, attempts } }
     }
 
     fn end_taken(self: &Arc<Self>, taken: Vec<Piece<E>>) {

@@ -42,7 +42,15 @@ struct Halving {
 pub(super) struct Attempted<E> {
     pub(super) taken: Vec<Piece<E>>,
     pub(super) undelivered: Vec<Piece<E>>,
+    /// Whether the batch, or a part of it, will be attempted again.
+    pub(super) is_retried: bool,
     pub(super) wait: Wait,
+}
+
+impl<E> Attempted<E> {
+    fn new() -> Self {
+        Self { taken: Vec::new(), undelivered: Vec::new(), is_retried: false, wait: Wait::No }
+    }
 }
 
 /// How long the next attempt waits.
@@ -92,7 +100,7 @@ impl<E> Flight<E> {
     /// The first piece was taken.
     pub(super) fn taken(&mut self) -> Attempted<E> {
         self.has_succeeded();
-        Attempted { taken: self.pieces.pop_front().into_iter().collect(), undelivered: Vec::new(), wait: Wait::No }
+        Attempted { taken: self.pieces.pop_front().into_iter().collect(), ..Attempted::new() }
     }
 
     fn has_succeeded(&mut self) {
@@ -103,8 +111,9 @@ impl<E> Flight<E> {
 
     /// The attempt to deliver the first piece has failed.
     pub(super) fn failed(&mut self, meaning: Meaning, max_attempts: Option<u32>) -> Attempted<E> {
-        let mut attempted = Attempted { taken: Vec::new(), undelivered: Vec::new(), wait: Wait::No };
+        let mut attempted = Attempted::new();
         let Some(piece) = self.pieces.pop_front() else { return attempted };
+        let later = self.pieces.len();
         let len = piece.batch.len();
         let is_valid = |indices: &[usize]| indices.last().is_none_or(|last| *last < len);
         match meaning {
@@ -139,6 +148,7 @@ impl<E> Flight<E> {
         if !attempted.taken.is_empty() {
             self.has_succeeded();
         }
+        attempted.is_retried = self.pieces.len() > later;
         attempted
     }
 

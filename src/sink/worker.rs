@@ -191,13 +191,16 @@ where
         if error.is_none() && attempt > 1 {
             tracing::info!(parent: &span, sink, events, attempt, "batch delivered");
         }
-        let Next::Again { wait, attempts: before } = queue.answered(id, answer, attempts.max) else { return };
+        let Next::Again { is_retried, wait, attempts: before } = queue.answered(id, answer, attempts.max) else {
+            return;
+        };
         let wait = match wait {
             Wait::No => None,
             Wait::Backoff => Some(backoffs.next().unwrap_or(attempts.longest_backoff)),
             Wait::For(time) => Some(time),
         };
-        if let Some(error) = error {
+        // What is not retried was logged as undelivered.
+        if let Some(error) = error.filter(|_| is_retried) {
             tracing::warn!(
                 parent: &span, sink, events, attempt, error, retry_in = ?wait.unwrap_or_default(),
                 "batch not delivered, and will be retried"

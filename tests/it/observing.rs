@@ -334,6 +334,21 @@ async fn a_sink_logs_failed_attempts_and_how_they_end() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_row_that_is_given_up_is_not_logged_as_retried() {
+    let (lines, _guard) = Lines::capture();
+    let handle = TrackEventsHandle::builder().quiet_period(Duration::ZERO).progress(Duration::ZERO).build().unwrap();
+    let deliver = |rows: Batch<u8>| async move { if rows.contains(&1) { Err("a bad row") } else { Ok(()) } };
+    let sender = handle.sink("row").max_attempts(1).deliver(deliver).unwrap();
+    (1..3).for_each(|row| sender.try_send(row).unwrap());
+    sender.flush(Duration::MAX).await.unwrap();
+
+    let lines = lines.take();
+    let [retried, given_up] = &lines[..] else { panic!("{lines:#?}") };
+    assert!(retried.contains("will be retried") && retried.contains("events=2"), "{retried}");
+    assert!(given_up.starts_with("ERROR events were not delivered") && given_up.contains("events=1"), "{given_up}");
+}
+
 /// The spans of events that were made on this thread: their fields, their parent, and what they follow from.
 #[derive(Clone, Default)]
 struct Spans(Arc<Mutex<Vec<SeenSpan>>>);

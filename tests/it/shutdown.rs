@@ -130,6 +130,15 @@ async fn a_server_that_cannot_start_is_reported_at_once_and_the_events_are_drain
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_report_of_a_server_that_cannot_start_does_not_ask_for_the_layer() {
+    let in_use = || io::Error::from(io::ErrorKind::AddrInUse);
+    let report = TrackEventsHandle::new().shutdown().serve(|_stop| ready(Err::<(), _>(in_use()))).await;
+    assert_eq!(report.to_string(), "servers failed: address in use\ndrained: no request has come");
+    let report = TrackEventsHandle::new().shutdown().serve(|_stop| ready(())).await;
+    assert!(report.to_string().contains("is this the handle of your layer?"), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_ends_by_itself_needs_no_signal_and_no_delay() {
     let handle = TrackEventsHandle::new();
     let began = Instant::now();
