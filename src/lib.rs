@@ -123,11 +123,6 @@
 //! - `serde`: `Serialize` for [`Snapshot`], [`DrainReport`] and what they contain.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-/// Compiles the code of the README.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
-
 pub mod guide;
 #[cfg(feature = "sink")]
 pub mod sink;
