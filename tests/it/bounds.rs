@@ -26,7 +26,7 @@ use hyper_util::{
 };
 use static_assertions::{assert_impl_all as is, assert_not_impl_any as is_not, assert_type_eq_all as same};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    io::{AsyncReadExt, AsyncWriteExt, duplex},
     net::TcpListener,
     sync::oneshot,
     task::{LocalSet, spawn_local},
@@ -233,27 +233,6 @@ async fn axum_serves_a_router_inside_of_the_layer_once_its_body_is_axums_again()
     let around = ServiceBuilder::new().map_response(IntoResponse::into_response).layer(layer()).service(Router::new());
     let make = AxumServiceExt::<axum::extract::Request>::into_make_service(around);
     drop(axum::serve(loopback().await, make).with_graceful_shutdown(pending()).into_future());
-}
-
-#[tokio::test]
-async fn axum_server_accepts_the_service() {
-    let listener = || std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    let server = || axum_server::from_tcp(listener()).expect("a listener that is bound");
-    drop(server().serve(AxumServiceExt::<Request<Incoming>>::into_make_service(layer().layer(Hello))));
-    drop(server().serve(Router::new().layer(layer()).into_make_service()));
-}
-
-#[tokio::test]
-async fn tonic_accepts_the_layer() {
-    let (_reporter, health) = tonic_health::server::health_reporter();
-    let incoming = tokio_stream::empty::<Result<DuplexStream, std::io::Error>>();
-    let server = tonic::transport::Server::builder()
-        .layer(layer())
-        .layer(layer())
-        .add_service(health.clone())
-        .serve_with_incoming_shutdown(incoming, pending());
-    is_send_future(server);
-    is_send_future(tonic::transport::Server::builder().layer(layer()).add_service(health).serve(([0; 4], 0).into()));
 }
 
 fn is_send_future(future: impl Future + Send + 'static) {

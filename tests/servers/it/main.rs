@@ -1,5 +1,6 @@
 //! Tests over real servers and sockets, and tests of the examples as processes.
 
+mod bounds;
 mod conformance;
 mod example;
 mod http2;
