@@ -1,7 +1,7 @@
 //! An orders API: what the stores have in common.
 //!
-//! Each example makes a [`TrackEventsHandle`] and the routes for its store, and passes both to [`serve`]. These
-//! variables change its behaviour:
+//! Each example makes a handle and the routes for its store, and passes both to [`serve`](fn@serve). These variables
+//! change its behaviour:
 //!
 //! - `ACK`: with 1 an order is answered when it is stored, and not when it is accepted.
 //! - `ADDR`: where it listens, 127.0.0.1:3000 unless set; with port 0 it takes a free one.
@@ -9,16 +9,15 @@
 //! - `SPILL`: the file for orders that could not be stored in time, in the system's folder for temporary files unless
 //!   set.
 
+mod serve;
+
 use std::{
     env,
-    error::Error,
-    fmt::Display,
     fs::OpenOptions,
     io::{self, BufWriter, Write},
     num::NonZeroU32,
     path::PathBuf,
-    process::ExitCode,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
@@ -26,13 +25,14 @@ use axum::{
     extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::post,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tower_track_events::{AckError, EventSender, TrackEventsHandle, TrySendError, Undelivered};
+use serde_json::json;
+use tower_track_events::{AckError, EventSender, TrySendError, Undelivered};
 use uuid::Uuid;
+
+pub use self::serve::{run, serve};
 
 /// The body of a request.
 #[derive(Debug, Deserialize)]
@@ -116,49 +116,4 @@ pub fn spill(orders: Undelivered<Order>) {
 /// Returns the value of an environment variable, or its default.
 pub fn variable(name: &str, default: &str) -> String {
     env::var(name).unwrap_or_else(|_| default.to_owned())
-}
-
-/// Sets up logging, and turns a failure to start into a message and an exit code of 2.
-pub async fn run(service: impl Future<Output = Result<ExitCode, Box<dyn Error + Send + Sync>>>) -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
-        .with_writer(io::stderr)
-        .init();
-    service.await.unwrap_or_else(|error| {
-        say(io::stderr(), error);
-        ExitCode::from(2)
-    })
-}
-
-/// Serves until Ctrl-C or SIGTERM, then drains, and ends the process: with 0 if every event completed.
-pub async fn serve(handle: TrackEventsHandle, routes: Router) -> Result<ExitCode, Box<dyn Error + Send + Sync>> {
-    let limit = variable("DRAIN_LIMIT_MS", "5000").parse().map_err(|error| format!("DRAIN_LIMIT_MS: {error}"))?;
-    let address = variable("ADDR", "127.0.0.1:3000");
-    let listener = TcpListener::bind(&address).await.map_err(|error| format!("ADDR: {address}: {error}"))?;
-    let app = Router::new()
-        .route("/healthz", get(healthz))
-        .route("/stats", get(stats))
-        .with_state(handle.clone())
-        .merge(routes)
-        .layer(handle.layer());
-    let shutdown = handle.shutdown().limit(Duration::from_millis(limit));
-    say(io::stdout(), format_args!("listening on http://{}", listener.local_addr()?));
-    shutdown
-        .on_signal(async { say(io::stdout(), "draining") })
-        .serve(|stop| axum::serve(listener, app).with_graceful_shutdown(stop).into_future())
-        .await
-        .exit()
-}
-
-async fn healthz(State(handle): State<TrackEventsHandle>) -> (StatusCode, &'static str) {
-    if handle.is_draining() { (StatusCode::SERVICE_UNAVAILABLE, "draining") } else { (StatusCode::OK, "ok") }
-}
-
-async fn stats(State(handle): State<TrackEventsHandle>) -> Json<Value> {
-    Json(json!({ "now": handle.snapshot(), "sinks": handle.sinks() }))
-}
-
-/// Writes a line. If that fails the drain continues, where `println!` would panic: nobody may read the pipe any more.
-fn say(mut to: impl Write, line: impl Display) {
-    let _ = writeln!(to, "{line}").and_then(|()| to.flush());
 }
