@@ -150,13 +150,13 @@ impl<E> Undelivered<E> {
     }
 
     /// How many events there are: at least one.
-    // Never empty, so there is nothing to ask.
+    // It is never empty.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.batches.iter().map(|batch| batch.len()).sum()
     }
 
-    /// Why the last attempt to deliver did not succeed, if there was one.
+    /// The error of the last attempt to deliver, if there was one.
     pub fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
     }

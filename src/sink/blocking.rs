@@ -30,8 +30,8 @@ const NO_RUNTIME: &str = "the runtime of the sink has shut down";
 /// A service made of a closure that blocks its thread, see
 /// [`SinkBuilder::deliver_blocking`](crate::SinkBuilder::deliver_blocking).
 ///
-/// The closure moves to the blocking thread and back. So there is one thread at most, also when nobody waits any more
-/// for what runs on it, and the closure is dropped on a blocking thread.
+/// The closure moves to the blocking thread and back. So a sink occupies one thread at most, also after an attempt was
+/// abandoned, and the closure is dropped on a blocking thread.
 pub struct DeliverBlocking<E: Send + Sync + 'static, D: Send + 'static, M> {
     queue: Arc<EventQueue<E>>,
     runtime: runtime::Handle,
@@ -90,7 +90,7 @@ where
                 let _ = catch(|| drop(batch));
                 drop(running);
                 let delivered = delivered.unwrap_or_else(|panic| Err(panicked(&panic).into()));
-                // If nobody waits for it any more, the error is dropped here.
+                // If the attempt was abandoned, the error is dropped here.
                 let _ = catch(|| drop(answer.send(delivered)));
                 held
             }));
@@ -102,7 +102,7 @@ where
 impl<E: Send + Sync + 'static, D: Send + 'static, M> Drop for DeliverBlocking<E, D, M> {
     fn drop(&mut self) {
         let place = mem::replace(&mut self.place, Place::Gone);
-        // Also if the closure is away: its thread may have returned it. A runtime that is shutting down drops it here.
+        // Also if the closure has moved: its thread may have returned it. A runtime that shuts down drops it here.
         let _ = catch(|| self.runtime.spawn_blocking(|| drop(place)));
     }
 }

@@ -1,4 +1,4 @@
-//! How the worker takes batches from the queue, and how what it took ends.
+//! How the worker takes batches from the queue, and how their values end.
 
 use std::{mem, sync::Arc, task::Waker, time::Duration};
 
@@ -37,7 +37,7 @@ pub(super) enum Next {
     /// Nothing of the batch is left, or it was detached.
     Over,
     Again {
-        /// Whether what was attempted, or a part of it, will be attempted again.
+        /// Whether the piece, or a part of it, will be attempted again.
         is_retried: bool,
         wait: Wait,
         /// How many attempts the next piece has had.
@@ -55,7 +55,7 @@ pub(super) enum Work {
 }
 
 impl<E: Send + Sync + 'static> EventQueue<E> {
-    /// For the worker, which delivers so many batches.
+    /// Returns what the worker does next. It has `in_flight` deliveries.
     pub(super) fn work(&self, in_flight: usize) -> Work {
         let Batching { max_batch, max_bytes, max_delay, max_in_flight, .. } = &self.batching;
         let mut state = self.lock();
@@ -82,7 +82,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         let (first, since) = (state.first_in_queue(), state.queue_since);
         let max_bytes = max_bytes.as_ref().map_or(usize::MAX, |(max, _)| *max);
         let piece = state.take_from_queue(*max_batch, max_bytes);
-        // What is left in the queue is as old at most.
+        // The values that are left in the queue are not older.
         state.flights.push(Flight::new(first, since, piece));
         let not_metered = state.not_metered();
         drop(state);
@@ -95,7 +95,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         self.changed.notified()
     }
 
-    /// Whether nothing is left to deliver: the batch was detached.
+    /// Returns whether the batch was detached.
     pub(super) fn is_detached(&self, id: FlightId) -> bool {
         self.lock().flight(id).is_none_or(|flight| flight.pieces.is_empty())
     }
@@ -105,22 +105,22 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         self.lock().drains
     }
 
-    /// While a drain is closing, and after it, those who wait for capacity have to look again.
-    pub(super) fn wake_line_while_closing(&self) {
+    /// Wakes senders that wait for capacity, unless the queue is open: they are rejected.
+    pub(super) fn wake_senders_while_closing(&self) {
         let mut state = self.lock();
         let is_open = state.phase == Phase::Open && state.dead.is_none();
         let wakers: Vec<_> =
-            if is_open { Vec::new() } else { state.line.values_mut().filter_map(Option::take).collect() };
+            if is_open { Vec::new() } else { state.waiting_senders.values_mut().filter_map(Option::take).collect() };
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// What is to be attempted next, unless it was detached.
+    /// Returns the next piece to attempt, unless the batch was detached.
     pub(super) fn next_piece(&self, id: FlightId) -> Option<Batch<E>> {
         self.lock().flight(id)?.pieces.front().map(|piece| piece.batch.clone())
     }
 
-    /// Ends what an attempt has decided, unless it was detached.
+    /// Ends the values whose ending an attempt has decided, unless they were detached.
     pub(super) fn answered(
         self: &Arc<Self>,
         id: FlightId,
@@ -171,7 +171,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         for Piece { batch, acks: awaited, .. } in taken {
             count += batch.len() as u64;
             acks.extend(awaited);
-            // What the values own is dropped before they count as ended.
+            // Values are dropped before they count as ended.
             let _ = catch(|| drop(batch));
         }
         self.end(count, Ending::Completed, None);
@@ -180,7 +180,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         }
     }
 
-    /// The delivery of a batch is over.
+    /// Removes a batch whose delivery is over.
     pub(super) fn forget(self: &Arc<Self>, id: FlightId) {
         let mut state = self.lock();
         state.flights.retain(|flight| flight.first != id);
@@ -204,7 +204,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         self.end_all(Ending::Aborted);
         // Their deliveries are gone.
         self.lock().flights.clear();
-        self.wake_line_while_closing();
+        self.wake_senders_while_closing();
         self.retire_if_done();
     }
 
@@ -230,12 +230,13 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         self.after_end(state, is_last);
     }
 
-    /// What follows when values have ended or a permit has gone.
+    /// Grants free slots, and wakes flushes, drains and waits. Called after values ended or a permit was released.
     pub(super) fn after_end(self: &Arc<Self>, mut state: MutexGuard<'_, State<E>>, is_last: bool) {
         let capacity = self.batching.capacity;
         let is_free = state.phase == Phase::Open && capacity - state.taken() >= capacity.div_ceil(4);
         let should_log = is_free && mem::replace(&mut state.full_is_logged, false);
-        let mut wakers = if seeded!("a free slot calls nobody") { Vec::new() } else { state.call_waiting(capacity) };
+        let mut wakers =
+            if seeded!("a free slot is granted to nobody") { Vec::new() } else { state.grant_slots(capacity) };
         let ended_to = state.ended_to();
         let (reached, waiting) =
             mem::take(&mut state.waiting).into_iter().partition::<Vec<_>, _>(|(target, _)| *target <= ended_to);
@@ -253,7 +254,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         }
     }
 
-    /// Nobody can send any more, and nothing is left: only the counts stay.
+    /// Removes the queue from the registry when no sender and no value is left. Its counts stay.
     pub(super) fn retire_if_done(self: &Arc<Self>) {
         let state = self.lock();
         let is_done = state.is_abandoned && state.dead.is_some() && state.owners == 0 && state.taken() == 0;
@@ -309,7 +310,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         }
         self.after_end(state, false);
         self.changed.notify_one();
-        // Its worker may have ended meanwhile.
+        // The worker may have ended meanwhile.
         self.retire_if_done();
     }
 }

@@ -1,17 +1,17 @@
-//! [`SinkError`]: what a delivery that failed means for its batch.
+//! [`SinkError`]: the error of a delivery, which says what happens to the batch.
 
 use std::{error::Error, fmt, time::Duration};
 
 use crate::event::BoxError;
 
-/// Why a delivery failed, and what is to happen to its batch.
+/// The error of a delivery, which says what happens to the batch.
 ///
 /// The error of a sink's service or closure may be of any type that converts into a `Box<dyn Error + Send + Sync>`. An
 /// error that is no `SinkError`, and has none among its [sources](Error::source), means [`retry`](Self::retry). So a
 /// `SinkError` keeps its meaning inside of other errors: `anyhow::Error`, `Arc`, `io::Error::other`, those of Tower's
 /// `Timeout` and `Buffer`, and an error of one's own whose `source` leads to it.
 ///
-/// Indices count in the batch that was attempted, from 0. If one is out of range, the whole batch is retried.
+/// Indices are positions in the batch that was attempted, from 0. If one is out of range, the whole batch is retried.
 ///
 /// # Examples
 ///
@@ -41,7 +41,7 @@ pub struct SinkError {
     decision: Decision,
 }
 
-/// What is to happen to the batch.
+/// What happens to the batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
     Retry,
@@ -56,8 +56,8 @@ pub(super) enum Meaning {
     RetryOnly(Vec<usize>),
 }
 
-/// The source of a [`SinkError`]. It stands behind the public type because that one is skipped by errors that stand for
-/// what they contain, such as `io::Error::other`: their source is the source of the error inside.
+/// The source of a [`SinkError`]. An error like `io::Error::other` hides the error that it wraps, and has the source of
+/// that error as its own. So the meaning is found in the source.
 struct Decision {
     meaning: Meaning,
     error: BoxError,

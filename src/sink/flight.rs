@@ -1,4 +1,4 @@
-//! A batch on its way: the pieces into which it was divided, and what follows an attempt to deliver one.
+//! A batch that is being delivered: the pieces into which it was divided, and what follows an attempt.
 
 use std::{collections::VecDeque, mem, time::Duration};
 
@@ -9,10 +9,10 @@ use crate::sink::{batch::Batch, error::Meaning};
 /// Tells the sender of a value whether it was taken, or why not.
 pub(super) type Ack = oneshot::Sender<Result<(), Option<String>>>;
 
-/// What is attempted at once.
+/// The values of one attempt.
 pub(super) struct Piece<E> {
     pub(super) batch: Batch<E>,
-    /// For the values that are awaited, by their index.
+    /// The acknowledgements of values that are awaited, with the index of the value.
     pub(super) acks: Vec<(usize, Ack)>,
     attempts: u32,
     /// Its batch has had all of its attempts, and is halved to find the values that cannot be delivered.
@@ -20,29 +20,29 @@ pub(super) struct Piece<E> {
 }
 
 pub(super) struct Flight<E> {
-    /// The number of its first value: those of a sink are counted.
+    /// The number of its first value. The values of a sink are numbered in the order in which they were accepted.
     pub(super) first: u64,
     /// When its first value was sent, or earlier.
     pub(super) since: Instant,
     /// In order. The first is being attempted, or waits for its next attempt.
     pub(super) pieces: VecDeque<Piece<E>>,
-    /// What an attempt has decided has not ended yet.
+    /// Values whose ending an attempt has decided have not ended yet.
     pub(super) is_ending: bool,
     halving: Option<Halving>,
 }
 
-/// Ends the search for values that cannot be delivered when it is the store that fails.
+/// Tells a store that fails from values that cannot be delivered.
 struct Halving {
     failures_in_a_row: u32,
-    /// To find one value takes a failure for each halving. Twice as many without a success are those of the store.
+    /// One bad value takes one failure for each halving. After twice as many without a success, the store has failed.
     most: u32,
 }
 
-/// What an attempt has decided.
+/// The result of an attempt.
 pub(super) struct Attempted<E> {
     pub(super) taken: Vec<Piece<E>>,
     pub(super) undelivered: Vec<Piece<E>>,
-    /// Whether the batch, or a part of it, will be attempted again.
+    /// Whether the piece, or a part of it, will be attempted again.
     pub(super) is_retried: bool,
     pub(super) wait: Wait,
 }
@@ -152,14 +152,14 @@ impl<E> Flight<E> {
         attempted
     }
 
-    /// Puts pieces back whose attempt has failed, or halves of them; or gives them up.
+    /// Puts pieces or their halves back after a failed attempt, or gives them up.
     fn try_again(&mut self, mut pieces: Vec<Piece<E>>, max_attempts: Option<u32>, attempted: &mut Attempted<E>) {
         let is_half = pieces.iter().any(|piece| piece.is_half);
         pieces.iter_mut().for_each(|piece| piece.attempts += 1);
         if !is_half && pieces.iter().all(|piece| max_attempts.is_none_or(|max| piece.attempts < max)) {
             return self.put_back(pieces);
         }
-        // What is left of the wait is for pieces that have attempts left.
+        // Halves and other pieces are attempted without a wait.
         attempted.wait = Wait::No;
         let len: usize = pieces.iter().map(|piece| piece.batch.len()).sum();
         let halving = self.halving.get_or_insert(Halving { failures_in_a_row: 0, most: u32::MAX });

@@ -1,4 +1,4 @@
-//! [`Flush`]: the future that ends when what was sent to a sink has ended.
+//! [`Flush`]: the future that ends when the values that were sent to a sink have ended.
 
 use std::{
     fmt,

@@ -109,18 +109,18 @@ impl Queue {
 struct Sender {
     queue: Arc<Queue>,
     task: Task,
-    place: Option<u64>,
+    waiter: Option<u64>,
     permit: Option<usize>,
 }
 
 impl Sender {
     fn new(queue: &Arc<Queue>) -> Self {
-        Self { queue: Arc::clone(queue), task: Task::default(), place: None, permit: None }
+        Self { queue: Arc::clone(queue), task: Task::default(), waiter: None, permit: None }
     }
 
     fn poll(&mut self) {
         let waker = self.task.waker();
-        if let Poll::Ready(permit) = self.queue.0.poll_reserve(&mut self.place, Location::caller(), &waker) {
+        if let Poll::Ready(permit) = self.queue.0.poll_reserve(&mut self.waiter, Location::caller(), &waker) {
             self.permit = Some(permit.expect("the queue is open"));
         }
     }
@@ -135,8 +135,8 @@ impl Sender {
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        if let Some(place) = self.place {
-            self.queue.0.leave_line(place);
+        if let Some(waiter) = self.waiter {
+            self.queue.0.stop_waiting(waiter);
         }
         if let Some(permit) = self.permit {
             self.queue.0.release(permit);
@@ -583,8 +583,8 @@ finds! {
     permit_after_the_reopening:
         "a permit of a source is taken after the registry was opened again",
         late_permit_against_closing, "an event was rejected that had to be accepted";
-    free_slot_calls_nobody:
-        "a free slot calls nobody", sender_that_waits_against_delivery, "a sender waits while a slot is free";
+    slot_that_is_not_granted:
+        "a free slot is granted to nobody", sender_that_waits_against_delivery, "a sender waits while a slot is free";
     lost_slot:
         "a slot that is not taken is lost", slot_that_is_not_taken, "a sender waits while a slot is free";
     worker_that_oversleeps:

@@ -2,15 +2,15 @@
 //!
 //! # Invariants, and why they hold
 //!
-//! 1. *Values and counts change together*, under the one lock of the queue. What is being delivered stays here until it
-//!    is acknowledged: the attempt has a clone. So nothing that the sink does, or does not do, can lose it.
-//! 2. *Each value ends once.* The code that ends values takes them out of here first. An attempt whose batch was
-//!    detached meanwhile finds nothing of it, and ends nothing.
-//! 3. *What was detached ends before anything else is delivered.*
-//! 4. *The worker does not sleep through a value.* It looks at the queue and sets `wake_at` under the lock; the send
-//!    that makes the queue so long notifies it, and a notification without a waiter is kept.
-//! 5. *No sender waits while a slot is free.* Whatever frees a slot gives it to the first in the line, in the same step.
-//!    A slot that was given and is not taken is given on.
+//! 1. *Values and counts change together*, under the one lock of the queue. A batch that is being delivered stays here
+//!    until its delivery is acknowledged: the attempt has a clone. So an attempt cannot lose a value.
+//! 2. *Each value ends once.* The code that ends values removes them from the queue or the flight first. An attempt
+//!    whose batch was detached meanwhile finds no values, and ends none.
+//! 3. *Detached values end before another batch is delivered.*
+//! 4. *No lost wake-up.* The worker looks at the queue and sets `wake_at` under one lock. The send that makes the queue
+//!    that long notifies the worker. `Notify` keeps a notification for which nobody waits yet.
+//! 5. *No sender waits while a slot is free.* The code that frees a slot grants it to the sender that has waited
+//!    longest, under the same lock. A slot that was granted and is not taken passes on to the next sender.
 
 use std::{
     mem,
@@ -39,13 +39,13 @@ use crate::{
     },
 };
 
-/// Takes what is not delivered.
+/// The closure that takes values which were not delivered.
 pub(super) type OnUndelivered<E> = Box<dyn Fn(Undelivered<E>) + Send + Sync>;
 
-/// How large a value is.
+/// Returns the size of a value in bytes.
 pub(super) type Size<E> = Box<dyn Fn(&E) -> usize + Send + Sync>;
 
-/// How values become batches.
+/// The settings by which values become batches.
 pub(super) struct Batching<E> {
     pub(super) max_batch: usize,
     pub(super) max_bytes: Option<(usize, Size<E>)>,
@@ -62,12 +62,12 @@ pub(super) struct EventQueue<E> {
     pub(super) on_undelivered: Option<OnUndelivered<E>>,
     /// Notified when the worker should look.
     pub(super) changed: Notify,
-    /// For what ends detached values later.
+    /// For the closure that ends detached values later.
     pub(super) this: Weak<Self>,
     state: OwnLines<E>,
 }
 
-/// Cache lines that hold nothing but the state: what stands before it is read by everybody.
+/// Cache lines that hold nothing but the state: the fields before it are read by all threads.
 #[repr(align(128))]
 struct OwnLines<E>(Mutex<State<E>>);
 
@@ -198,39 +198,40 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         permit.inspect_err(|error| self.reject(self.lock(), *error))
     }
 
-    /// Takes a slot, or a place in the line for one. `place` is that of the same sender, from an earlier poll.
+    /// Takes a slot, or waits for one. `waiter` is the number of this sender, from an earlier poll.
     pub(super) fn poll_reserve(
         &self,
-        place: &mut Option<u64>,
+        waiter: &mut Option<u64>,
         location: &'static Location<'static>,
         waker: &Waker,
     ) -> Poll<Result<usize, TrackError>> {
         // Wakers are cloned, dropped and woken without the lock: that is code of their executor.
         let (mut waker, mut replaced, mut to_wake) = (Some(waker.clone()), None, Vec::new());
-        let before = *place;
+        let before = *waiter;
         let has_slot = |state: &State<E>| {
             self.admit_phase(state).is_ok()
-                && (state.taken() < self.batching.capacity || before.is_some_and(|place| state.called.contains(&place)))
+                && (state.taken() < self.batching.capacity
+                    || before.is_some_and(|waiter| state.granted.contains(&waiter)))
         };
         let permit = self.reopen_and(has_slot, |state| {
             if has_slot(state) {
-                place.take().map(|place| state.called.remove(&place));
+                waiter.take().map(|waiter| state.granted.remove(&waiter));
                 return Ok(Some(self.take_permit(state, location)));
             }
             let is_inside = || reentrancy::is_inside(self.id()).then_some(TrackError::Full);
             if let Some(error) = self.admit_phase(state).err().or_else(is_inside) {
-                if let Some(place) = place.take() {
-                    replaced = state.line.remove(&place).flatten();
-                    state.called.remove(&place);
+                if let Some(waiter) = waiter.take() {
+                    replaced = state.waiting_senders.remove(&waiter).flatten();
+                    state.granted.remove(&waiter);
                 }
-                to_wake = state.call_waiting(self.batching.capacity);
+                to_wake = state.grant_slots(self.batching.capacity);
                 return Err(error);
             }
-            let place = *place.get_or_insert_with(|| {
-                state.next_place += 1;
-                state.next_place
+            let waiter = *waiter.get_or_insert_with(|| {
+                state.next_waiter += 1;
+                state.next_waiter
             });
-            replaced = state.line.insert(place, waker.take()).flatten();
+            replaced = state.waiting_senders.insert(waiter, waker.take()).flatten();
             Ok(None)
         });
         drop(replaced);
@@ -263,18 +264,18 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         permit
     }
 
-    /// A sender does not wait any more.
-    pub(super) fn leave_line(&self, place: u64) {
+    /// Removes a sender that waited. A slot that it was granted passes on.
+    pub(super) fn stop_waiting(&self, waiter: u64) {
         let mut state = self.lock();
-        let waker = state.line.remove(&place);
-        let has_slot = state.called.remove(&place) && !seeded!("a slot that is not taken is lost");
-        let wakers = if has_slot { state.call_waiting(self.batching.capacity) } else { Vec::new() };
+        let waker = state.waiting_senders.remove(&waiter);
+        let has_slot = state.granted.remove(&waiter) && !seeded!("a slot that is not taken is lost");
+        let wakers = if has_slot { state.grant_slots(self.batching.capacity) } else { Vec::new() };
         drop(state);
         drop(waker);
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// The permit becomes a value, which needs neither capacity nor an open queue.
+    /// Makes a value of the permit. That needs neither capacity nor an open queue.
     pub(super) fn send_reserved(self: &Arc<Self>, permit: usize, event: E, size: Option<usize>, ack: Option<Ack>) {
         let mut state = self.lock();
         state.permits.remove(permit);
@@ -302,7 +303,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         self.retire_if_done();
     }
 
-    /// Whether the values in the queue wait for no others.
+    /// Returns whether a batch is due before `max_delay`.
     pub(super) fn is_due(&self, state: &State<E>) -> bool {
         let Batching { max_batch, max_bytes, max_delay: _, capacity, max_in_flight: _ } = &self.batching;
         !state.queue.is_empty()
@@ -314,14 +315,14 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
                 || state.is_abandoned)
     }
 
-    /// Runs code of the user: what it calls of this sink must not wait for it.
+    /// Runs code of the user, under the mark of this sink: calls that would wait for the sink return an error instead.
     pub(super) fn enter<T>(&self, run: impl FnOnce() -> T) -> Result<T, String> {
         reentrancy::enter(self.shard.registry.id(), || reentrancy::enter(self.id(), || catch(run)))
     }
 
     // Waiting.
 
-    /// Lets what is queued be delivered at once. Returns the number up to which values are to end.
+    /// Makes the queued values due. Returns the number of the next value, which does not belong to them.
     pub(super) fn flush_now(&self) -> u64 {
         let mut state = self.lock();
         state.flush(Flush::Now);
@@ -331,20 +332,20 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         target
     }
 
-    /// Whether all values with a smaller number have ended. If not, the waker is kept until they have.
+    /// Returns whether all values with a smaller number have ended. If not, it registers the waker.
     pub(super) fn poll_ended(&self, target: u64, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut state = self.lock();
         let has_ended = state.ended_to() >= target;
         seeded_gap!("a flush registers after its look", state = self.lock());
-        // A flush that is polled again and again leaves one waker of each task.
+        // A flush that is polled many times registers one waker for each task.
         if !has_ended && !state.waiting.iter().any(|(at, other)| *at == target && other.will_wake(&waker)) {
             state.waiting.push((target, waker));
         }
         has_ended
     }
 
-    /// What is pending, for the report of a flush.
+    /// Returns what is pending, for the report of a flush.
     pub(super) fn open(&self) -> Open {
         let mut open = Open::new();
         Locked { queue: self, state: self.lock() }.add_open(&mut open);
@@ -359,7 +360,7 @@ impl<E> EventQueue<E> {
     }
 }
 
-/// The queue may be dropped by a drain, to which a panic in what the closure owns must not go.
+/// A drain may drop the queue. A destructor of the user that panics must not end that drain.
 impl<E> Drop for EventQueue<E> {
     fn drop(&mut self) {
         let on_undelivered = self.on_undelivered.take();

@@ -171,13 +171,13 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses its place among those that wait, and no slot.
+    /// Dropping the future gives up its turn. No slot is lost.
     #[track_caller]
     pub fn reserve(&self) -> impl Future<Output = Result<SendPermit<E>, TrackError>> + Send + use<'_, E> {
         let location = Location::caller();
         async move {
-            let mut place = Place { queue: self.queue(), number: None };
-            let permit = poll_fn(|cx| place.queue.poll_reserve(&mut place.number, location, cx.waker())).await?;
+            let mut waiting = Waiting { queue: self.queue(), waiter: None };
+            let permit = poll_fn(|cx| waiting.queue.poll_reserve(&mut waiting.waiter, location, cx.waker())).await?;
             Ok(self.permit(permit))
         }
     }
@@ -292,16 +292,16 @@ impl<E: Send + Sync + 'static> fmt::Debug for SendPermit<E> {
     }
 }
 
-/// Releases the place among those that wait for capacity.
-struct Place<'a, E: Send + Sync + 'static> {
+/// A sender that waits for capacity. When it is dropped, a slot that it was granted and has not taken passes on.
+struct Waiting<'a, E: Send + Sync + 'static> {
     queue: &'a EventQueue<E>,
-    number: Option<u64>,
+    waiter: Option<u64>,
 }
 
-impl<E: Send + Sync + 'static> Drop for Place<'_, E> {
+impl<E: Send + Sync + 'static> Drop for Waiting<'_, E> {
     fn drop(&mut self) {
-        if let Some(number) = self.number {
-            self.queue.leave_line(number);
+        if let Some(waiter) = self.waiter {
+            self.queue.stop_waiting(waiter);
         }
     }
 }
@@ -380,7 +380,7 @@ pub enum AckError<E> {
     /// The event was accepted and not delivered. It was passed to
     /// [`on_undelivered`](crate::SinkBuilder::on_undelivered), if there is one.
     Undelivered {
-        /// Why the last attempt to deliver did not succeed, if there was one.
+        /// The error of the last attempt to deliver, if there was one.
         last_error: Option<String>,
     },
     /// Called inside a delivery of the same sink, which would wait for itself. The event was not accepted.

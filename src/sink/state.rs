@@ -30,9 +30,9 @@ pub(super) struct State<E> {
     pub(super) dead: Option<TrackError>,
     /// All senders and permits are gone.
     pub(super) is_abandoned: bool,
-    /// How many owners the code of the sink has: its worker, its closure, its deliveries.
+    /// The number of owners of user code: the worker, the closure, the deliveries.
     pub(super) owners: usize,
-    /// How many deliveries run, of which some may have been detached.
+    /// The number of deliveries that run. Some may have been detached.
     pub(super) running: usize,
     /// When the latest of them began.
     pub(super) running_since: Instant,
@@ -43,9 +43,9 @@ pub(super) struct State<E> {
     /// The sizes of the values in the queue, if batches have a limit in bytes, and their sum.
     pub(super) sizes: VecDeque<usize>,
     pub(super) bytes: u128,
-    /// For the values in the queue that are awaited, by their number.
+    /// The acknowledgements of queued values that are awaited, with the number of the value.
     pub(super) acks: VecDeque<(u64, Ack)>,
-    /// When the first in the queue was sent, or earlier.
+    /// When the first queued value was sent, or earlier.
     pub(super) queue_since: Instant,
     /// The length of `queue` at which the worker is notified. `None` while it need not be.
     pub(super) wake_at: Option<usize>,
@@ -57,20 +57,20 @@ pub(super) struct State<E> {
     pub(super) ended: EventCounts,
     pub(super) rejected: u64,
     pub(super) rejected_closed: u64,
-    /// Whether a rejection was logged. Until a quarter of the capacity is free that is one episode, and logged once.
+    /// Whether a rejection was logged. The next one is logged after a quarter of the capacity was free.
     pub(super) full_is_logged: bool,
     pub(super) permits: Slab<(&'static Location<'static>, Instant)>,
-    /// How many permits there ever were.
+    /// The number of permits ever opened.
     pub(super) ever_opened: u64,
-    /// Senders that wait for capacity, by their place. `None` while one is awake.
-    pub(super) line: BTreeMap<u64, Option<Waker>>,
-    /// Those that were given a slot and have not taken it yet.
-    pub(super) called: BTreeSet<u64>,
-    pub(super) next_place: u64,
+    /// Senders that wait for capacity, in the order in which they came. `None` after the waker was called.
+    pub(super) waiting_senders: BTreeMap<u64, Option<Waker>>,
+    /// Senders that were granted a slot and have not taken it yet.
+    pub(super) granted: BTreeSet<u64>,
+    pub(super) next_waiter: u64,
 
-    /// The numbers of the first of the detached values that have not ended.
+    /// For each group of detached values that have not ended, the number of the first one.
     pub(super) detached: Vec<u64>,
-    /// Values with a smaller number wait for no others.
+    /// Values with a smaller number are due.
     pub(super) flush_to: u64,
     /// How many drains have begun.
     pub(super) drains: u64,
@@ -84,7 +84,7 @@ pub(super) struct State<E> {
     pub(super) metered: u64,
 }
 
-/// Values that nothing delivers any more.
+/// Values that will not be delivered.
 pub(super) struct DetachedValues<E> {
     pub(super) first: u64,
     pub(super) pieces: Vec<Piece<E>>,
@@ -123,9 +123,9 @@ impl<E> State<E> {
             full_is_logged: false,
             permits: Slab::new(),
             ever_opened: 0,
-            line: BTreeMap::new(),
-            called: BTreeSet::new(),
-            next_place: 0,
+            waiting_senders: BTreeMap::new(),
+            granted: BTreeSet::new(),
+            next_waiter: 0,
             detached: Vec::new(),
             flush_to: 0,
             drains: 0,
@@ -138,10 +138,10 @@ impl<E> State<E> {
         }
     }
 
-    /// How much of the capacity is taken.
+    /// The number of slots that are taken.
     #[inline]
     pub(super) fn taken(&self) -> u64 {
-        self.pending + (self.permits.len() + self.called.len()) as u64
+        self.pending + (self.permits.len() + self.granted.len()) as u64
     }
 
     pub(super) fn flight(&self, first: u64) -> Option<&Flight<E>> {
@@ -175,12 +175,12 @@ impl<E> State<E> {
         self.accepted - mem::replace(&mut self.metered, self.accepted)
     }
 
-    /// Gives free slots to those who have waited longest. Returns whom to wake, without the lock.
-    pub(super) fn call_waiting(&mut self, capacity: u64) -> Vec<Waker> {
+    /// Grants free slots to the senders that have waited longest. Returns their wakers, to be called without the lock.
+    pub(super) fn grant_slots(&mut self, capacity: u64) -> Vec<Waker> {
         let mut wakers = Vec::new();
         while self.taken() < capacity {
-            let Some((place, waker)) = self.line.pop_first() else { break };
-            self.called.insert(place);
+            let Some((waiter, waker)) = self.waiting_senders.pop_first() else { break };
+            self.granted.insert(waiter);
             wakers.extend(waker);
         }
         wakers
@@ -205,7 +205,7 @@ impl<E> State<E> {
         Piece::new(Batch::new(values), acks)
     }
 
-    /// Takes all values out, for the caller to end, if there are any.
+    /// Removes all values, if there are any. The caller ends them.
     pub(super) fn detach(&mut self, ending: Ending) -> Option<DetachedValues<E>> {
         let first = self.ended_to();
         // The worker removes the flights when it has dropped their deliveries.
@@ -311,7 +311,7 @@ impl<E: Send + Sync + 'static> LockedSource for Locked<'_, E> {
         if phase == Phase::Closed {
             self.state.closed_at = Some(Instant::now());
         }
-        // The worker tells those who wait for capacity, and ends when the queue is closed.
+        // The worker wakes the senders that wait for capacity, and ends when the queue is closed.
         self.queue.changed.notify_one();
     }
 

@@ -36,7 +36,7 @@ use crate::{
 /// A service that has failed so many times in a row before it was called is given up.
 const MOST_FAILURES_BEFORE_A_CALL: u32 = 2;
 
-/// How a batch is attempted.
+/// The settings of attempts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attempts {
     pub(super) timeout: Duration,
@@ -80,7 +80,7 @@ struct Delivery {
 
 impl<E: Send + Sync + 'static, S> Drop for Worker<E, S> {
     fn drop(&mut self) {
-        // Each may be in the middle of user code, and a second panic at one time would abort the process.
+        // Each may own a response future of the user. A second panic while unwinding would abort the process.
         for Delivery { run, .. } in self.deliveries.drain(..) {
             let _ = self.ending.0.0.enter(|| drop(run));
         }
@@ -126,7 +126,7 @@ where
         delay: &mut Option<Pin<Box<Sleep>>>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        queue.wake_line_while_closing();
+        queue.wake_senders_while_closing();
         self.end_deliveries(queue, |delivery| queue.is_detached(delivery.id));
         loop {
             match queue.work(self.deliveries.len()) {
@@ -147,8 +147,8 @@ where
         let before = self.deliveries.len();
         self.end_deliveries(queue, |delivery| delivery.run.as_mut().poll(cx).is_ready());
         if self.deliveries.len() < before {
-            // There may be work for those that are left. Not at once: a service that never waits and senders that never
-            // stop would keep a thread to themselves.
+            // There may be another batch. It is taken in the next poll: a service that is always ready would otherwise
+            // occupy the thread.
             cx.waker().wake_by_ref();
         }
         Poll::Pending
@@ -163,7 +163,7 @@ where
                 continue;
             }
             let Delivery { id, run } = self.deliveries.remove(index);
-            // It may be in the middle of an attempt, which is user code.
+            // It may own a response future of the user.
             let _ = queue.enter(|| drop(run));
             queue.forget(id);
         }
@@ -230,7 +230,7 @@ where
 {
     // The wait for another delivery does not count against the limit of this one.
     let mut place = Arc::clone(service).lock_owned().await;
-    // Dropped after what is user code.
+    // Dropped after the response future of the user.
     let _running = Running::new(Arc::clone(queue));
     let call = async move {
         if let Err(error) = poll_fn(|cx| place.service.poll_ready(cx)).await {
@@ -266,7 +266,7 @@ where
         }
     })
     .await;
-    // What it owns, a clone of the batch too, is gone before the batch ends.
+    // The call and its clone of the batch are dropped before the batch ends.
     let _ = queue.enter(|| span.in_scope(|| drop(call.take())));
     answer
 }
@@ -284,9 +284,9 @@ pub(super) fn panicked(message: &str) -> String {
     format!("the sink panicked: {}", OneLine(message))
 }
 
-/// Waits before the next attempt. Returns whether a drain has cut the time short.
+/// Waits before the next attempt. Returns whether a drain has ended the wait.
 async fn pause<E: Send + Sync + 'static>(queue: &EventQueue<E>, time: Duration, drains: &mut u64) -> bool {
-    // The time may be none at all.
+    // The time may be zero.
     yield_now().await;
     let mut sleep = pin!(sleep(time));
     poll_fn(|cx| {
