@@ -162,7 +162,7 @@ impl Shard {
             }
             Err(_) => first.get().cloned().ok_or_else(|| {
                 self.count_rejected(TrackError::NoRuntime);
-                self.tell_rejected(TrackError::NoRuntime, name);
+                self.report_rejected(TrackError::NoRuntime, name);
                 TrackError::NoRuntime
             }),
         }
@@ -189,14 +189,14 @@ impl Shard {
         since: Instant,
     ) -> Result<Ticket, TrackError> {
         let event = NewEvent { name, stage, location, since };
-        let ticket = self.track(event).inspect_err(|error| self.tell_rejected(*error, name))?;
+        let ticket = self.track(event).inspect_err(|error| self.report_rejected(*error, name))?;
         // Before the event is spawned and can end.
         metrics::accepted(name);
         Ok(ticket)
     }
 
     pub(crate) fn reserve_event(self: &Arc<Self>, location: &'static Location<'static>) -> Result<Ticket, TrackError> {
-        self.reserve(location, Instant::now()).inspect_err(|error| self.tell_rejected(*error, PERMIT))
+        self.reserve(location, Instant::now()).inspect_err(|error| self.report_rejected(*error, PERMIT))
     }
 
     /// Takes a slot for one event, or enters the queue for one.
@@ -205,17 +205,17 @@ impl Shard {
         name: &'static str,
         location: &'static Location<'static>,
     ) -> Result<Slot<Context>, TrackError> {
-        self.reserve_or_queue(location, Instant::now()).inspect_err(|error| self.tell_rejected(*error, name))
+        self.reserve_or_queue(location, Instant::now()).inspect_err(|error| self.report_rejected(*error, name))
     }
 
     /// Rejects an event whose wait for a slot has ended: its limit has passed, or the client has left.
     pub(crate) fn reject_full(&self, name: &'static str) {
         self.count_rejected(TrackError::Full);
-        self.tell_rejected(TrackError::Full, name);
+        self.report_rejected(TrackError::Full, name);
     }
 
     /// Passes a rejection that the registry has counted to the metrics, and logs it if it begins an episode of `Full`.
-    pub(crate) fn tell_rejected(&self, error: TrackError, name: &'static str) {
+    pub(crate) fn report_rejected(&self, error: TrackError, name: &'static str) {
         metrics::rejected(name, error);
         if error == TrackError::Full && self.registry.logs_full() {
             tracing::warn!(

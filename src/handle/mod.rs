@@ -169,7 +169,7 @@ impl TrackEventsHandle {
         let guard = DrainGuard::take(self.shard(), Location::caller(), Origin::Anywhere);
         guard.inspect_err(|error| {
             self.shard().count_rejected(*error);
-            self.shard().tell_rejected(*error, GUARD);
+            self.shard().report_rejected(*error, GUARD);
         })
     }
 
