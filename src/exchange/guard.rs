@@ -56,8 +56,7 @@ impl ExchangeGuard {
     #[inline]
     pub(crate) fn poll_begins(&mut self) -> Mark {
         if self.is_polling {
-            // The last poll panicked, and the caller caught the panic and polls again. The exchange ended with the
-            // panic.
+            // The last poll panicked, and the caller polls again. The exchange ends as panicked.
             self.end();
         }
         self.is_polling = true;
