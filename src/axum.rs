@@ -69,8 +69,8 @@ impl IntoResponse for MissingTrackEventsLayer {
     }
 }
 
-/// Answers 503, so that a client or a load balancer tries again elsewhere. The body is the text of the error: map it if
-/// clients should not read that.
+/// Responds with 503, so that a client or a load balancer tries another instance. The body is the text of the error: map
+/// it if clients should not read that.
 impl IntoResponse for TrackError {
     fn into_response(self) -> Response {
         (StatusCode::SERVICE_UNAVAILABLE, self.to_string()).into_response()

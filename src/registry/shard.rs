@@ -294,7 +294,7 @@ impl<C> Shard<C> {
         Err(TrackError::Closed)
     }
 
-    /// Counts a rejection that was decided elsewhere.
+    /// Counts a rejection by the caller.
     pub(crate) fn count_rejected(&self, error: TrackError) {
         self.lock().count_rejected(error);
     }

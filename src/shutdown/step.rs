@@ -19,7 +19,7 @@ use crate::{
 };
 
 pin_project! {
-    /// Contains the panics of a future, and remembers how and when it ended.
+    /// Catches the panics of a future, and remembers how and when it ended.
     pub(super) struct Step<F> {
         #[pin]
         future: Option<F>,
