@@ -1,4 +1,4 @@
-//! For axum: `Events` as an extractor, `TrackError` as a response.
+//! The feature `axum`: `Events` as an extractor, errors as responses.
 
 use std::{convert::Infallible, error::Error, fmt};
 
@@ -14,8 +14,8 @@ use crate::{error::TrackError, exchange::Events};
 
 /// Extracts the [`Events`] of the exchange.
 ///
-/// Without a [`TrackEventsLayer`](crate::TrackEventsLayer) around the handler the answer is 500, with a message that
-/// names the layer; extract `Option<Events>` to do without.
+/// Without a [`TrackEventsLayer`](crate::TrackEventsLayer) around the handler the response is 500, with a message that
+/// names the layer. Extract `Option<Events>` where the layer may be missing.
 impl<S: Send + Sync> FromRequestParts<S> for Events {
     type Rejection = MissingTrackEventsLayer;
 
@@ -24,6 +24,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Events {
     }
 }
 
+/// Extracts the [`Events`] of the exchange, or `None` without a [`TrackEventsLayer`](crate::TrackEventsLayer) around
+/// the handler.
 impl<S: Send + Sync> OptionalFromRequestParts<S> for Events {
     type Rejection = Infallible;
 
@@ -32,8 +34,9 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Events {
     }
 }
 
-/// The rejection of the [`Events`] extractor: there is no [`TrackEventsLayer`](crate::TrackEventsLayer) around the
-/// handler.
+/// The error of the [`Events`] extractor: there is no [`TrackEventsLayer`](crate::TrackEventsLayer) around the handler.
+///
+/// As a response it is 500, with a message that names the layer.
 ///
 /// # Examples
 ///
@@ -69,15 +72,16 @@ impl IntoResponse for MissingTrackEventsLayer {
     }
 }
 
-/// Responds with 503, so that a client or a load balancer tries another instance. The body is the text of the error: map
-/// it if clients should not read that.
+/// Responds with 503, so that a client or a load balancer tries another instance.
+///
+/// The body is the text of the error. Map the error if clients should not see that text.
 impl IntoResponse for TrackError {
     fn into_response(self) -> Response {
         (StatusCode::SERVICE_UNAVAILABLE, self.to_string()).into_response()
     }
 }
 
-/// Answers as [`TrackError`] does.
+/// Responds with 503, like [`TrackError`]. The event is dropped.
 #[cfg(feature = "sink")]
 impl<E> IntoResponse for TrySendError<E> {
     fn into_response(self) -> Response {
@@ -85,8 +89,9 @@ impl<E> IntoResponse for TrySendError<E> {
     }
 }
 
-/// Answers 503 for an event that was not accepted, and 500 for one that was not delivered, without the error of the
-/// store.
+/// Responds with 503 if the event was rejected, and with 500 if it was not delivered.
+///
+/// The body of the 500 is `not stored`, without the error of the store.
 #[cfg(feature = "sink")]
 impl<E> IntoResponse for AckError<E> {
     fn into_response(self) -> Response {

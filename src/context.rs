@@ -1,4 +1,4 @@
-//! What a handle keeps in its registry: settings, runtimes, the drain signal.
+//! [`Context`]: the settings, the runtimes and the drain signal of a handle, which its registry stores.
 
 use std::{
     panic::Location,
@@ -22,21 +22,21 @@ pub(crate) type Shard = registry::Shard<Context>;
 pub(crate) type Shards = registry::Shards<Context>;
 pub(crate) type Ticket = registry::Ticket<Context>;
 
-/// Stands for the name of an event, which is not known yet, when a permit is rejected.
+/// The name under which the rejection of a permit is counted: its event has no name yet.
 pub(crate) const PERMIT: &str = "(permit)";
 
-/// Stands for the name of an event when a guard is rejected.
+/// The name under which the rejection of a guard is counted.
 pub(crate) const GUARD: &str = "(guard)";
 
-/// The most that a drain keeps for the last call by default.
+/// By default, a drain makes the last call at most this long before its deadline.
 const LONGEST_LAST_CALL: Duration = Duration::from_secs(5);
 
 pub(crate) struct Context {
     pub(crate) settings: Settings,
-    /// The first runtime in which the handle was used: for what is tracked outside of any.
+    /// The first runtime in which the handle was used. It runs the events that are tracked outside of a runtime.
     first_runtime: OnceLock<runtime::Handle>,
     draining: watch::Sender<bool>,
-    /// If the number of events that run is limited.
+    /// One permit for each event that may run at one time, if that is limited.
     pub(crate) turns: Option<Arc<Semaphore>>,
     drain_began: OnceLock<DrainBegan>,
     shards: Mutex<Weak<Shards>>,
@@ -52,7 +52,7 @@ pub(crate) struct Settings {
     /// How long before its deadline a drain makes the last call, if that was set.
     pub(crate) last_call: Option<Duration>,
     pub(crate) progress: Duration,
-    /// The runtime for all events, instead of that in which each is tracked.
+    /// The runtime for all events, instead of the runtime in which each is tracked.
     pub(crate) runtime: Option<runtime::Handle>,
 }
 
@@ -63,7 +63,7 @@ impl Settings {
     }
 }
 
-/// When the drain began, and what had ended by then.
+/// When the drain began, and the endings that were counted by then.
 pub(crate) struct DrainBegan {
     pub(crate) at: Instant,
     pub(crate) ended: EventCounts,
@@ -101,9 +101,9 @@ impl Context {
     }
 }
 
-/// Twice the cores, so that the threads of a runtime and a few others each have a shard of their own.
+/// Returns the number of shards: twice the cores, so that each thread of a runtime and a few others have their own.
 fn shard_count() -> usize {
-    // Counting the cores reads files.
+    // Computed once, because counting the cores reads files.
     static COUNT: OnceLock<usize> = OnceLock::new();
     *COUNT.get_or_init(|| {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -112,9 +112,9 @@ fn shard_count() -> usize {
 }
 
 impl Shards {
-    /// Raises the drain signal; the first time is remembered.
+    /// Raises the drain signal, and stores when that happened for the first time.
     pub(crate) fn begin_drain(&self) {
-        // Before the signal, in answer to which something may end.
+        // Before the signal: events that end because of it count as ended since the drain began.
         self.drain_began();
         let context = &self.registry().context;
         if !context.is_draining() {
@@ -122,7 +122,7 @@ impl Shards {
         }
     }
 
-    /// When the drain began; now, if that is the first question. Raises no signal.
+    /// Returns when the drain began. The first call sets that to now. Raises no signal.
     pub(crate) fn drain_began(&self) -> &DrainBegan {
         let registry = self.registry();
         registry.context.drain_began.get_or_init(|| DrainBegan { at: Instant::now(), ended: registry.snapshot().ended })
@@ -135,7 +135,7 @@ impl Shard {
         &self.registry.context
     }
 
-    /// All shards of this one's registry, shared between handles.
+    /// Returns all shards of the registry, which all handles share.
     pub(crate) fn shards(&self) -> Arc<Shards> {
         let mut shared = self.context().lock_shards();
         shared.upgrade().unwrap_or_else(|| {
@@ -145,7 +145,7 @@ impl Shard {
         })
     }
 
-    /// The runtime for an event that is tracked here and now. A rejection is counted.
+    /// Returns the runtime for an event that is tracked on this thread. A rejection is counted.
     #[inline]
     pub(crate) fn runtime(&self, name: &'static str) -> Result<runtime::Handle, TrackError> {
         if let Some(runtime) = &self.context().settings.runtime {
@@ -155,20 +155,20 @@ impl Shard {
         match runtime::Handle::try_current() {
             Ok(current) => {
                 if first.get().is_none() {
-                    // Another thread may have been first, which is as good.
+                    // An error means that another thread was first. Its runtime is as good.
                     let _ = first.set(current.clone());
                 }
                 Ok(current)
             }
             Err(_) => first.get().cloned().ok_or_else(|| {
                 self.count_rejected(TrackError::NoRuntime);
-                self.tell_rejected(TrackError::NoRuntime, name);
+                self.report_rejected(TrackError::NoRuntime, name);
                 TrackError::NoRuntime
             }),
         }
     }
 
-    /// Lets events that are tracked outside of a runtime later find this one.
+    /// Stores the current runtime, for events that are tracked outside of a runtime later.
     #[inline]
     pub(crate) fn remember_runtime(&self) {
         let first = &self.context().first_runtime;
@@ -189,33 +189,33 @@ impl Shard {
         since: Instant,
     ) -> Result<Ticket, TrackError> {
         let event = NewEvent { name, stage, location, since };
-        let ticket = self.track(event).inspect_err(|error| self.tell_rejected(*error, name))?;
-        // Before the event can end.
+        let ticket = self.track(event).inspect_err(|error| self.report_rejected(*error, name))?;
+        // Before the event is spawned and can end.
         metrics::accepted(name);
         Ok(ticket)
     }
 
     pub(crate) fn reserve_event(self: &Arc<Self>, location: &'static Location<'static>) -> Result<Ticket, TrackError> {
-        self.reserve(location, Instant::now()).inspect_err(|error| self.tell_rejected(*error, PERMIT))
+        self.reserve(location, Instant::now()).inspect_err(|error| self.report_rejected(*error, PERMIT))
     }
 
-    /// Takes a slot for one event, or a place in the queue for it.
+    /// Takes a slot for one event, or enters the queue for one.
     pub(crate) fn event_slot(
         self: &Arc<Self>,
         name: &'static str,
         location: &'static Location<'static>,
     ) -> Result<Slot<Context>, TrackError> {
-        self.reserve_or_queue(location, Instant::now()).inspect_err(|error| self.tell_rejected(*error, name))
+        self.reserve_or_queue(location, Instant::now()).inspect_err(|error| self.report_rejected(*error, name))
     }
 
     /// Rejects an event whose wait for a slot has ended: its limit has passed, or the client has left.
     pub(crate) fn reject_full(&self, name: &'static str) {
         self.count_rejected(TrackError::Full);
-        self.tell_rejected(TrackError::Full, name);
+        self.report_rejected(TrackError::Full, name);
     }
 
-    /// Makes a rejection visible that has been counted.
-    pub(crate) fn tell_rejected(&self, error: TrackError, name: &'static str) {
+    /// Passes a rejection that the registry has counted to the metrics, and logs it if it begins an episode of `Full`.
+    pub(crate) fn report_rejected(&self, error: TrackError, name: &'static str) {
         metrics::rejected(name, error);
         if error == TrackError::Full && self.registry.logs_full() {
             tracing::warn!(
@@ -228,7 +228,7 @@ impl Shard {
 }
 
 impl Ticket {
-    /// Makes an event of a permit.
+    /// Turns a permit into an event.
     pub(crate) fn fill(self, name: &'static str, stage: Stage, location: &'static Location<'static>) -> Self {
         let ticket = self.into_event(NewEvent { name, stage, location, since: Instant::now() });
         metrics::accepted(name);

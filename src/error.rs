@@ -1,4 +1,4 @@
-//! [`TrackError`] and [`BuildError`]: why something was not accepted, and what a builder cannot build.
+//! [`TrackError`]: why an event was rejected. [`BuildError`]: why a builder cannot build.
 
 use std::{error::Error, fmt};
 
@@ -9,8 +9,8 @@ pub(crate) const MAX_CAPACITY: usize = u32::MAX as usize;
 
 /// Why an event, a guard or a permit was rejected.
 ///
-/// The decision is made once, when the event is tracked: nothing is dropped after it was accepted.
-/// Each rejection that its caller gets is counted in [`Snapshot::rejected`](crate::Snapshot::rejected).
+/// The decision is made once, when the event is tracked. No accepted event is dropped later for lack of capacity. Each
+/// rejection is counted in [`Snapshot::rejected`](crate::Snapshot::rejected).
 ///
 /// # Examples
 ///
@@ -26,14 +26,18 @@ pub(crate) const MAX_CAPACITY: usize = u32::MAX as usize;
 pub enum TrackError {
     /// The handle is drained, or a drain is closing it.
     ///
-    /// Once a drain was `Ok` this is final. While a drain is closing, what runs inside an event, a request or a
-    /// [guard's scope](crate::DrainGuard::scope) is still accepted.
+    /// After a drain was `Ok` this is final. While a drain is closing, code inside an event, a request or a
+    /// [guard's scope](crate::DrainGuard::scope) may still track. A sink also returns this after its service has
+    /// [failed for good](crate::SinkBuilder::service).
     Closed,
-    /// As many events are pending or reserved as the
-    /// [capacity](crate::TrackEventsHandleBuilder::capacity) allows. A slot is free again when one of them ends.
+    /// As many events are pending or reserved as the [capacity](crate::TrackEventsHandleBuilder::capacity) of the
+    /// handle, or [of the sink](crate::SinkBuilder::capacity), allows. A slot is free again when one of them ends.
     Full,
-    /// There is no tokio runtime to run the event on: it was tracked outside of one, while the handle has neither been
-    /// [given one](crate::TrackEventsHandleBuilder::runtime), nor tracked an event or served a request inside one.
+    /// There is no tokio runtime to run the event on.
+    ///
+    /// The event was tracked outside of a runtime. The handle has not been
+    /// [given one](crate::TrackEventsHandleBuilder::runtime), and has not tracked an event or served a request inside
+    /// one before. A sink returns this after its runtime has shut down.
     NoRuntime,
 }
 
@@ -52,8 +56,8 @@ impl fmt::Display for TrackError {
 
 impl Error for TrackError {}
 
-/// A setting of a [`TrackEventsHandleBuilder`](crate::TrackEventsHandleBuilder) or a
-/// [`SinkBuilder`](crate::SinkBuilder) that is out of its range.
+/// Why a [`TrackEventsHandleBuilder`](crate::TrackEventsHandleBuilder) or a [`SinkBuilder`](crate::SinkBuilder) cannot
+/// build: a setting is out of its range, or there is no runtime.
 ///
 /// # Examples
 ///
@@ -67,21 +71,22 @@ impl Error for TrackError {}
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// The capacity, which is given here, must be from 1 to 4,294,967,295.
+    /// The capacity must be from 1 to 4,294,967,295. Contains the value that was set.
     Capacity(usize),
     /// The event timeout must be longer than zero.
     EventTimeout,
-    /// The concurrency limit, which is given here, must be at least 1, and at most what tokio's semaphore allows.
+    /// The concurrency limit must be from 1 to [`Semaphore::MAX_PERMITS`]. Contains the value that was set.
     ConcurrencyLimit(usize),
     /// The time limit of a delivery must be longer than zero.
     DeliverTimeout,
     /// The maximum size of a batch must be at least one event, and one byte.
     MaxBatch,
-    /// The number of batches in flight, which is given here, must be at least 1; and 1 for a blocking delivery.
+    /// The number of batches in flight must be at least 1, and exactly 1 for a blocking delivery. Contains the value
+    /// that was set.
     MaxInFlight(usize),
     /// The maximum number of attempts must be at least one.
     MaxAttempts,
-    /// A sink delivers on a tokio runtime with timers: build it inside one, or
+    /// A sink needs a tokio runtime with timers. Build the sink inside one, or
     /// [pass one](crate::TrackEventsHandleBuilder::runtime) to the builder of the handle.
     NoRuntime,
 }
@@ -99,13 +104,17 @@ impl fmt::Display for BuildError {
             Self::DeliverTimeout => f.write_str("the time limit of a delivery must be longer than zero"),
             Self::MaxBatch => f.write_str("the maximum size of a batch must be at least one event, and one byte"),
             Self::MaxInFlight(batches) => {
-                write!(f, "the number of batches in flight must be at least 1, or 1 for `deliver_blocking`, and is {batches}")
+                write!(
+                    f,
+                    "the number of batches in flight must be at least 1, or 1 for `deliver_blocking`, and is {batches}"
+                )
             }
             Self::MaxAttempts => {
                 f.write_str("the maximum number of attempts must be at least one; leave it out for no limit")
             }
             Self::NoRuntime => f.write_str(
-                "a sink needs a tokio runtime with timers: build it inside one, or pass one to the builder of the handle",
+                "a sink needs a tokio runtime with timers: build it inside one, or pass one to the builder of the \
+                 handle",
             ),
         }
     }

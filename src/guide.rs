@@ -1,13 +1,13 @@
-//! Pages to read, in this order.
+//! Pages about one topic each, in the order in which to read them.
 //!
 //! - [`client_left`]: which events run when the client leaves.
 //! - [`outcomes`]: when an exchange is over, and which of nine outcomes its events get.
 //! - [`context`]: what an event knows of its request: values, task-locals, spans.
 //! - [`shutdown`]: one call from the signal to the exit, on each platform and each server.
-//! - [`capacity`]: what happens at capacity, and what to do about it.
-//! - [`sinks`]: typed events in batches, and what each way to store them survives.
+//! - [`capacity`]: what happens at capacity, and how to choose it.
+//! - [`sinks`]: typed events in batches, and which failures each way to store them survives.
 //! - [`observing`]: counts, log lines, spans and metrics.
-//! - [`testing`]: tests of handlers and hooks without a server.
+//! - [`testing`]: how to test handlers and hooks without a server.
 //! - [`troubleshooting`]: what an error or a log line means, and how to fix it.
 //! - [`migrating`]: what replaces a `TaskTracker` and a `CancellationToken`, call by call.
 
@@ -30,7 +30,7 @@ pub mod outcomes {
     #![doc = include_str!("../docs/guide/outcomes.md")]
 }
 pub mod shutdown {
-    // Its code needs the crates of servers: `tests/servers` compiles it.
+    // The code of this page needs the crates of servers, so `tests/servers` compiles it.
     #![cfg_attr(not(doctest), doc = include_str!("../docs/guide/shutdown.md"))]
 }
 pub mod sinks {

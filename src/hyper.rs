@@ -1,4 +1,4 @@
-//! [`DrainExecutor`]: a drain waits for what hyper spawns.
+//! [`DrainExecutor`]: a drain waits for the tasks that hyper spawns.
 
 use std::{
     fmt,
@@ -15,7 +15,10 @@ use crate::{
     registry::Origin,
 };
 
-/// An executor for hyper that takes a guard as each task is spawned, from [`TrackEventsHandle::executor`].
+/// An executor for hyper whose tasks keep a drain waiting, from [`TrackEventsHandle::executor`].
+///
+/// It takes a [guard](DrainGuard) when hyper spawns a task, and drops it after the task. Code in the task counts as
+/// inside a request: while a drain is closing it may still track.
 ///
 /// # Examples
 ///
@@ -34,7 +37,7 @@ use crate::{
 pub struct DrainExecutor<E> {
     inner: E,
     handle: TrackEventsHandle,
-    /// Where the executor was made: what spawns on it lies deep inside of hyper.
+    /// Where the executor was made. The location of the spawn would be inside of hyper.
     location: &'static Location<'static>,
 }
 
@@ -42,15 +45,15 @@ impl TrackEventsHandle {
     /// Wraps an executor of hyper, so that a drain waits for each task that hyper spawns on it.
     ///
     /// hyper runs each HTTP/2 stream as a task of its own. Between the spawn of that task and its first poll, the
-    /// request has not reached any service yet, and its server may have returned: with this executor a drain knows of
-    /// it. Then the [quiet period](crate::TrackEventsHandleBuilder::quiet_period) can be zero, if the server waits for
-    /// its connections when it stops.
+    /// request has not reached any service, and its server may have returned. With this executor a drain waits for that
+    /// task. If the server also waits for its connections when it stops, the
+    /// [quiet period](crate::TrackEventsHandleBuilder::quiet_period) can be zero.
     ///
-    /// Where nothing else waits for the connections, spawn them on it as well. A drain then waits for a connection that
-    /// never ends, too: give it [time limits](crate::guide::shutdown#hyper-util).
+    /// If nothing else waits for the connections, spawn them on this executor as well. A drain then also waits for a
+    /// connection that never ends: set [time limits](crate::guide::shutdown#hyper-util) for connections.
     ///
-    /// A drain that times out names the location where the executor was made. After a drain was `Ok`, tasks are spawned
-    /// without a guard.
+    /// The report of a drain that times out names the location where the executor was made. After a drain was `Ok`,
+    /// tasks are spawned without a guard.
     ///
     /// # Examples
     ///
@@ -89,11 +92,15 @@ impl<E: fmt::Debug> fmt::Debug for DrainExecutor<E> {
 }
 
 pin_project! {
-    /// A future that holds a guard until it is dropped, as [`DrainExecutor`] spawns it.
+    /// A future that holds a guard until it is dropped. [`DrainExecutor`] spawns it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the future, and then the guard.
     ///
     /// # Examples
     ///
-    /// An executor of your own has to accept it:
+    /// A custom executor has to accept it:
     ///
     /// ```
     /// use hyper::rt::Executor;
@@ -121,7 +128,7 @@ impl<F: Future> Future for Guarded<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        // What the task tracks is accepted, as inside a request.
+        // The task counts as inside a request: its events are accepted while a drain is closing.
         let _mark = this.guard.as_ref().map(DrainGuard::enter);
         this.future.poll(cx)
     }

@@ -1,6 +1,6 @@
 //! Counters, gauges and histograms for the `metrics` facade. Without the feature, each function does nothing.
 //!
-//! The recorder runs without a lock.
+//! The recorder is user code, so no lock is held when it is called.
 
 #[cfg(feature = "metrics")]
 use metrics::{counter, gauge, histogram};
@@ -23,7 +23,7 @@ macro_rules! measure {
     };
 }
 
-/// When an event has started.
+/// The time at which an event started. Empty without the feature.
 #[cfg(feature = "metrics")]
 pub(crate) struct Started(tokio::time::Instant);
 
@@ -46,7 +46,7 @@ measure! {
         gauge!("tower_track_events_pending_events").increment(1);
     }
 
-    /// Values that were sent to a sink: counted when the worker takes them, because each send would pay for it.
+    /// Counts the values of a batch when the worker takes them: to count each one would make every send slower.
     #[cfg(feature = "sink")]
     fn accepted_by_sink(event: &'static str, count: u64) {
         counter!("tower_track_events_accepted_total", "event" => event).increment(count);
@@ -59,14 +59,14 @@ measure! {
         gauge!("tower_track_events_pending_events").decrement(count as f64);
     }
 
-    /// An observer that has panicked.
+    /// Counts the panic of an observer, as an event that is accepted and ends at once.
     fn panicked_at_once(event: &'static str) {
         counter!("tower_track_events_accepted_total", "event" => event).increment(1);
         let ending = label(Ending::Panicked);
         counter!("tower_track_events_ended_total", "event" => event, "ending" => ending).increment(1);
     }
 
-    /// An event that has never run has no duration.
+    /// Counts an ending. An event that has never run has no duration.
     fn ended(ticket: &Ticket, ending: Ending, started: Option<Started>) {
         let event = ticket.name_and_location().0;
         counter!("tower_track_events_ended_total", "event" => event, "ending" => label(ending)).increment(1);

@@ -11,12 +11,12 @@ use crate::{context, registry::Registry};
 
 /// The future of [`TrackEventsHandle::draining`](crate::TrackEventsHandle::draining).
 ///
-/// It is `Unpin` and `'static`, and can be kept in a struct, raced in `select!`, or passed to
-/// `StreamExt::take_until`.
+/// It is `Unpin` and `'static`: it can be stored in a struct, used in `select!`, or passed to `StreamExt::take_until`.
+/// Polled again after it has ended, it panics, like any `async` block.
 ///
 /// # Cancel safety
 ///
-/// It can be dropped and made again; the signal stays raised.
+/// It can be dropped and created again. The signal stays raised.
 ///
 /// # Examples
 ///
@@ -36,7 +36,7 @@ impl Draining {
     pub(crate) fn new(registry: Arc<Registry<context::Context>>) -> Self {
         let mut signal = registry.context.subscribe();
         Self(Box::pin(async move {
-            // The sender lives in the registry, which this future keeps: there is no other way out than the signal.
+            // An error would mean that the sender was dropped. It lives in the registry, which this future owns.
             let _ = signal.wait_for(|raised| *raised).await;
             drop(registry);
         }))

@@ -1,4 +1,4 @@
-//! [`Drain`]: the future that ends when nothing is left.
+//! [`Drain`]: the future that ends when no request is open and no event is pending.
 
 mod draining;
 mod progress;
@@ -38,16 +38,24 @@ use crate::{
 /// The future of [`TrackEventsHandle::drain`](crate::TrackEventsHandle::drain) and
 /// [`drain_until`](crate::TrackEventsHandle::drain_until).
 ///
-/// It does nothing until it is polled. The first poll raises the drain signal, if that has not been done, and starts
-/// the limit. Then it waits until no request, guard or permit has been open for the [quiet
-/// period](crate::TrackEventsHandleBuilder::quiet_period), accepts no more from outside, waits until no event is
-/// pending, and closes the handle. It is `'static` and `Send`, and can be spawned.
+/// It does nothing until it is polled. The first poll raises the drain signal, if it is not raised yet, and starts the
+/// limit. Then the drain goes through these steps:
+///
+/// 1. It waits until no request, guard or permit has been open for the
+///    [quiet period](crate::TrackEventsHandleBuilder::quiet_period).
+/// 2. It is *closing*: only code inside an event may track. It waits until no event is pending.
+/// 3. It closes the handle, and waits until the sinks have been dropped.
+///
+/// It is `'static` and `Send`, and can be spawned.
 ///
 /// # Errors
 ///
-/// [`DrainError::TimedOut`] when the limit passed first, and [`DrainError::Interrupted`] when another future was ready
-/// first, both with what was open; [`DrainError::InsideItself`] when polled inside an event, a handler or a body of the
-/// same handle; [`DrainError::NoTimer`] when there is no tokio timer to measure the limit or the quiet period with.
+/// - [`DrainError::TimedOut`] when the limit passed first.
+/// - [`DrainError::Interrupted`] when the future of `drain_until` was ready first.
+/// - [`DrainError::InsideItself`] when polled inside an event, a handler or a body of the same handle.
+/// - [`DrainError::NoTimer`] when there is no tokio timer for the limit or the quiet period.
+///
+/// The first two contain a report of everything that was open.
 ///
 /// # Panics
 ///
@@ -55,8 +63,8 @@ use crate::{
 ///
 /// # Cancel safety
 ///
-/// Dropping a drain loses no event and closes nothing; the signal stays raised. Several drains of one handle may be
-/// polled at the same time, and agree.
+/// Dropping a drain loses no event and closes nothing. The signal stays raised. Several drains of one handle may be
+/// polled at the same time. When one of them closes the handle, the others end as well.
 ///
 /// # Examples
 ///
@@ -78,7 +86,7 @@ pub struct Drain {
     deadline: Deadline,
     /// Interrupts the drain when it is ready.
     stop: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    /// Once its deadline is known: from the first poll on, or earlier.
+    /// `Some` when the limit has started: from the first poll on, or earlier.
     waiter: Option<Waiter<context::Context>>,
     is_polled: bool,
     /// When the last call is due. `None` when it was made, or if this drain makes none.
@@ -94,9 +102,9 @@ struct ProgressTimer {
     due: Pin<Box<Sleep>>,
 }
 
-/// A time in which no request, guard or permit was open, so far.
+/// A quiet period that has begun.
 struct Quiet {
-    /// How many there had ever been when it began.
+    /// The number of requests, guards and permits ever opened, when the period began.
     ever_opened: u64,
     over: Pin<Box<Sleep>>,
 }
@@ -113,7 +121,7 @@ impl Drain {
         Self::new(shards, Deadline::Never, Some(Box::pin(async { drop(stop.await) })))
     }
 
-    /// A drain whose limit counts from `began`, and which can be [interrupted](Self::interrupt).
+    /// Makes a drain whose limit counts from `began`, and which can be [interrupted](Self::interrupt).
     pub(crate) fn since(shards: Arc<Shards>, began: Instant, limit: Duration) -> Self {
         Self::new(shards, Deadline::since(began, limit), None)
     }
@@ -129,8 +137,8 @@ impl Drain {
         Self { shards, deadline, stop, waiter, is_polled, last_call: None, quiet, progress, has_ended }
     }
 
-    /// Raises the drain signal and starts the limit, if that has not been done. Until the drain ends or is dropped, its
-    /// deadline is known to events, and to other drains.
+    /// Raises the drain signal and starts the limit, if that has not been done. From then on, events and other drains
+    /// see its deadline, until the drain ends or is dropped.
     pub(crate) fn begin(&mut self) -> Result<(), NoTimer> {
         if self.waiter.is_some() {
             return Ok(());
@@ -155,7 +163,7 @@ impl Drain {
         }
         let has_begun = self.begin();
         if !mem::replace(&mut self.is_polled, true) {
-            // What is queued for a sink need not wait for more.
+            // Queued events are delivered without waiting for a full batch.
             registry.flush(Flush::FromNowOn);
         }
         let (Ok(()), Ok(is_late)) = (has_begun, self.deadline.poll(cx)) else {
@@ -172,7 +180,7 @@ impl Drain {
                 return Poll::Ready(Err(DrainError::NoTimer));
             };
             let look = registry.try_close(|ever_opened| match quiet_since {
-                // The last look needs no quiet period, and closes nothing if something is left.
+                // The last look needs no quiet period. It changes nothing if something is open or pending.
                 _ if is_over => MayClose::IfIdle,
                 _ if quiet_period.is_zero() => MayClose::Yes,
                 QuietSince::Over(before) if before == ever_opened => MayClose::Yes,
@@ -184,14 +192,14 @@ impl Drain {
                 }
                 _ if is_over => {
                     let report = self.undelivered_and_open();
-                    // What was open at the look may have ended since. Then the next look closes.
+                    // Everything that was open at the look may have ended since. Then the next look closes.
                     if !report.open.is_empty() {
                         let error = if is_stopped { DrainError::Interrupted } else { DrainError::TimedOut };
                         return Poll::Ready(Err(error(Box::new(report))));
                     }
                 }
                 _ if !is_registered => {
-                    // Look again after it: whatever ends from now on wakes this drain.
+                    // Then look again: an entry that ended before the registration did not wake this drain.
                     self.waiter.iter().for_each(|waiter| waiter.register(cx.waker()));
                     is_registered = true;
                 }
@@ -203,7 +211,7 @@ impl Drain {
                 Look::Quiet { ever_opened } => match quiet_since {
                     QuietSince::Running(before) if before == ever_opened => return Poll::Pending,
                     _ => {
-                        // Round again, to poll the new timer.
+                        // The next round polls the new timer, so that it wakes this task.
                         let Ok(over) = sleep(quiet_period) else { return Poll::Ready(Err(DrainError::NoTimer)) };
                         self.quiet = Some(Quiet { ever_opened, over });
                     }
@@ -228,11 +236,11 @@ impl Drain {
         Ok(if is_over { QuietSince::Over(*ever_opened) } else { QuietSince::Running(*ever_opened) })
     }
 
-    /// Hands over what sinks have not taken, where something takes it, and reports what is open then.
+    /// Passes undelivered values to `on_undelivered`, and reports what is open then.
     fn undelivered_and_open(&self) -> DrainReport {
         let registry = self.shards.registry();
         let mut undelivered = Vec::new();
-        // A drain with a later deadline may still deliver it.
+        // While a drain with a later deadline waits, the values may still be delivered.
         let is_latest = self.waiter.as_ref().is_some_and(Waiter::is_latest_drain);
         let detached = is_latest.then(|| registry.detach_undelivered());
         for detached in detached.into_iter().flatten() {
@@ -242,7 +250,7 @@ impl Drain {
         DrainReport::new(registry.account(), undelivered, self.shards.drain_began())
     }
 
-    /// Logs what is left, each time that a line about it is due.
+    /// Logs a progress line, each time that one is due.
     pub(crate) fn poll_progress(&mut self, cx: &mut Context<'_>) {
         let registry = self.shards.registry();
         let every = registry.context.settings.progress;
@@ -250,7 +258,7 @@ impl Drain {
             return;
         }
         if self.progress.is_none() {
-            // Without a timer there is no progress to log.
+            // Without a timer no line is logged.
             self.progress = sleep(every).ok().map(|due| ProgressTimer { began: Instant::now(), due });
         }
         let Some(ProgressTimer { began, due }) = &mut self.progress else { return };
@@ -264,7 +272,7 @@ impl Drain {
     }
 }
 
-/// Starts the events that wait for the end of their exchange.
+/// Starts the events that wait for the end of their exchange, and logs how many.
 pub(crate) fn make_last_call(shards: &Shards) {
     let registry = shards.registry();
     let events = registry.last_call();
@@ -274,7 +282,7 @@ pub(crate) fn make_last_call(shards: &Shards) {
     }
 }
 
-/// The quiet period of a drain, and how many requests, guards and permits there had ever been when it began.
+/// The state of the quiet period, with the number of requests, guards and permits ever opened when it began.
 #[derive(Clone, Copy)]
 enum QuietSince {
     Never,

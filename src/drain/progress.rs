@@ -1,4 +1,4 @@
-//! The lines that a drain logs about what it still waits for.
+//! [`Progress`]: the lines that a drain logs while it waits.
 
 use std::{cmp::Reverse, collections::BTreeMap, fmt, time::Duration};
 
@@ -10,8 +10,8 @@ use crate::{
     util::text::{Joined, OneLine, Plural, Seconds},
 };
 
-/// What a drain still waits for, as a line: `draining: 2 requests open, 17 events pending (order.created x15,
-/// audit x2), 3.2 s of 5.0 s`.
+/// Writes a line that names everything for which a drain waits: `draining: 2 requests open, 17 events pending
+/// (order.created x15, audit x2), 3.2 s of 5.0 s`.
 pub(super) struct Progress {
     account: Account,
     elapsed: Duration,
@@ -70,7 +70,7 @@ impl fmt::Display for Progress {
     }
 }
 
-/// The requests among what is open, as a line: `GET /export x3 open (oldest 4.2 s), 1 request open (oldest 0.3 s)`.
+/// Returns a line about the open requests: `GET /export x3 open (oldest 4.2 s), 1 request open (oldest 0.3 s)`.
 pub(super) fn open_requests(open: &Open) -> String {
     let mut requests: Vec<_> =
         OpenItem::all(open, Instant::now()).filter(|item| item.kind == OpenKind::Request).collect();

@@ -10,9 +10,10 @@ use crate::{
     util::text::{Joined, OneLine, Plural, Seconds},
 };
 
-/// The report of a drain: what was accepted, how it ended, and what is open.
+/// The report of a drain: the counts of events, how they ended, and what is open.
 ///
-/// `Display` is one line. If no request and no event has ever come, it asks whether this is the handle of the layer.
+/// `Display` writes one line. If the handle has never had a request or an event, the line asks whether this is the
+/// handle of the layer.
 ///
 /// # Examples
 ///
@@ -34,25 +35,25 @@ use crate::{
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct DrainReport {
-    /// The time since the drain began: since [`begin_drain`](crate::TrackEventsHandle::begin_drain), or else since the
-    /// first drain was first polled.
+    /// The time since the drain began: since [`begin_drain`](crate::TrackEventsHandle::begin_drain) was called, or else
+    /// since a drain was polled for the first time.
     pub elapsed: Duration,
     /// Events accepted since the handle was made.
     pub accepted: u64,
     /// Events, guards and permits rejected since the handle was made.
     pub rejected: u64,
-    /// Those of `rejected` that were rejected because a drain was closing or had ended.
+    /// Rejections because a drain was closing or had ended. A part of `rejected`.
     pub rejected_closed: u64,
     /// How the accepted events ended.
     pub ended: EventCounts,
-    /// How those ended that ended since the drain began; a part of `ended`.
+    /// The endings since the drain began. A part of `ended`.
     pub since_drain: EventCounts,
     /// The events that did not complete, by name.
     pub by_name: BTreeMap<&'static str, EventFailures>,
-    /// The counts of each [sink](crate::TrackEventsHandle::sink), in alphabetical order; a part of the totals.
+    /// The counts of each [sink](crate::TrackEventsHandle::sink), in alphabetical order. A part of the totals.
     pub sinks: Vec<SinkSnapshot>,
-    /// What is open or was not delivered: requests, guards, permits, then events, the oldest first of each. Empty if
-    /// the drain was `Ok`.
+    /// Everything that is open or was not delivered: requests, guards, permits, then events and sinks, the oldest first
+    /// of each. Empty if the drain was `Ok`.
     pub open: Vec<OpenItem>,
     #[cfg_attr(feature = "serde", serde(skip))]
     is_unused: bool,
@@ -82,25 +83,24 @@ impl DrainReport {
         self
     }
 
-    /// Whether every event that was accepted has completed.
+    /// Returns whether every event that was accepted has completed.
     ///
-    /// Rejected events do not count: each was an error that its caller got, or an event of a layer, and is in
-    /// [`rejected`](Self::rejected).
+    /// Rejected events do not count. They are in [`rejected`](Self::rejected).
     pub fn all_completed(&self) -> bool {
         self.ended.completed == self.accepted
     }
 
     /// Returns the exit code for the process: 0 if nothing is open and every event that ended since the drain began has
-    /// completed, and 1 if not.
+    /// completed, and 1 otherwise.
     ///
-    /// What failed before the drain, weeks ago perhaps, is in the counts and not in the exit code. Rejected events do
-    /// not count.
+    /// Events that failed before the drain began do not count: they are in [`ended`](Self::ended). Rejected events do
+    /// not count either.
     pub fn exit_code(&self) -> i32 {
         let is_good = self.open.is_empty() && self.since_drain.completed == self.since_drain.total();
         i32::from(!is_good)
     }
 
-    /// Whether the handle has never had a request or an event.
+    /// Returns whether the handle has never had a request, a guard, a permit or an event.
     pub(crate) fn is_unused(&self) -> bool {
         self.is_unused
     }
@@ -166,23 +166,23 @@ impl fmt::Display for DrainReport {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct OpenItem {
-    /// What they are.
+    /// The kind of the items.
     pub kind: OpenKind,
-    /// The name of the events or the sink; the [label](crate::TrackEventsLayer::label) of the requests; `None` for
-    /// requests without a label, guards and permits.
+    /// The name of the events or the sink, or the [label](crate::TrackEventsLayer::label) of the requests. `None` for
+    /// requests without a label, for guards and for permits.
     pub name: Option<Cow<'static, str>>,
-    /// How many there are.
+    /// The number of items.
     pub count: u64,
-    /// The age of the oldest: how long ago it was opened or tracked. That of an event of an exchange counts from the
-    /// begin of the exchange, and from its end once the event runs.
+    /// The age of the oldest item: the time since it was opened or tracked. The age of an event of an exchange counts
+    /// from the begin of the exchange, and once the event runs, from the end of the exchange.
     pub oldest: Duration,
-    /// Where in the source they were taken or tracked; for an event of a layer, where its hook was added; for one of a
-    /// sink, and for a sink, where the sink was made. `None` for requests.
+    /// The source location that took or tracked the items. For an event of a layer, that is where its hook was added.
+    /// For a sink and its events, it is where the sink was made. `None` for requests.
     #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_location"))]
     pub location: Option<&'static Location<'static>>,
 }
 
-/// What an [`OpenItem`] is.
+/// The kind of an [`OpenItem`].
 ///
 /// # Examples
 ///
@@ -205,27 +205,27 @@ pub enum OpenKind {
     Permit,
     /// Events that wait for the end of their exchange.
     WaitingEvent,
-    /// Events that have been started.
+    /// Events that have started.
     RunningEvent,
     /// Events that wait for their turn, because as many run as the
     /// [concurrency limit](crate::TrackEventsHandleBuilder::concurrency_limit) allows.
     LimitedEvent,
-    /// Events that run on a blocking thread. Nothing can end them but their own return:
-    /// [`abort`](crate::TrackEventsHandle::abort) cannot, and neither can an event timeout.
+    /// Events that run on a blocking thread. They end when their closure returns. Neither
+    /// [`abort`](crate::TrackEventsHandle::abort) nor an event timeout can end them.
     BlockingEvent,
-    /// Values that were sent to a [sink](crate::TrackEventsHandle::sink) that has not taken them.
+    /// Events of a [sink](crate::TrackEventsHandle::sink) that have not been delivered.
     QueuedEvent,
-    /// Values that their sink had not taken when the limit passed. They have ended as failed, and were passed to
-    /// [`on_undelivered`](crate::SinkBuilder::on_undelivered).
+    /// Events of a sink that had not been delivered when the limit passed. They have ended as failed, and were passed
+    /// to [`on_undelivered`](crate::SinkBuilder::on_undelivered).
     UndeliveredEvent,
-    /// A [sink](crate::TrackEventsHandle::sink) whose code still runs although none of its events is pending: an
-    /// [`abort`](crate::TrackEventsHandle::abort) or a drain that timed out took its batch away, or it has not been
-    /// dropped since the drain closed the handle.
+    /// A [sink](crate::TrackEventsHandle::sink) whose code still runs although none of its events is pending. Either an
+    /// [`abort`](crate::TrackEventsHandle::abort) or a drain that timed out ended the events of its batch, or the sink
+    /// has not been dropped since the drain closed the handle.
     Sink,
 }
 
 impl OpenKind {
-    /// Its place in a report.
+    /// Returns the position of this kind in a report.
     fn rank(self) -> u8 {
         match self {
             Self::Request => 0,
@@ -237,7 +237,7 @@ impl OpenKind {
 }
 
 impl OpenItem {
-    /// Each group of what is open, in no particular order.
+    /// Returns an item for each group, in no particular order.
     pub(super) fn all(open: &Open, now: Instant) -> impl Iterator<Item = Self> {
         open.iter().map(move |((kind, location, label), group)| Self::new(*kind, location, label.clone(), *group, now))
     }
@@ -317,7 +317,7 @@ impl fmt::Display for OpenItem {
     }
 }
 
-/// Why a drain did not end well.
+/// Why a drain was not `Ok`.
 ///
 /// # Examples
 ///
@@ -338,15 +338,18 @@ impl fmt::Display for OpenItem {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum DrainError {
-    /// The limit passed first. Nothing was cancelled: what is open goes on for as long as the process does, events are
-    /// accepted again, and another drain may follow. Only undelivered values have been handed over, if their sink has
-    /// [somewhere to hand them](crate::SinkBuilder::on_undelivered).
+    /// The limit passed first.
+    ///
+    /// Nothing was cancelled: open requests and pending events go on, events are accepted again, and another drain may
+    /// follow. One exception: undelivered events of a sink were passed to
+    /// [`on_undelivered`](crate::SinkBuilder::on_undelivered), if the sink has it.
     TimedOut(Box<DrainReport>),
-    /// The future of [`drain_until`](crate::TrackEventsHandle::drain_until) was ready first. Otherwise like `TimedOut`.
+    /// The future of [`drain_until`](crate::TrackEventsHandle::drain_until) was ready first, or a second signal ended a
+    /// [shutdown](crate::TrackEventsHandle::shutdown). Otherwise like `TimedOut`.
     Interrupted(Box<DrainReport>),
-    /// The drain was polled inside an event, a handler or a body of its own handle, and would wait for itself.
+    /// The drain was polled inside an event, a handler or a body of its own handle. It would wait for itself.
     InsideItself,
-    /// The drain needs a timer and was polled outside of a tokio runtime, or inside one whose timers are not enabled.
+    /// The drain needs a timer. It was polled outside of a tokio runtime, or inside one whose timers are not enabled.
     NoTimer,
 }
 
@@ -360,7 +363,7 @@ impl DrainError {
     }
 }
 
-/// Writes a line that says what was open, after how long, and what had been done by then.
+/// Writes a line: how long the drain took, what was open, and the counts.
 impl fmt::Display for DrainError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (report, how) = match self {
@@ -368,8 +371,8 @@ impl fmt::Display for DrainError {
             Self::Interrupted(report) => (report, "interrupted"),
             Self::InsideItself => {
                 return f.write_str(
-                    "drain was polled inside an event, a handler or a body of its own handle and would wait for itself: \
-                     drain from the task that stops the server",
+                    "drain was polled inside an event, a handler or a body of its own handle and would wait for \
+                     itself: drain from the task that stops the server",
                 );
             }
             Self::NoTimer => {

@@ -1,4 +1,4 @@
-//! [`WaitIdle`]: the future that ends at an instant at which no event is pending.
+//! [`WaitIdle`]: the future that waits for an instant at which no event is pending.
 
 use std::{
     cmp::Reverse,
@@ -30,9 +30,9 @@ use crate::{
 ///
 /// # Errors
 ///
-/// [`WaitIdleError::TimedOut`] when the limit passed first, with what was pending; [`WaitIdleError::InsideItself`] when
-/// polled inside an event, a handler or a body of the same handle; [`WaitIdleError::NoTimer`] when there is no tokio
-/// timer to measure the limit with.
+/// - [`WaitIdleError::TimedOut`] when the limit passed first, with the events that were pending.
+/// - [`WaitIdleError::InsideItself`] when polled inside an event, a handler or a body of the same handle.
+/// - [`WaitIdleError::NoTimer`] when there is no tokio timer for the limit.
 ///
 /// # Panics
 ///
@@ -68,7 +68,7 @@ pub struct WaitIdle {
     has_ended: bool,
 }
 
-/// Why a [`WaitIdle`] or a [`Flush`](crate::sink::Flush) did not end well.
+/// Why a [`WaitIdle`] or a [`Flush`](crate::sink::Flush) was not `Ok`.
 ///
 /// # Examples
 ///
@@ -92,14 +92,15 @@ pub enum WaitIdleError {
     /// The limit passed first.
     #[non_exhaustive]
     TimedOut {
-        /// How long it has waited.
+        /// The time since the first poll.
         after: Duration,
         /// The events that were pending, the oldest group first.
         open: Vec<OpenItem>,
     },
-    /// It was polled inside an event, a handler or a body of the same handle, and would have waited for itself.
+    /// A [`WaitIdle`] was polled inside an event, a handler or a body of the same handle, or a
+    /// [`Flush`](crate::sink::Flush) inside a delivery of the same sink. It would wait for itself.
     InsideItself,
-    /// There is no tokio runtime with a timer to measure the limit with.
+    /// There is no tokio runtime with a timer for the limit.
     NoTimer,
 }
 
@@ -119,20 +120,21 @@ impl WaitIdle {
         if flushes_first {
             registry.flush(Flush::Now);
         }
-        // Before the look after which it waits.
+        // Before the look at the counts: an event that ends after the look wakes this task.
         self.waiter.get_or_insert_with(|| Waiter::new(registry)).register(cx.waker());
         if registry.snapshot().pending == 0 {
             return Poll::Ready(Ok(()));
         }
         if !is_late {
-            // After the look: it flushes all that was pending then, and the last of it to end wakes this task.
+            // After the look: the flush includes every value that was pending then, and the last one that ends wakes
+            // this task.
             if !flushes_first {
                 registry.flush(Flush::Now);
             }
             return Poll::Pending;
         }
         let open = pending(&registry.account().open);
-        // What was pending at the look may have ended since.
+        // The events that were pending at the look may have ended since.
         if open.is_empty() {
             return Poll::Ready(Ok(()));
         }
@@ -140,7 +142,7 @@ impl WaitIdle {
     }
 }
 
-/// The events among what is open, the oldest group first.
+/// Returns the pending events, the oldest group first.
 pub(crate) fn pending(open: &crate::registry::Open) -> Vec<OpenItem> {
     let mut events = open.clone();
     events.retain(|(kind, ..), _| matches!(kind, Kind::Event { .. }));
@@ -174,7 +176,7 @@ impl fmt::Debug for WaitIdle {
     }
 }
 
-/// Writes a line that says what was pending, and after how long.
+/// Writes a line: which events were pending, and how long the wait took.
 impl fmt::Display for WaitIdleError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

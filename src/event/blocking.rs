@@ -18,8 +18,8 @@ use crate::{
     },
 };
 
-/// Runs `work` on a blocking thread of `runtime`. If that is shutting down, the event is dropped instead and counts as
-/// aborted. Until it has a thread it can be aborted.
+/// Runs `work` on a blocking thread of `runtime`. If the runtime is shutting down, the event is dropped and counts as
+/// aborted. Until it has a thread, an abort ends it.
 pub(crate) fn run<F, T>(runtime: &runtime::Handle, ticket: Ticket, span: Option<Span>, work: F)
 where
     F: FnOnce() -> T + Send + 'static,
@@ -27,16 +27,16 @@ where
 {
     let run = Run::new(ticket, span);
     if run.needs_turn() {
-        // Work that has a thread cannot wait for its turn without blocking it.
+        // A task waits for the turn: a blocking thread that waits would be blocked.
         runtime.spawn(Alone::new(NotQueued { work: Some(work), run: Some(run) }));
         return;
     }
     let queued = Queued::new(work, run);
-    // Tokio panics if it cannot start a thread. The event has been dropped then, and counted.
+    // Tokio panics if it cannot start a thread. Then the event has been dropped, and counts as aborted.
     let _ = catch(|| runtime.spawn_blocking(move || queued.run()));
 }
 
-/// An event of an exchange, whose task does no more than to give it a blocking thread.
+/// Makes an event of an exchange, whose task only moves the work to a blocking thread.
 pub(crate) fn boxed<F, T>(work: F) -> BoxedEvent
 where
     F: FnOnce() -> T + Send + 'static,
@@ -50,7 +50,7 @@ struct NotQueued<F> {
     run: Option<Run>,
 }
 
-/// Nothing in it is pinned.
+/// No field is pinned.
 impl<F> Unpin for NotQueued<F> {}
 
 impl<F, T> Future for NotQueued<F>
@@ -106,7 +106,7 @@ impl<F> Drop for NotQueued<F> {
     }
 }
 
-/// Waits for a thread. An abort takes the work out; so does the drop of the task.
+/// Work that waits for a thread. An abort drops the work, and so does a runtime that drops the task.
 struct Queued<F: Send + 'static>(Arc<Slot<F>>);
 
 struct Slot<F>(Mutex<Option<(F, Run)>>);
@@ -117,7 +117,7 @@ impl<F: Send + 'static> Queued<F> {
         let waker = Waker::from(Arc::clone(&slot));
         run.ticket.wake_on_abort(&waker);
         *slot.lock() = Some((work, run));
-        // An abort may have come before the slot was filled. One that comes now finds it filled.
+        // An abort before this line may have found the slot empty. A later one finds the work.
         if slot.is_aborted() {
             slot.abort();
         }

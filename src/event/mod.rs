@@ -37,8 +37,8 @@ use crate::{
     },
 };
 
-/// Tracks `future` and spawns it, or rejects it. If the runtime is shutting down, the event is dropped instead and
-/// counts as aborted.
+/// Tracks `future` and spawns it, or rejects it. If the runtime is shutting down, the event is dropped and counts as
+/// aborted.
 #[inline]
 pub(crate) fn track<F>(
     shard: &Arc<Shard>,
@@ -66,7 +66,8 @@ where
     runtime.spawn(Alone::new(accepted(ticket, span, future)));
 }
 
-/// Makes the span of an event, which follows from the span in which the event is tracked.
+/// Makes the span of an event, which follows from the span in which the event is tracked. `None` if it would be
+/// disabled.
 ///
 /// It has no parent, because a child would keep the span of its request open.
 #[inline]
@@ -78,12 +79,12 @@ pub(crate) fn event_span(name: &'static str) -> Option<Span> {
     })
 }
 
-/// An event that the registry can accept, that runs when it is polled, and that counts as aborted when it is dropped
-/// before it has returned.
+/// An event that runs when it is polled. Dropped before it has returned, it counts as aborted.
 pub(crate) trait Event: Future<Output = ()> + Send {
+    /// Sets the ticket of an event that was accepted. Called before the first poll.
     fn accept(self: Pin<&mut Self>, ticket: Ticket, span: Option<Span>);
 
-    /// `None` before it is accepted, and after it has ended or has moved to a blocking thread.
+    /// Returns the ticket. `None` before the event is accepted, and after it has ended or moved to a blocking thread.
     fn ticket(&self) -> Option<&Ticket>;
 }
 
@@ -100,7 +101,7 @@ impl Event for BoxedEvent {
     }
 }
 
-/// An event whose future exists.
+/// Makes an event of a future.
 pub(crate) fn boxed<F>(future: F) -> BoxedEvent
 where
     F: Future<Output: EventOutput> + Send + 'static,
@@ -108,7 +109,7 @@ where
     Box::pin(Tracked::<fn() -> F, F> { work: Work::Running { future }, run: None })
 }
 
-/// An event whose future is made by the event's first poll.
+/// Makes an event whose first poll makes the future.
 pub(crate) fn boxed_with<M, F>(make: M) -> BoxedEvent
 where
     M: FnOnce() -> F + Send + 'static,
@@ -127,7 +128,7 @@ pub(crate) fn end_panicked(ticket: Ticket, span: Option<Span>, panic: &str) {
     Run::new(ticket, span).end(End::Panicked(one_line(panic)));
 }
 
-/// What an accepted event owns until it ends.
+/// The ticket, span, limits and start time of an accepted event, until it ends.
 pub(crate) struct Run {
     ticket: Ticket,
     started: Option<Started>,
@@ -138,7 +139,7 @@ pub(crate) struct Run {
 struct Extra {
     span: Option<Span>,
     deadline: Option<Deadline>,
-    /// If the number of events that run is limited.
+    /// `Some` if the number of events that run is limited and the event needs a turn.
     turn: Option<Turn>,
 }
 
@@ -175,7 +176,7 @@ impl Run {
         self.extra.as_ref().is_some_and(|extra| extra.turn.is_some())
     }
 
-    /// Whether the concurrency limit lets the event run.
+    /// Returns whether the concurrency limit lets the event run. Otherwise the task is woken when it does.
     #[inline]
     fn has_turn(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(turn) = self.extra.as_mut().and_then(|extra| extra.turn.as_mut()) else { return true };
@@ -190,7 +191,7 @@ impl Run {
         self.started.get_or_insert_with(Started::now);
     }
 
-    /// Runs user code of the event.
+    /// Runs user code of the event: in its span, under the mark of its registry, and with its panics caught.
     #[inline]
     fn enter<T>(&self, run: impl FnOnce() -> T) -> Result<T, String> {
         reentrancy::enter_event(self.ticket.shard().registry.id(), || match self.span() {
@@ -199,7 +200,7 @@ impl Run {
         })
     }
 
-    /// Whether the time limit of the event has passed.
+    /// Returns whether the time limit of the event has passed.
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(deadline) = self.extra.as_mut().and_then(|extra| extra.deadline.as_mut()) else { return false };
         match deadline.poll(cx) {
@@ -224,7 +225,7 @@ impl Run {
         );
     }
 
-    /// Drops what the event owns, before it has returned, and ends it.
+    /// Ends an event that has not returned. `drop_work` drops its future or closure, which is user code.
     fn drop_work(self, drop_work: impl FnOnce(), end: End) {
         match self.enter(drop_work) {
             Ok(()) => self.end(end),
@@ -232,7 +233,7 @@ impl Run {
         }
     }
 
-    /// Ends the event. To be called when everything that it owned has been dropped: a drain may go on then.
+    /// Ends the event. Its future or closure must have been dropped, because a drain may end now.
     #[inline]
     fn end(self, end: End) {
         if !matches!(end, End::Completed) {
@@ -291,11 +292,11 @@ pin_project! {
 }
 
 pin_project! {
-    /// An event, and what it owns as an accepted one.
+    /// A future and the state of its event.
     struct Tracked<M, F> {
         #[pin]
         work: Work<M, F>,
-        // None before it is accepted, and after its end.
+        // `None` before the event is accepted, and after its end.
         run: Option<Run>,
     }
 
@@ -319,7 +320,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
         let Some(run) = this.run else { return Poll::Ready(()) };
-        // The order of these questions decides which ending wins.
+        // The order of these checks decides which ending wins: see `TrackEventsHandle::abort`.
         let end = if run.ticket.is_aborted() {
             End::Aborted
         } else if !run.has_turn(cx) {
@@ -334,7 +335,7 @@ where
                 }
                 let WorkProjection::Running { future } = this.work.as_mut().project() else { return Poll::Pending };
                 let error = ready!(future.poll(cx)).into_result().err().map(|error| error_chain(&*error));
-                // What the event owns is dropped before it counts as ended.
+                // The future is dropped before the event counts as ended.
                 this.work.set(Work::Dropped);
                 Poll::Ready(error)
             });
@@ -401,7 +402,7 @@ impl<E: Event> Future for Alone<E> {
             if *this.is_registered {
                 return Poll::Pending;
             }
-            // Not before it is pending for the first time: many events never are.
+            // Registers after the first poll that is pending, because many events are ready at once.
             *this.is_registered = true;
             let Some(ticket) = this.event.ticket() else { return Poll::Ready(()) };
             if !ticket.is_before(ticket.wake_on_abort(cx.waker())) {

@@ -1,20 +1,21 @@
-//! [`EventOutput`]: what an event may return.
+//! [`EventOutput`]: the types that an event may return.
 
 use std::error::Error;
 
-/// What an error of an event is turned into, so that its causes can be logged.
+/// The type to which errors of events are converted, so that their causes can be logged.
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
-/// What an event may return: `()`, `!`, or a `Result` of one of these.
+/// The types that an event may return: `()`, `!`, or a `Result` of one of these.
 ///
-/// The error of a `Result` is anything that converts into a `Box<dyn Error + Send + Sync>`: an error type, a string,
+/// The error of a `Result` is of any type that converts into a `Box<dyn Error + Send + Sync>`: an error type, a string,
 /// `anyhow::Error`. For a type that only implements `Display`, add `.map_err(|error| error.to_string())`.
 ///
-/// An `Err` at any depth counts the event as failed, and is logged with the event's name. The trait is recursive
-/// because `spawn_blocking(..).await` returns a `Result` within a `Result`: if any type were allowed inside `Ok`, a
-/// full disk would count as completed. An event that returns something else adds `.map(|_| ())`.
+/// An event that returns an `Err` at any depth counts as failed, and the error is logged with the event's name. Results
+/// may be nested, because `spawn_blocking(..).await` returns a `Result` within a `Result`. Other values inside `Ok` are
+/// not allowed: otherwise an inner `Err`, such as a full disk, would count as completed. For them, add `.map(|_| ())`.
 ///
-/// The trait is sealed: it cannot be implemented outside of this crate.
+/// The futures of a [`Shutdown`](crate::Shutdown) return the same types. The trait is sealed: it cannot be implemented
+/// outside of this crate.
 ///
 /// # Examples
 ///
@@ -49,11 +50,11 @@ pub trait EventOutput: sealed::IntoResult {}
 impl EventOutput for () {}
 impl EventOutput for Never {}
 
-// Without this rustc reports the missing conversion of the error, and not the message above.
+// Without this attribute rustc reports the missing conversion of the error instead of the message above.
 #[diagnostic::do_not_recommend]
 impl<T: EventOutput, E: Into<BoxError>> EventOutput for Result<T, E> {}
 
-// What cannot be named cannot be implemented: that is the seal.
+// The traits are public in a private module, so that other crates cannot implement `EventOutput`.
 #[allow(unnameable_types)]
 pub(crate) mod sealed {
     use super::BoxError;

@@ -1,8 +1,7 @@
-//! The task that runs the events of one response. (A single event is a task like one of the handle.)
+//! The task that runs the events of one response. (A single event gets a task like an event of the handle.)
 //!
 //! The events are polled for the first time in the order in which they were tracked, and then run concurrently, as in
-//! `join!`: each has its own ticket, span, time limit, panic boundary and ending, and one that is done is dropped at
-//! once.
+//! `join!`. Each has its own ticket, span, time limit, panic boundary and ending, and is dropped when it has ended.
 
 use std::{
     mem,
@@ -17,7 +16,7 @@ use crate::{
     event::{Alone, BoxedEvent},
 };
 
-/// An accepted event, and the runtime on which it is going to run.
+/// An accepted event that an exchange keeps, and the runtime on which it will run.
 pub(crate) struct Kept {
     event: BoxedEvent,
     runtime: runtime::Handle,
@@ -35,7 +34,7 @@ impl Kept {
         self.event.ticket()
     }
 
-    /// Starts the event alone.
+    /// Starts the event in a task of its own.
     pub(crate) fn spawn(self, since: Instant) {
         self.set_running(since);
         self.runtime.spawn(Alone::new(self.event));
@@ -46,8 +45,8 @@ impl Kept {
     }
 }
 
-/// Starts events: one task for all that run on the same runtime. If a runtime is shutting down, its events are dropped
-/// instead and count as aborted. To be called without a lock, since spawning on such a runtime runs their destructors.
+/// Starts events, in one task for each runtime. If a runtime is shutting down, its events are dropped and count as
+/// aborted. To be called without a lock: a spawn on such a runtime runs their destructors.
 pub(crate) fn spawn(mut events: Vec<Kept>, since: Instant) {
     if events.len() <= 1 {
         events.pop().into_iter().for_each(|kept| kept.spawn(since));
@@ -56,7 +55,7 @@ pub(crate) fn spawn(mut events: Vec<Kept>, since: Instant) {
     while let Some(first) = events.first() {
         let runtime = first.runtime.clone();
         let is_same = |kept: &Kept| kept.runtime.id() == runtime.id();
-        // Nearly always all of them.
+        // Nearly always, all events have the same runtime.
         let same = if events.iter().all(is_same) {
             mem::take(&mut events)
         } else {
@@ -79,7 +78,8 @@ impl Future for Together {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Self { events, is_started } = &mut *self;
         if mem::replace(is_started, true) {
-            // Another one comes first each time, so that none uses up the budget of the task before all others.
+            // Another event is first in each poll, so that no event always uses the budget of the task before the
+            // others.
             events.rotate_left(1);
         }
         loop {

@@ -13,31 +13,31 @@ use tokio::{
 
 use crate::{context::Ticket, registry::Stage, util::reentrancy};
 
-/// First come, first served over all events of the handle. Dropping it lets the next one run.
+/// A turn of one event: first come, first served over all events of the handle. Dropping it lets the next event run.
 pub(super) enum Turn {
     Waiting {
         acquire: Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>,
-        /// Whether reports say that the event waits.
+        /// Whether the stage of the event is `Limited`.
         is_reported: bool,
     },
-    /// Until the event has ended.
+    /// The event runs, and keeps the permit until it has ended.
     Taken { _permit: OwnedSemaphorePermit },
 }
 
 impl Turn {
-    /// An event that is tracked inside another needs none: that may wait for it.
+    /// Returns a turn for an event. `None` for an event that is tracked inside another one, which may wait for it.
     #[cold]
     pub(super) fn of(ticket: &Ticket, turns: &Arc<Semaphore>) -> Option<Self> {
         if reentrancy::is_inside_event(ticket.shard().registry.id()) {
             return None;
         }
         let turns = Arc::clone(turns);
-        // Not subject to the budget of the task, which would change the order.
+        // Without the budget of the task, because a turn that is delayed by it would change the order.
         let acquire = task::unconstrained(async { turns.acquire_owned().await.expect("it is never closed") });
         Some(Self::Waiting { acquire: Box::pin(acquire), is_reported: false })
     }
 
-    /// Whether the event may run. Enters the queue when it is asked first.
+    /// Returns whether the event may run. The first poll enters the queue.
     #[cold]
     pub(super) fn poll(&mut self, ticket: &Ticket, cx: &mut Context<'_>) -> bool {
         let Self::Waiting { acquire, is_reported } = self else { return true };

@@ -1,4 +1,4 @@
-//! [`Events`]: tracks events from inside a handler.
+//! [`Events`]: tracks events of one exchange.
 
 use std::{fmt, panic::Location, sync::Arc};
 
@@ -13,21 +13,21 @@ use crate::{
 
 /// Tracks events of one exchange, from inside its handler.
 ///
-/// [`TrackEvents`](crate::TrackEvents) puts it into the extensions of each request. An event that is tracked through it
-/// starts once the response is over, whatever its outcome: also when the handler fails or panics, or the client leaves.
-/// For an event that should run only after some outcomes, use [`track_with`](Self::track_with).
+/// [`TrackEvents`](crate::TrackEvents) inserts it into the extensions of each request. An event that is tracked through
+/// it starts when the response is over, whatever the outcome: also when the handler fails or panics, or the client
+/// leaves. For an event that depends on the outcome, use [`track_with`](Self::track_with).
 ///
 /// All events of an exchange run in one task. They are polled for the first time in the order in which they were
-/// tracked, and then run concurrently, as in `tokio::join!`: none waits for another to end. Each has a panic boundary,
-/// a time limit and an ending of its own. When one is woken all of them are polled, which is fine for a handful: send
-/// hundreds to a [sink](TrackEventsHandle::sink). An event that blocks its thread delays the others, as in any task:
-/// use [`track_blocking`](Self::track_blocking).
+/// tracked, and then run concurrently, as in `tokio::join!`: no event waits for another to end. Each has a panic
+/// boundary, a time limit and an ending of its own. When one event is woken, all of them are polled. That is fine for a
+/// few events. Send hundreds to a [sink](TrackEventsHandle::sink). An event that blocks its thread delays the others,
+/// as in any task: use [`track_blocking`](Self::track_blocking).
 ///
 /// Events run on the runtime in which they are tracked, or on the one that the handle was
 /// [given](crate::TrackEventsHandleBuilder::runtime). Events of different runtimes run in a task for each runtime.
 ///
-/// A clone may outlive the exchange. What is tracked through it from then on starts at once. It does not keep the
-/// exchange open, nor a drain waiting: hold a [guard](TrackEventsHandle::guard) for that.
+/// A clone may outlive the exchange. Events that are tracked through it then start at once. A clone keeps neither the
+/// exchange open nor a drain waiting: hold a [guard](TrackEventsHandle::guard) for that.
 ///
 /// # Examples
 ///
@@ -62,20 +62,23 @@ impl Events {
         &self.state
     }
 
-    /// Returns what the layer has put into the extensions of a request; `None` when there is no layer.
+    /// Returns the `Events` that the layer has inserted into the extensions of a request. `None` if there is no layer.
     pub fn from_extensions(extensions: &Extensions) -> Option<&Self> {
         extensions.get()
     }
 
     /// Tracks `future` as an event called `name`, which starts when this exchange is over.
     ///
-    /// The decision is made now: an event that was accepted will be started. If the exchange is over already, it starts
-    /// at once.
+    /// It is accepted or rejected in this call. If the exchange is over already, it starts at once. After the
+    /// [last call](TrackEventsHandle::make_last_call) it starts at once, too.
     ///
     /// # Errors
     ///
-    /// [`TrackError::Full`] at capacity; [`TrackError::Closed`] after a drain was `Ok`, or while one is closing and
-    /// this exchange is over; [`TrackError::NoRuntime`] outside of a tokio runtime, if the handle knows of none.
+    /// - [`TrackError::Full`] at capacity.
+    /// - [`TrackError::Closed`] after a drain was `Ok`, or while one is closing and this exchange is over, unless
+    ///   called inside an event, a later request or a [guard's scope](crate::DrainGuard::scope).
+    /// - [`TrackError::NoRuntime`] outside of a tokio runtime, if the handle has neither been
+    ///   [given one](crate::TrackEventsHandleBuilder::runtime) nor been used inside one before.
     ///
     /// # Examples
     ///
@@ -98,7 +101,7 @@ impl Events {
     /// Tracks `work` as an event called `name`, which starts on a blocking thread of the runtime when this exchange is
     /// over.
     ///
-    /// [`TrackEventsHandle::track_blocking`] says what differs for blocking work.
+    /// Work that runs cannot be aborted, and has no time limit: see [`TrackEventsHandle::track_blocking`].
     ///
     /// # Errors
     ///
@@ -112,10 +115,10 @@ impl Events {
         self.state.track(name, Location::caller(), blocking::boxed(work))
     }
 
-    /// Tracks the future that `make` returns as an event called `name`. `make` is called with the facts of this
-    /// exchange when it is over.
+    /// Tracks the future that `make` returns as an event called `name`, which starts when this exchange is over.
     ///
-    /// `make` runs as a part of the event: if it panics, the event has panicked.
+    /// `make` is called with the facts of the exchange then: its outcome, status, bytes and times. It runs as a part of
+    /// the event: if it panics, the event has panicked.
     ///
     /// # Errors
     ///
@@ -145,6 +148,8 @@ impl Events {
 
     /// Reserves capacity for one event of this exchange, so that it cannot be rejected when it is tracked.
     ///
+    /// The event starts when this exchange is over. A drain waits for a permit that is held.
+    ///
     /// # Errors
     ///
     /// As for [`track`](Self::track).
@@ -155,7 +160,7 @@ impl Events {
     /// # use tower_track_events::{Events, TrackError};
     /// # fn charge_card() {}
     /// fn handler(events: &Events) -> Result<&'static str, TrackError> {
-    ///     let permit = events.reserve()?; // before the money moves
+    ///     let permit = events.reserve()?; // before the card is charged
     ///     charge_card();
     ///     permit.track("receipt", async { /* send it */ });
     ///     Ok("paid")
@@ -172,7 +177,7 @@ impl Events {
     }
 }
 
-/// An event whose future is made from the facts of its exchange, once that is over.
+/// Makes an event whose future is made from the facts of its exchange, when the event starts.
 pub(crate) fn with_exchange<M, F>(state: &Arc<State>, make: M) -> event::BoxedEvent
 where
     M: FnOnce(Exchange) -> F + Send + 'static,

@@ -1,4 +1,4 @@
-//! [`ExchangeGuard`]: the one type whose drop ends an exchange.
+//! [`ExchangeGuard`]: its drop ends an exchange.
 
 use std::sync::{Arc, atomic};
 
@@ -13,16 +13,18 @@ use crate::{
     util::reentrancy::Mark,
 };
 
-/// Held by the response future, then by the response body, always in a field after the inner value: what that tracks in
-/// its destructor belongs to the exchange as well.
+/// Keeps an exchange open. The response future owns it, and then the response body.
+///
+/// It is always in a field after the inner future or body, so that it is dropped later. An event that a destructor of
+/// the inner value tracks belongs to the exchange.
 pub(crate) struct ExchangeGuard {
     state: Arc<State>,
     /// `None` if the registry was closed. The request is served nevertheless.
     request: Option<Ticket>,
-    /// User code is being polled. It stays set when that panics. `thread::panicking` would not do: under a layer that
-    /// catches panics it is false by the time of the drop.
+    /// User code is being polled. The flag stays set when that code panics. `thread::panicking` would not work: under a
+    /// layer that catches panics it is false at the time of the drop.
     is_polling: bool,
-    /// The exchange is over, or nothing asks how it ends.
+    /// The exchange is over, or nothing needs its outcome.
     has_ended: bool,
 }
 
@@ -49,31 +51,32 @@ impl ExchangeGuard {
         &self.state
     }
 
-    /// User code is about to run: a panic of it will be noted, and a drain of the same handle in it will be an error.
+    /// Called before user code runs, so that a panic of it is detected, and so that a drain of the same handle inside
+    /// of it is an error.
     #[inline]
     pub(crate) fn poll_begins(&mut self) -> Mark {
         if self.is_polling {
-            // Something caught the panic and goes on. The exchange is over all the same.
+            // The last poll panicked, and the caller polls again. The exchange ends as panicked.
             self.end();
         }
         self.is_polling = true;
         Mark::new(self.state.shard.registry.id())
     }
 
-    /// User code has returned.
+    /// Called after user code has returned.
     #[inline]
     pub(crate) fn poll_returned(&mut self, mark: Mark) {
         drop(mark);
         self.is_polling = false;
     }
 
-    /// Whether neither the end of the response nor a panic has been seen.
+    /// Returns whether neither the end of the response nor a panic has been observed.
     #[inline]
     pub(crate) fn is_watching(&self) -> bool {
         !self.has_ended && !self.is_polling
     }
 
-    /// Notes what was seen, and ends the exchange if that was the last of it.
+    /// Records an observation, and ends the exchange if the response is over then.
     #[inline]
     pub(crate) fn see(&mut self, note: impl FnOnce(&mut Progress)) {
         if !self.has_ended {
@@ -81,7 +84,7 @@ impl ExchangeGuard {
         }
     }
 
-    /// Notes the head of the response. That a body is empty may be known now, but the end of it is its drop.
+    /// Records the head of the response. This does not end the exchange, even if the body is empty: its drop does.
     #[inline]
     pub(crate) fn see_head(&mut self, status: StatusCode, headers: &HeaderMap, exact_size: Option<u64>, is_end: bool) {
         if self.has_ended {
@@ -93,31 +96,31 @@ impl ExchangeGuard {
         }
         self.state.note(|progress| progress.head(status, headers, exact_size, is_end, Instant::now()));
         if self.state.shard.registry.is_last_call() {
-            // The request was opened after it, or the call has reached it already.
+            // A request that was opened after the last call starts its events here. For others this does nothing.
             self.state.last_call();
         }
     }
 
-    /// Whether nothing can ask any more how the exchange ends: no event and no observer waits for it, and its `Events`
-    /// are gone. Most requests of a service that tracks little are like that, and need no clock and no facts.
+    /// Returns whether nothing can need the outcome any more: no event and no observer waits for it, and all `Events`
+    /// of the exchange have been dropped. Such a request needs no clock readings and no facts.
     fn is_unheard(&self) -> bool {
         // One reference is that of this guard, another that of the registry.
         let references = 1 + usize::from(self.request.is_some());
         if Arc::strong_count(&self.state) > references {
             return false;
         }
-        // What was tracked through references that are gone is seen.
+        // Events that were tracked through references which are dropped now are visible after this.
         atomic::fence(atomic::Ordering::Acquire);
         self.state.is_unheard()
     }
 
-    /// Notes that the body was at its end when it was dropped. The drop of this guard follows.
+    /// Records that the body was at its end when it was dropped. The drop of this guard follows.
     #[inline]
     pub(crate) fn see_end_at_drop(&mut self) {
         self.state.note(Progress::body_ended);
     }
 
-    /// Ends the exchange with these facts, whatever was seen of it.
+    /// Ends the exchange with these facts instead of the observed ones.
     pub(crate) fn end_as(mut self, exchange: Exchange) {
         self.has_ended = true;
         self.state.end_as(exchange);

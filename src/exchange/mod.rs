@@ -21,16 +21,25 @@ pub(crate) use self::{
 
 /// How an exchange ended.
 ///
-/// The first rule that matches wins, in the order of the variants of this page: a panic of the service, a future
-/// dropped before it was ready, an error of the service, an upgrade, an error of the body, a response that cannot
-/// have a body, a declared length that was reached or missed, an end that was seen, and else `Aborted`. An exchange
-/// whose events start before any of these, at the [last call](crate::TrackEventsHandle::make_last_call), is
-/// `Unfinished`.
+/// The first rule that matches wins:
 ///
-/// *Complete* means that this layer handed the response on in full. It does not mean that the client received it:
-/// what the server has taken may still be lost on the way.
+/// 1. The service panicked: `Panicked`.
+/// 2. The response future was dropped before it was ready: `NoResponse`. The service returned an error: `ServiceError`.
+/// 3. The connection was upgraded (RFC 9110, 7.8 and 9.3.6): `Upgraded`.
+/// 4. The body yielded an error: `BodyError`.
+/// 5. The response cannot have a body (RFC 9110, 6.4.1: a response to `HEAD`, 1xx, 204, 304): `Complete`.
+/// 6. The body has a declared length and reached it: `Complete`. It exceeded the length, or ended before it:
+///    `LengthMismatch`.
+/// 7. The body ended: `Complete`.
+/// 8. The body was dropped before its end: `Aborted`.
 ///
-/// [A page of the guide](crate::guide::outcomes) goes through each of them and its surprising cases.
+/// At the [last call](crate::TrackEventsHandle::make_last_call), an exchange for which only `NoResponse` or `Aborted`
+/// would match is `Unfinished`.
+///
+/// *Complete* means that this layer passed the response on in full. It does not mean that the client has received it:
+/// bytes that the server has buffered may still be lost.
+///
+/// [A page of the guide](crate::guide::outcomes) explains each outcome and its surprising cases.
 ///
 /// # Examples
 ///
@@ -45,29 +54,29 @@ pub(crate) use self::{
 pub enum Outcome {
     /// The service panicked, while it was called or while its future or body was polled.
     Panicked,
-    /// The response future was dropped before it was ready: the client left, or a timeout around it ran out.
+    /// The response future was dropped before it was ready: the client left, or a timeout around the layer passed.
     NoResponse,
     /// The service returned an error instead of a response.
     ServiceError,
-    /// The connection was handed over: 101, or a 2xx answer to `CONNECT`. What follows is not part of the exchange;
-    /// hold a [guard](crate::TrackEventsHandle::guard) for as long as it lives.
+    /// The connection was upgraded: status 101, or a 2xx response to `CONNECT`. The upgraded connection is not a part
+    /// of the exchange: hold a [guard](crate::TrackEventsHandle::guard) while it lives.
     Upgraded,
     /// The body yielded an error.
     BodyError,
-    /// The response was handed on in full.
+    /// The response was passed on in full.
     Complete,
     /// The body ended with fewer or more bytes than its `Content-Length`, or else its exact size, had declared.
     LengthMismatch,
     /// The body was dropped before its end. For an endless stream, such as server-sent events, this is the ordinary
-    /// end; for any other it means that the client left.
+    /// end. For any other body it means that the client left.
     Aborted,
     /// The response was not over at the [last call](crate::TrackEventsHandle::make_last_call) of a drain, or began
-    /// after it. The other facts are those that were known when the event started; the request goes on.
+    /// after it. The other facts are those of the time at which the event started. The request goes on.
     Unfinished,
 }
 
 impl Outcome {
-    /// Whether the response was handed on in full.
+    /// Returns whether the response was passed on in full.
     ///
     /// # Examples
     ///
@@ -81,7 +90,7 @@ impl Outcome {
         self == Self::Complete
     }
 
-    /// Returns a lower-case name, for logs and metrics.
+    /// Returns the name in lower case with underscores, for logs and metrics.
     ///
     /// # Examples
     ///
@@ -109,11 +118,11 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What is known of one request and its response once the response is over, or at the last call of a drain.
+/// The facts of one request and its response, when the response is over or at the last call of a drain.
 ///
 /// # Examples
 ///
-/// Bill what was handed on, whether the client stayed to the end or not:
+/// Bill the bytes that were passed on, whether the client stayed until the end or not:
 ///
 /// ```
 /// use tower_track_events::{Exchange, TrackEventsHandle, TrackEventsLayer};
@@ -125,27 +134,29 @@ impl fmt::Display for Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Exchange {
-    /// The request; `None` where no layer has hooks, since it is kept for them alone.
+    /// The head of the request. `None` if no layer has a hook, because it is stored for hooks only.
     pub request: Option<RequestInfo>,
     /// How the exchange ended.
     pub outcome: Outcome,
-    /// The status of the response; `None` when there was none.
+    /// The status of the response. `None` if there was no response.
     pub status: Option<StatusCode>,
-    /// The bytes of body data that this layer handed on. A compression outside of this layer changes what the
-    /// client receives; one inside of it is seen here.
+    /// The bytes of body data that this layer passed on. Compression inside of the layer is included. Compression
+    /// outside of it changes the bytes for the client, and not this number.
     pub body_bytes: u64,
-    /// The time from the call of the service to the head of its response; `None` when there was no response.
+    /// The time from the call of the service to the head of its response. `None` if there was no response.
     pub time_to_head: Option<Duration>,
-    /// The time from the call of the service until the response was over, or so far if it is
+    /// The time from the call of the service until the response was over, or until now if it is
     /// [unfinished](Outcome::Unfinished).
     pub elapsed: Duration,
-    /// The `grpc-status`, from the trailers or else from the headers of the response; `None` when there was none.
+    /// The `grpc-status`, from the trailers or else from the headers of the response. `None` if there was none, or if
+    /// it is not a number.
     pub grpc_status: Option<i32>,
 }
 
 impl Exchange {
-    /// Makes an exchange that ended with `outcome`, for tests: each `Option` is `None`, each number zero. Set the other
-    /// fields as the test needs them.
+    /// Makes an exchange that ended with `outcome`, for tests.
+    ///
+    /// Each `Option` is `None`, and each number and duration is zero. Set the fields that the test needs.
     ///
     /// # Examples
     ///
@@ -169,7 +180,7 @@ impl Exchange {
     }
 }
 
-/// The head of a request, as the outermost layer with hooks has seen it, without the headers.
+/// The method, URI and version of a request, as the outermost layer with hooks received it.
 ///
 /// # Examples
 ///
@@ -185,11 +196,11 @@ impl Exchange {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RequestInfo {
-    /// Its method.
+    /// The method.
     pub method: Method,
-    /// Its URI. On HTTP/1 that is usually the path and the query alone.
+    /// The URI. On HTTP/1 it usually consists of the path and the query only.
     pub uri: Uri,
-    /// Its version.
+    /// The HTTP version.
     pub version: Version,
 }
 

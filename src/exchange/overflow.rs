@@ -1,4 +1,4 @@
-//! What a layer does with the events of its hooks when the capacity is used up.
+//! [`Overflow`]: how a layer treats the events of its hooks at capacity. And the events that wait for capacity.
 
 use std::{
     panic::Location,
@@ -18,8 +18,7 @@ use crate::{
     util::{deadline::Deadline, panic::catch},
 };
 
-/// What a layer does with the events of its hooks when the capacity is used up, set by
-/// [`overflow`](crate::TrackEventsLayer::overflow).
+/// How a layer treats the events of its hooks at capacity, set by [`overflow`](crate::TrackEventsLayer::overflow).
 ///
 /// It applies to the events of the layer: [`track`](crate::TrackEventsLayer::track),
 /// [`track_when`](crate::TrackEventsLayer::track_when) and
@@ -40,21 +39,22 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Overflow {
-    /// The event is rejected, dropped and counted, and the request is served without it.
+    /// The event is rejected, dropped and counted, and the request is served without it. The default.
     #[default]
     Reject,
-    /// The request waits for capacity for its events, at most for this long; then they are rejected.
+    /// The request waits for capacity for its events, at most for this long. Then the events are rejected, and the
+    /// request is served.
     ///
-    /// It waits before the future of the inner service is polled for the first time, first come first served, and
-    /// blocks no thread. A slot that becomes free goes to the first request that waits, and not to an event that is
-    /// tracked later. A request without an event of the layer does not wait. If the client leaves meanwhile, its events
+    /// The request waits before the future of the inner service is polled for the first time: first come, first served.
+    /// No thread is blocked. A slot that becomes free goes to the first request that waits, not to an event that is
+    /// tracked later. A request without an event of the layer does not wait. If the client leaves meanwhile, the events
     /// are rejected.
     ///
-    /// Choose it shorter than the timeout of a health probe: idle streams can hold all of the capacity for as long as
-    /// they are open. On a runtime without timers the events are rejected at once.
+    /// Choose a time shorter than the timeout of a health probe: idle streams can occupy all of the capacity while they
+    /// are open. On a runtime without timers the events are rejected at once.
     ///
     /// The [last call](crate::TrackEventsHandle::make_last_call) ends the wait: the request goes on, and its events are
-    /// rejected. From then on, no request waits.
+    /// rejected. After it no request waits.
     Wait(Duration),
 }
 
@@ -68,7 +68,7 @@ pub(crate) struct WaitingEvents {
 pub(crate) struct WaitingEvent {
     pub(crate) name: &'static str,
     pub(crate) location: &'static Location<'static>,
-    /// The event, or the panic of the hook that was to make it.
+    /// The event, or the message of the hook's panic.
     pub(crate) event: Result<BoxedEvent, String>,
     pub(crate) span: Option<Span>,
     pub(crate) runtime: runtime::Handle,
@@ -80,7 +80,7 @@ impl WaitingEvents {
         Self { state: Arc::clone(state), events, deadline: Deadline::after(limit) }
     }
 
-    /// Ready when each event has been accepted or rejected.
+    /// Returns `Ready` when each event has been accepted or rejected.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut index = 0;
         while let Some(event) = self.events.get_mut(index) {
@@ -93,7 +93,7 @@ impl WaitingEvents {
         if self.events.is_empty() {
             return Poll::Ready(());
         }
-        // A limit that cannot be measured has passed.
+        // Without a timer the limit cannot be measured, so the events are rejected at once.
         if self.deadline.poll(cx).unwrap_or(true) {
             self.reject();
             return Poll::Ready(());
@@ -116,7 +116,7 @@ impl WaitingEvent {
     fn reject(self, state: &State) {
         let Self { name, event, slot, .. } = self;
         drop(slot);
-        // Counted and logged before the event is dropped, whose destructor is user code.
+        // Counted and logged before the event is dropped, because its destructor is user code.
         state.shard.reject_full(name);
         let _ = catch(|| drop(event));
     }
@@ -136,7 +136,7 @@ pub(crate) fn keep_or_end(
     }
 }
 
-/// The client has left, or a timeout around the layer has passed.
+/// Dropped while events wait, when the client has left or a timeout around the layer has passed.
 impl Drop for WaitingEvents {
     fn drop(&mut self) {
         self.reject();

@@ -1,7 +1,7 @@
-//! The rule by which an exchange ends.
+//! [`Progress`]: the rule by which an exchange ends.
 //!
-//! [`Progress`] is fed what the layer sees: the head, each frame, the end, a drop. It answers two questions: is the
-//! response over, and how did it end. It neither polls nor spawns anything.
+//! The layer passes its observations to [`Progress`]: the head, each frame, the end, a drop. `Progress` decides whether
+//! the response is over, and with which outcome. It neither polls nor spawns anything.
 
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
 use tokio::time::Instant;
@@ -10,24 +10,25 @@ use crate::exchange::{Exchange, Outcome};
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-/// What the layer has seen of one exchange so far.
+/// The observations of one exchange so far.
 #[derive(Debug)]
 pub(crate) struct Progress {
     began: Instant,
     is_head: bool,
     is_connect: bool,
-    /// On HTTP/1 the last declared byte ends the response; later versions may send trailers after it.
+    /// On HTTP/1 the last declared byte ends the response (RFC 9112, 6.3). HTTP/2 may send trailers after it
+    /// (RFC 9113, 8.1).
     ends_at_length: bool,
-    /// Of the response; `None` before its head.
+    /// The status of the response. `None` before its head.
     status: Option<StatusCode>,
-    /// When the head came.
+    /// When the head was ready.
     head_at: Option<Instant>,
     declared: Option<u64>,
     body_bytes: u64,
     grpc_status: Option<i32>,
-    /// The service before the head, or the body after it.
+    /// The service failed before the head, or the body after it.
     failed: bool,
-    /// `None`, trailers, or `is_end_stream` was seen.
+    /// The body returned `None` or trailers, or `is_end_stream` was true.
     ended: bool,
 }
 
@@ -49,13 +50,13 @@ impl Progress {
         }
     }
 
-    /// The service has returned an error, or its body has.
+    /// Records that the service or the body has returned an error.
     #[inline]
     pub(crate) fn failed(&mut self) {
         self.failed = true;
     }
 
-    /// The head of the response, with what its body says of itself before it is polled.
+    /// Records the head of the response, and the exact size and end of its body before the first poll.
     pub(crate) fn head(
         &mut self,
         status: StatusCode,
@@ -86,14 +87,14 @@ impl Progress {
         self.ended = true;
     }
 
-    /// Whether the last thing that was seen ends the response; otherwise the drop will.
+    /// Returns whether the response is over. Otherwise the drop of the body ends it.
     #[inline]
     pub(crate) fn is_over(&self) -> bool {
         let has_length = || self.declared.is_some_and(|declared| self.body_bytes >= declared);
         self.failed || self.status.is_some() && (self.ended || self.ends_at_length && has_length())
     }
 
-    /// How the exchange ends if nothing more is seen of it: the rule, first match wins.
+    /// Returns the outcome if the exchange ends now. The first rule that matches wins.
     fn outcome(&self, has_panicked: bool) -> Outcome {
         if has_panicked {
             return Outcome::Panicked;
@@ -116,14 +117,14 @@ impl Progress {
         }
         match self.declared {
             Some(declared) if self.body_bytes == declared => Outcome::Complete,
-            // More than was declared cannot become right again, whether an end is seen or not.
+            // Too many bytes are a mismatch, whether the body has ended or not.
             Some(declared) if self.ended || self.body_bytes > declared => Outcome::LengthMismatch,
             _ if self.ended => Outcome::Complete,
             _ => Outcome::Aborted,
         }
     }
 
-    /// The facts so far of an exchange that goes on.
+    /// Returns the facts so far of an exchange that is open.
     pub(crate) fn facts_so_far(&self, now: Instant) -> Facts {
         let mut facts = self.facts(false, now);
         if matches!(facts.outcome, Outcome::NoResponse | Outcome::Aborted) {
@@ -132,15 +133,15 @@ impl Progress {
         facts
     }
 
-    /// The facts, if the exchange is over now.
+    /// Returns the facts if the exchange ends at `now`.
     pub(crate) fn facts(&self, has_panicked: bool, now: Instant) -> Facts {
         let Self { began, head_at, status, body_bytes, grpc_status, .. } = *self;
         Facts { outcome: self.outcome(has_panicked), status, body_bytes, grpc_status, began, head_at, ended_at: now }
     }
 }
 
-/// The facts of an exchange that is over, or the facts so far. Its durations are computed when they are asked for,
-/// which is rare.
+/// The facts of an exchange that is over, or the facts so far. The durations are computed only for an [`Exchange`],
+/// because few exchanges need them.
 #[derive(Debug)]
 pub(crate) struct Facts {
     outcome: Outcome,
@@ -161,7 +162,7 @@ impl From<&Facts> for Exchange {
     }
 }
 
-/// The declared length; `None` as well when the header is not a number or says two different things.
+/// Returns the declared length. `None` also if the header is not a number, or if two headers differ.
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
     let first = values.next()?;
@@ -169,7 +170,7 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
         return None;
     }
     let text = first.to_str().ok()?;
-    // `u64::from_str` would take a leading plus sign.
+    // `u64::from_str` would accept a leading plus sign. RFC 9110, 8.6 allows digits only.
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 

@@ -1,7 +1,8 @@
-//! The shared state of one exchange: its events and observers until it is over, and its facts from then on. At the last
-//! call events and observers get the facts so far.
+//! [`State`]: the events and observers of one exchange until it is over, and its facts from then on. At the last call
+//! events and observers get the facts so far.
 //!
-//! No user code runs under the lock of an exchange, and no lock is taken under it but that of a shard, by `waiting`.
+//! No user code runs under the lock of an exchange. The only lock that is taken under it is that of a shard, by
+//! `waiting`.
 
 use std::{
     borrow::Cow,
@@ -31,22 +32,22 @@ use crate::{
     },
 };
 
-/// Is called when the exchange is over.
+/// An observer, which is called when the exchange is over.
 pub(crate) type Observe = Arc<dyn Fn(&Exchange) + Send + Sync>;
 
 /// The name under which the panics of observers are counted.
 const OBSERVER: &str = "(observer)";
 
-/// Tells the hook lists of layers apart.
+/// Identifies the hook list of a layer.
 pub(crate) type HookListId = u64;
 
-/// No layer has it.
+/// The identifier that no layer has.
 pub(crate) const NO_HOOKS: HookListId = 0;
 
-/// Shared by the guard of an exchange and all clones of its `Events`.
+/// The state of an exchange, which its guard, its `Events` and its registry share.
 pub(crate) struct State {
     pub(crate) shard: Arc<Shard>,
-    /// The age of events that wait for the end of the exchange counts from here, which spares a clock reading for each.
+    /// The age of events that wait for the end of the exchange counts from here. So they need no clock reading each.
     pub(crate) began: Instant,
     /// The hook list of the layer that opened the exchange.
     opened_by: HookListId,
@@ -54,7 +55,7 @@ pub(crate) struct State {
     outer: Option<Arc<State>>,
     /// The request, if a layer has hooks.
     request: OnceLock<Box<RequestInfo>>,
-    /// What the request is called in reports, if a layer names it.
+    /// The name of the request in reports, if a layer has a label.
     label: OnceLock<Cow<'static, str>>,
     phase: Mutex<Phase>,
 }
@@ -64,26 +65,26 @@ enum Phase {
     Over(Over),
 }
 
-/// How the exchange ended.
+/// The facts of an exchange that is over.
 enum Over {
     Seen(Facts),
-    /// A test has said so.
+    /// The facts that a test has passed.
     Given(Box<Exchange>),
 }
 
-/// What was seen of the exchange so far, and what waits for its end or for the last call.
+/// The observations of an open exchange, and the events and observers that wait for its end or for the last call.
 struct Open {
     progress: Progress,
     events: Vec<Kept>,
-    /// With the locations where they were added.
+    /// The observers, with the locations where they were added.
     observers: Vec<(Observe, &'static Location<'static>)>,
-    /// The hook lists of inner layers that have added theirs, so that none fires twice.
+    /// The hook lists of inner layers that have added their hooks, so that no hook is added twice.
     joined: Vec<HookListId>,
-    /// After the last call nothing waits for the end of the exchange.
+    /// After the last call no event and no observer waits for the end of the exchange.
     is_last_call: bool,
 }
 
-/// What an inner layer finds in the exchange of an outer one.
+/// The result of [`State::join`].
 pub(crate) enum Joined {
     /// The exchange is open, and these hooks are new to it.
     New,
@@ -109,17 +110,17 @@ impl State {
         Arc::new(Self { shard: Arc::clone(shard), began, opened_by, outer, request, label, phase })
     }
 
-    /// Keeps the request for the hooks. The first one stays.
+    /// Stores the request for the hooks. Later calls do nothing.
     pub(crate) fn set_request(&self, request: &Parts) {
         self.request.get_or_init(|| Box::new(request.into()));
     }
 
-    /// Names the request in reports. The first name stays.
+    /// Sets the name of the request in reports. Later calls do nothing.
     pub(crate) fn set_label(&self, label: Cow<'static, str>) {
         let _ = self.label.set(label);
     }
 
-    /// Accepts an event, or rejects it. It is kept until the exchange is over, and starts now if it is already.
+    /// Accepts an event, or rejects it. An accepted event starts when the exchange is over.
     pub(crate) fn track(
         &self,
         name: &'static str,
@@ -128,20 +129,21 @@ impl State {
     ) -> Result<(), TrackError> {
         let runtime = self.shard.runtime(name)?;
         let span = event_span(name);
-        // A rejection is counted and logged before the event is dropped, whose destructor is user code.
+        // A rejection is counted and logged before the event is dropped, because its destructor is user code.
         let ticket = self.shard.track_event(name, Stage::Waiting, location, self.began)?;
         self.keep(event, ticket, span, runtime);
         Ok(())
     }
 
-    /// Keeps an event that was accepted until the exchange is over. Starts it now if that is over, after the last call,
-    /// or if an abort was faster: its first poll ends it then.
+    /// Keeps an accepted event until the exchange is over. Starts it now if the exchange is over, after the last call,
+    /// or if the event was aborted meanwhile: then its first poll ends it.
     pub(crate) fn keep(&self, mut event: BoxedEvent, ticket: Ticket, span: Option<Span>, runtime: runtime::Handle) {
         event.as_mut().accept(ticket, span);
         let kept = Kept::new(event, runtime);
         let mut phase = self.lock();
         match &mut *phase {
-            // An abort takes this lock after it has advanced the epoch: it finds the event here, or is seen here.
+            // An abort takes this lock after it has advanced the epoch. Either it finds the event in the list, or this
+            // check sees the new epoch.
             Phase::Open(open) if !open.is_last_call && !kept.ticket().is_some_and(Ticket::is_aborted) => {
                 open.events.push(kept);
             }
@@ -152,7 +154,7 @@ impl State {
         }
     }
 
-    /// Keeps an observer until the exchange is over, or calls it now if it is already, and after the last call.
+    /// Keeps an observer until the exchange is over. Calls it now if the exchange is over, or after the last call.
     pub(crate) fn observe(&self, observe: Observe, location: &'static Location<'static>) {
         let mut phase = self.lock();
         match &mut *phase {
@@ -172,14 +174,14 @@ impl State {
         }
     }
 
-    /// Counts the panic of an observer, or of the hook that makes it.
+    /// Logs and counts the panic of an observer.
     pub(crate) fn observer_panicked(&self, panic: &str, location: &'static Location<'static>) {
         tracing::error!(event = OBSERVER, panic = %OneLine(panic), "observer panicked; the request was served");
         self.shard.count_panicked(OBSERVER, location, one_line(panic));
         metrics::panicked_at_once(OBSERVER);
     }
 
-    /// Notes what was seen, and ends the exchange if it is over then. Returns whether it is over.
+    /// Records an observation, and ends the exchange if the response is over then. Returns whether it is over.
     pub(super) fn see(&self, note: impl FnOnce(&mut Progress)) -> bool {
         let mut phase = self.lock();
         let Phase::Open(Open { progress, .. }) = &mut *phase else { return true };
@@ -193,14 +195,14 @@ impl State {
         is_over
     }
 
-    /// Notes what was seen, which does not end the exchange.
+    /// Records an observation that does not end the exchange.
     pub(super) fn note(&self, note: impl FnOnce(&mut Progress)) {
         if let Phase::Open(Open { progress, .. }) = &mut *self.lock() {
             note(progress);
         }
     }
 
-    /// Ends the exchange as what was seen of it says, unless it is over.
+    /// Ends the exchange with the observed facts, unless it is over.
     pub(super) fn end_as_seen(&self, has_panicked: bool) {
         let phase = self.lock();
         if let Phase::Open(Open { progress, .. }) = &*phase {
@@ -210,12 +212,12 @@ impl State {
         }
     }
 
-    /// Ends the exchange with these facts, whatever was seen of it, unless it is over.
+    /// Ends the exchange with these facts instead of the observed ones, unless it is over.
     pub(super) fn end_as(&self, exchange: Exchange) {
         self.end(self.lock(), Over::Given(Box::new(exchange)), Instant::now());
     }
 
-    /// Calls the observers and starts the events. What is tracked from now on starts at once.
+    /// Ends the exchange: calls the observers and starts the events. Events that are tracked later start at once.
     fn end(&self, mut phase: MutexGuard<'_, Phase>, over: Over, now: Instant) {
         let Phase::Open(Open { events, observers, .. }) = &mut *phase else { return };
         let (events, observers) = (mem::take(events), mem::take(observers));
@@ -223,8 +225,7 @@ impl State {
         self.release(phase, events, observers, now);
     }
 
-    /// Calls the observers and starts the events with what is known of the exchange. Returns how many events these
-    /// were.
+    /// Calls the observers with the facts so far, and starts the events. Returns the number of events.
     fn release(
         &self,
         phase: MutexGuard<'_, Phase>,
@@ -242,17 +243,20 @@ impl State {
         count
     }
 
-    /// The facts, for an event that runs: of an exchange that is over, or so far.
+    /// Returns the facts of an exchange that is over, or the facts so far.
     pub(crate) fn exchange(&self) -> Exchange {
         self.with_request(self.lock().exchange())
     }
 
-    /// Whether neither an event nor an observer waits for the end of the exchange.
+    /// Returns whether neither an event nor an observer waits for the end of the exchange.
     pub(super) fn is_unheard(&self) -> bool {
-        matches!(&*self.lock(), Phase::Open(Open { events, observers, .. }) if events.is_empty() && observers.is_empty())
+        matches!(
+            &*self.lock(),
+            Phase::Open(Open { events, observers, .. }) if events.is_empty() && observers.is_empty()
+        )
     }
 
-    /// The names of the events that wait for the end of the exchange, in the order in which they were tracked.
+    /// Returns the names of the events that wait for the end of the exchange, in the order in which they were tracked.
     pub(super) fn waiting(&self) -> Vec<&'static str> {
         match &*self.lock() {
             Phase::Open(open) => {
@@ -273,7 +277,7 @@ impl State {
         matches!(*self.lock(), Phase::Over(_))
     }
 
-    /// This exchange, and those of other handles around it, from the inside out.
+    /// Returns this exchange, and the exchanges of other handles around it, from the innermost to the outermost.
     pub(crate) fn and_outer(self: &Arc<Self>) -> impl Iterator<Item = &Arc<Self>> {
         iter::successors(Some(self), |state| state.outer.as_ref())
     }
@@ -314,7 +318,7 @@ impl OpenRequest for State {
             let is_before = |kept: &Kept| kept.ticket().is_some_and(|ticket| ticket.is_before(epoch));
             (aborted, open.events) = events.partition(is_before);
         }
-        // Without the lock: each counts as aborted as it is dropped, which is user code.
+        // Without the lock: the drop counts each event as aborted, and runs user code.
         drop(aborted);
     }
 

@@ -1,4 +1,4 @@
-//! Tests of handlers and hooks without a server.
+//! [`TestExchange`]: an exchange for tests of handlers and hooks without a server.
 
 use std::fmt;
 
@@ -9,12 +9,12 @@ use crate::{
     handle::TrackEventsHandle,
 };
 
-/// An exchange without a server: the test of a handler ends it as it likes.
+/// An exchange without a server: a test passes its [`Events`] to a handler, and ends it with any outcome.
 ///
-/// It counts as an open request until it is ended. Dropped without that, it ends as
+/// It counts as an open request until it is ended. If it is dropped before, it ends as
 /// [`NoResponse`](crate::Outcome::NoResponse), as if the client had left.
 ///
-/// [A page of the guide](crate::guide::testing) shows how handlers are tested.
+/// [A page of the guide](crate::guide::testing) shows how to test handlers.
 ///
 /// # Examples
 ///
@@ -50,7 +50,7 @@ pub struct TestExchange {
 }
 
 impl TestExchange {
-    /// Opens an exchange that the drain of `handle` waits for.
+    /// Opens an exchange. A drain of `handle` waits for it.
     pub fn new(handle: &TrackEventsHandle) -> Self {
         let shard = handle.shard();
         shard.remember_runtime();
@@ -63,7 +63,7 @@ impl TestExchange {
         &self.events
     }
 
-    /// Puts the events into the extensions of a request, where the extractor for axum and
+    /// Inserts the events into the extensions of a request, where the extractor for axum and
     /// [`Events::from_extensions`] find them.
     ///
     /// # Examples
@@ -84,7 +84,7 @@ impl TestExchange {
     /// Returns the names of the events that the handler has tracked and that wait for the end of this exchange, in the
     /// order in which they were tracked.
     ///
-    /// A slot that is reserved is not among them, nor is what was aborted, or started by a last call.
+    /// Permits that were reserved are not included, nor are events that were aborted or started by a last call.
     ///
     /// # Examples
     ///
@@ -102,14 +102,16 @@ impl TestExchange {
         self.guard.state().waiting()
     }
 
-    /// Ends the exchange as [`Complete`](Outcome::Complete) with this status. Its events start.
+    /// Ends the exchange as [`Complete`](Outcome::Complete) with this status, and starts its events.
+    ///
+    /// The body has zero bytes. Use [`end`](Self::end) for other facts.
     pub fn complete(self, status: StatusCode) {
         let mut exchange = Exchange::new(Outcome::Complete);
         exchange.status = Some(status);
         self.end(exchange);
     }
 
-    /// Ends the exchange with these facts. Its events start, and what is tracked from now on starts at once.
+    /// Ends the exchange with these facts, and starts its events. Events that are tracked later start at once.
     pub fn end(self, exchange: Exchange) {
         self.guard.end_as(exchange);
     }

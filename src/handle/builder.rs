@@ -61,9 +61,9 @@ impl TrackEventsHandleBuilder {
 
     /// Sets how many events may be pending or reserved at one time. Default: 65,536.
     ///
-    /// From 1 to 4,294,967,295. What exceeds it is rejected; nothing is dropped after it was accepted. A pending event
-    /// takes some 300 bytes and what it has captured. What is sent to a [sink](TrackEventsHandle::sink) counts against
-    /// [the capacity of that sink](crate::SinkBuilder::capacity) instead.
+    /// From 1 to 4,294,967,295. Events and permits beyond it are rejected. No accepted event is dropped to make space.
+    /// A pending event takes some 300 bytes and its captured values. Events that are sent to a
+    /// [sink](TrackEventsHandle::sink) count against [the capacity of that sink](crate::SinkBuilder::capacity) instead.
     pub fn capacity(mut self, capacity: usize) -> Self {
         self.capacity = capacity;
         self
@@ -72,13 +72,13 @@ impl TrackEventsHandleBuilder {
     /// Sets how long no request, guard or permit must have been open before a drain starts to close. Default: 100 ms;
     /// zero switches it off.
     ///
-    /// A server that has returned may have spawned tasks of HTTP/2 streams that have not called the service yet. With a
-    /// drain that closes at once, their handlers would run after it. This is a heuristic: ten milliseconds are enough
-    /// on idle cores; on a saturated machine such a stream may start too late. It is served, its events are rejected
-    /// and counted. On servers built directly on hyper, `TrackEventsHandle::executor` (feature `hyper`) makes this
-    /// exact, and the period can be zero.
+    /// A server that has returned may have spawned tasks of HTTP/2 streams that have not called the service yet. If the
+    /// drain closed at once, their handlers would run after it. This is a heuristic: ten milliseconds are enough on
+    /// idle cores. On a saturated machine such a stream may start too late. Then it is served, and its events are
+    /// rejected and counted. On servers built directly on hyper, `TrackEventsHandle::executor` (feature `hyper`) makes
+    /// this exact, and the period can be zero.
     ///
-    /// It counts from the last request, guard or permit that was opened or closed, not from the last event.
+    /// The period counts from the last request, guard or permit that was opened or closed, not from the last event.
     pub fn quiet_period(mut self, period: Duration) -> Self {
         self.quiet_period = period;
         self
@@ -86,10 +86,10 @@ impl TrackEventsHandleBuilder {
 
     /// Sets how long an event may run. Default: no limit.
     ///
-    /// The limit counts from the event's first poll. After it the event is dropped, counted as timed out, and logged.
-    /// One that returns in the same poll in which its limit passes has returned. [`track_blocking`] is not limited,
-    /// since a blocking thread cannot be stopped; nor is an event on a runtime without timers, where this is logged.
-    /// With `panic = "abort"` such a runtime ends the process.
+    /// The limit counts from the event's first poll. When it has passed, the event is dropped, counted as timed out,
+    /// and logged. An event that returns in the poll in which its limit passes has completed or failed. The limit does
+    /// not apply to [`track_blocking`], because a blocking thread cannot be stopped. On a runtime without timers,
+    /// events run without the limit, and a warning is logged. With `panic = "abort"` such a runtime ends the process.
     ///
     /// [`track_blocking`]: TrackEventsHandle::track_blocking
     pub fn event_timeout(mut self, limit: Duration) -> Self {
@@ -99,14 +99,15 @@ impl TrackEventsHandleBuilder {
 
     /// Sets how many events may run at one time. Default: no limit.
     ///
-    /// For a database with ten connections, for example: events that would only wait for one of them wait here instead,
-    /// first come, first served. An event takes its turn when it would start, and gives it back when it has ended; blocking
-    /// work takes its turn before its thread. Until then it is pending, counts against the
-    /// [capacity](Self::capacity), and can be aborted; [`event_timeout`](Self::event_timeout) counts from its turn. A
-    /// drain waits for it, and its report names it.
+    /// Use it for example for a database with ten connections. From 1 to [`Semaphore::MAX_PERMITS`].
     ///
-    /// What is tracked inside an event needs no turn: an event that waits for it would wait forever. The limit holds for
-    /// what these events do themselves, and not for what they spawn. [Sinks](TrackEventsHandle::sink) are not limited.
+    /// An event takes a turn when it would start, and gives it back when it has ended. If all turns are taken it waits,
+    /// first come, first served. Blocking work takes its turn before its thread. While an event waits for its turn it
+    /// is pending, counts against the [capacity](Self::capacity), and can be aborted. A drain waits for it, and the
+    /// report names it. [`event_timeout`](Self::event_timeout) counts from the turn.
+    ///
+    /// An event that is tracked inside an event needs no turn: otherwise a parent that waits for it would wait forever.
+    /// The limit does not apply to tasks that events spawn, nor to [sinks](TrackEventsHandle::sink).
     ///
     /// # Examples
     ///
@@ -125,32 +126,33 @@ impl TrackEventsHandleBuilder {
     /// Sets how long before its deadline a drain makes the [last call](TrackEventsHandle::make_last_call). Default: a
     /// quarter of its limit, at most 5 seconds. [`Duration::ZERO`] switches it off.
     ///
-    /// It must be long enough for the events of the responses that are open then. A drain with a shorter limit makes
-    /// the last call at once.
+    /// The time must be long enough for the events of the responses that are still open. A drain whose limit is shorter
+    /// makes the last call at once.
     pub fn last_call(mut self, before_deadline: Duration) -> Self {
         self.last_call = Some(before_deadline);
         self
     }
 
-    /// Sets how often a drain logs a line about what is left, at the level `INFO`. Default: 1 second;
-    /// [`Duration::ZERO`] switches it off.
+    /// Sets how often a drain logs a progress line, at the level `INFO`. Default: 1 second; [`Duration::ZERO`] switches
+    /// it off.
     ///
     /// ```text
     /// draining: 2 requests open, 17 events pending (order.created x15, audit x2), 3.2 s of 5.0 s
     /// ```
     ///
-    /// The time counts from the first poll of the drain, as its limit does. A drain without a timer logs none of them.
+    /// The time counts from the first poll of the drain, as its limit does. On a runtime without timers no line is
+    /// logged.
     pub fn progress(mut self, every: Duration) -> Self {
         self.progress = every;
         self
     }
 
-    /// Sets the runtime on which all events run. Default: each runs on that in which it is tracked, or, tracked outside
-    /// of any, on the first in which the handle was used.
+    /// Sets the runtime on which all events run. Default: each event runs on the runtime in which it is tracked. An
+    /// event that is tracked outside of a runtime runs on the first one in which the handle was used.
     ///
-    /// For handlers that are not called in a runtime, for one that should be kept free of the work of events, and where
-    /// the first runtime may not be the one that lives longest: an event for a runtime that has shut down is accepted
-    /// and counted as aborted.
+    /// Set it if handlers are called outside of a runtime, if one runtime should be kept free of the work of events, or
+    /// if the first runtime may not live longest: an event for a runtime that has shut down is accepted, and counted as
+    /// aborted.
     ///
     /// # Examples
     ///
@@ -173,8 +175,8 @@ impl TrackEventsHandleBuilder {
     ///
     /// # Errors
     ///
-    /// [`BuildError`] for a capacity of zero or beyond 4,294,967,295, a concurrency limit of zero, or an event timeout
-    /// of zero.
+    /// [`BuildError`] if the capacity is not from 1 to 4,294,967,295, the concurrency limit is not from 1 to
+    /// [`Semaphore::MAX_PERMITS`], or the event timeout is zero.
     pub fn build(self) -> Result<TrackEventsHandle, BuildError> {
         let capacity = match u32::try_from(self.capacity) {
             Ok(capacity) if capacity > 0 => capacity,

@@ -20,8 +20,8 @@ use crate::{
 
 /// Keeps a drain waiting for as long as it lives, from [`TrackEventsHandle::guard`](crate::TrackEventsHandle::guard).
 ///
-/// While a guard is held, nothing that is tracked is rejected as [`Closed`](crate::TrackError::Closed). So work that is
-/// passed to another task, and tracks an event there, carries a guard.
+/// While a guard is held, no event is rejected as [`Closed`](crate::TrackError::Closed). So hold one in a task that
+/// tracks events later.
 ///
 /// # Examples
 ///
@@ -43,7 +43,7 @@ pub struct DrainGuard {
 }
 
 impl DrainGuard {
-    /// A rejection is not counted here: the caller knows whether anything is lost by it.
+    /// Takes a guard. The caller counts a rejection, if it loses anything.
     pub(crate) fn take(
         shard: &Arc<Shard>,
         location: &'static Location<'static>,
@@ -52,15 +52,20 @@ impl DrainGuard {
         Ok(Self { ticket: shard.guard(location, Instant::now(), origin)? })
     }
 
-    /// Marks this thread as inside of the guard's scope.
+    /// Marks this thread as inside the scope of the guard.
     pub(crate) fn enter(&self) -> Mark {
         Mark::new(self.ticket.shard().registry.id())
     }
 
-    /// Runs `future` under this guard, which is dropped after it.
+    /// Returns a future that runs `future` under this guard, and drops the guard after it.
     ///
-    /// A [drain](crate::TrackEventsHandle::drain) or [`wait_idle`](crate::TrackEventsHandle::wait_idle) of the same
-    /// handle that is polled in it returns `InsideItself`, where it would otherwise wait for this guard.
+    /// Events that `future` tracks are accepted while a drain is closing. A
+    /// [drain](crate::TrackEventsHandle::drain) or [`wait_idle`](crate::TrackEventsHandle::wait_idle) of the same
+    /// handle that is polled inside `future` returns `InsideItself`, because it would wait for this guard.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops `future` and then the guard.
     ///
     /// # Examples
     ///
@@ -95,6 +100,27 @@ pin_project! {
     /// # Panics
     ///
     /// When polled again after it was ready.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the inner future and then the guard.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::future::Ready;
+    ///
+    /// use tower_track_events::{Scope, TrackEventsHandle};
+    ///
+    /// struct Connection {
+    ///     task: Scope<Ready<()>>,
+    /// }
+    ///
+    /// # fn main() -> Result<(), tower_track_events::TrackError> {
+    /// let handle = TrackEventsHandle::new();
+    /// let connection = Connection { task: handle.guard()?.scope(std::future::ready(())) };
+    /// # Ok(()) }
+    /// ```
     #[must_use = "futures do nothing unless they are polled"]
     pub struct Scope<F> {
         // Dropped as soon as it is ready.

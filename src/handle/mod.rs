@@ -1,4 +1,4 @@
-//! [`TrackEventsHandle`]: the side that the application keeps.
+//! [`TrackEventsHandle`]: tracks events and drains them. The application keeps it.
 
 mod builder;
 mod guard;
@@ -26,16 +26,16 @@ use crate::{
 
 /// Tracks events, drains them, and counts them.
 ///
-/// A clone is cheap and refers to the same events. Clones of the handle, the layer and the service keep nothing open:
-/// a drain ends while they live.
+/// A clone is cheap and refers to the same events. A drain does not wait for clones of the handle, the layer or the
+/// service to be dropped.
 ///
-/// There is no `Default`, because a second handle that is made by accident would be drained instead of the first.
+/// There is no `Default`: a second handle that is made by accident could be drained instead of the first.
 ///
 /// # When not to use it
 ///
 /// Events are kept in this process and run at most once: `SIGKILL`, `process::exit`, a power failure and
-/// `panic = "abort"` lose what is pending. Work that must survive these belongs in an outbox or a broker; write to
-/// it inside the event, or inside the handler if it must not be lost at all.
+/// `panic = "abort"` lose pending events. Work that must survive these belongs in an outbox or a broker. Write to it
+/// inside the event, or inside the handler if the work must not be lost at all.
 ///
 /// # Examples
 ///
@@ -59,15 +59,18 @@ pub struct TrackEventsHandle {
 impl TrackEventsHandle {
     /// Makes a handle with the defaults of its [builder](Self::builder).
     ///
-    /// It can be made outside of a runtime; events can be tracked once there is one.
+    /// The handle can be made outside of a tokio runtime. Events are tracked inside one.
     // A `Default` would make a second registry by accident, whose drain waits for nothing.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
         TrackEventsHandleBuilder::build_default()
     }
 
-    /// Makes a builder: capacity 65,536, quiet period 100 ms, a line about the progress of a drain each second, no
-    /// event timeout, events run on the runtime in which they are tracked.
+    /// Makes a builder with the defaults.
+    ///
+    /// They are: capacity 65,536; quiet period 100 ms; last call when a quarter of the limit is left, at most 5
+    /// seconds; a progress line each second; no event timeout and no concurrency limit; each event runs on the runtime
+    /// in which it is tracked.
     pub fn builder() -> TrackEventsHandleBuilder {
         TrackEventsHandleBuilder::new()
     }
@@ -89,15 +92,17 @@ impl TrackEventsHandle {
     /// Starts `future` now, as an event called `name`.
     ///
     /// The event runs in a task of its own on the current runtime, and a drain waits for it. A panic is caught, counted
-    /// and logged; so is an `Err` that it returns.
+    /// and logged. An `Err` that the event returns is counted and logged as well.
     ///
     /// Inside a handler, [`Events::track`](crate::Events::track) starts the event when the response is over.
     ///
     /// # Errors
     ///
-    /// [`TrackError::Closed`] while a drain is closing, unless called inside an event, a request or a
-    /// [guard's scope](DrainGuard::scope), and after a drain was `Ok`; [`TrackError::Full`] at capacity;
-    /// [`TrackError::NoRuntime`] outside of a tokio runtime, if the handle knows of none.
+    /// - [`TrackError::Closed`] while a drain is closing, unless called inside an event, a request or a
+    ///   [guard's scope](DrainGuard::scope), and after a drain was `Ok`.
+    /// - [`TrackError::Full`] at capacity.
+    /// - [`TrackError::NoRuntime`] outside of a tokio runtime, if the handle has neither been
+    ///   [given one](TrackEventsHandleBuilder::runtime) nor been used inside one before.
     #[track_caller]
     pub fn track<F>(&self, name: &'static str, future: F) -> Result<(), TrackError>
     where
@@ -109,9 +114,9 @@ impl TrackEventsHandle {
 
     /// Starts `work` now on a blocking thread of the runtime, as an event called `name`.
     ///
-    /// For work that blocks: SQLite, files, compression. Work that is running cannot be stopped, neither by a timeout
-    /// nor by a runtime that shuts down: [`event_timeout`](TrackEventsHandleBuilder::event_timeout) does not apply, and
-    /// a runtime that is dropped waits for it.
+    /// Use it for work that blocks: SQLite, files, compression. Work that runs cannot be stopped:
+    /// [`event_timeout`](TrackEventsHandleBuilder::event_timeout) and [`abort`](Self::abort) do not apply to it, and a
+    /// runtime that is dropped waits for it.
     ///
     /// # Errors
     ///
@@ -141,9 +146,9 @@ impl TrackEventsHandle {
         Ok(())
     }
 
-    /// Takes a guard: a drain waits while it lives.
+    /// Takes a guard, which keeps a drain waiting for as long as it lives.
     ///
-    /// For what outlives its exchange or never had one: a WebSocket, an upgraded connection, a task of your own.
+    /// Use it for work that outlives its exchange or has none: a WebSocket, an upgraded connection, a task of your own.
     /// Guards do not count against the capacity.
     ///
     /// # Errors
@@ -163,17 +168,19 @@ impl TrackEventsHandle {
     /// });
     /// # Ok(()) }
     /// ```
-    #[must_use = "bind it, as in `let guard = handle.guard()?`: with `let _ =` it is dropped at once, and no drain waits"]
+    #[must_use = "bind it, as in `let guard = handle.guard()?`: `let _ =` drops it at once, and no drain waits"]
     #[track_caller]
     pub fn guard(&self) -> Result<DrainGuard, TrackError> {
         let guard = DrainGuard::take(self.shard(), Location::caller(), Origin::Anywhere);
         guard.inspect_err(|error| {
             self.shard().count_rejected(*error);
-            self.shard().tell_rejected(*error, GUARD);
+            self.shard().report_rejected(*error, GUARD);
         })
     }
 
-    /// Reserves capacity for one event, which starts at once when it is tracked.
+    /// Reserves capacity for one event, so that it cannot be rejected when it is tracked.
+    ///
+    /// The event starts at once when it is tracked. A drain waits for a permit that is held.
     ///
     /// # Errors
     ///
@@ -196,11 +203,10 @@ impl TrackEventsHandle {
         Permit::reserve(self.shard(), None, Location::caller())
     }
 
-    /// Makes a builder for a sink of typed events: a Tower service or a closure that is given them in batches, one
-    /// statement for many of them.
+    /// Makes a builder for a sink, which delivers typed events in batches through a Tower service or a closure.
     ///
-    /// They are events called `name` like all others: pending until the sink has taken them, counted, and waited for by
-    /// a drain.
+    /// The events are called `name`. Like all others they are counted, and a drain waits for them. They are pending
+    /// until they have been delivered. Each is sent through an [`EventSender`](crate::EventSender).
     ///
     /// # Examples
     ///
@@ -219,7 +225,7 @@ impl TrackEventsHandle {
     /// let audit = handle.sink::<Audit>("audit").deliver(|rows| async move { insert(&rows).await })?;
     /// audit.try_send(Audit { user: 7, action: "login" })?;
     ///
-    /// handle.drain(Duration::from_secs(8)).await?; // it is in the table
+    /// handle.drain(Duration::from_secs(8)).await?; // the row is in the table
     /// # Ok(()) }
     /// ```
     #[cfg(feature = "sink")]
@@ -228,17 +234,16 @@ impl TrackEventsHandle {
         SinkBuilder::new(Arc::clone(self.shard()), name, Location::caller())
     }
 
-    /// Returns the counts of each sink, by name.
+    /// Returns the counts of each sink, in alphabetical order.
     ///
-    /// These counts are a part of the [`snapshot`](Self::snapshot), which costs as much.
+    /// These counts are a part of those of [`snapshot`](Self::snapshot). It takes the same locks.
     pub fn sinks(&self) -> Vec<SinkSnapshot> {
         self.shards.registry().sinks()
     }
 
-    /// Returns the counts of what is open and of what has ended, at one instant.
+    /// Returns the counts of open requests, guards and permits, and of events, at one instant.
     ///
-    /// It takes all locks of the registry for the time of a few additions: fit for a metrics endpoint, not for each
-    /// request.
+    /// It takes all locks of the registry for a few additions. Call it from a metrics endpoint, not for each request.
     pub fn snapshot(&self) -> Snapshot {
         self.shards.registry().snapshot()
     }

@@ -1,4 +1,4 @@
-//! [`Permit`]: capacity that is reserved before the work is done.
+//! [`Permit`]: a reserved capacity slot.
 
 use std::{fmt, panic::Location, sync::Arc};
 
@@ -15,8 +15,9 @@ use crate::{
 /// A reserved capacity slot for one event, from [`TrackEventsHandle::reserve`](crate::TrackEventsHandle::reserve) or
 /// [`Events::reserve`](crate::Events::reserve).
 ///
-/// With a permit, a handler decides before it does the work: the event will be accepted. A drain waits for a permit
-/// that is held. Dropped unused, it releases its slot, and nothing is counted.
+/// A handler that must not lose an event takes a permit before it does its work. The event is then accepted for
+/// certain. A drain waits for a permit that is held. A permit that is dropped unused releases its slot and is not
+/// counted.
 ///
 /// # Examples
 ///
@@ -34,7 +35,7 @@ use crate::{
 pub struct Permit {
     ticket: Ticket,
     runtime: runtime::Handle,
-    /// The exchange that is over when the event starts. Without one it starts at once.
+    /// The event starts when this exchange is over. Without one it starts at once.
     state: Option<Arc<State>>,
 }
 
@@ -51,7 +52,8 @@ impl Permit {
 
     /// Tracks `future` as an event called `name`, in the slot of this permit.
     ///
-    /// The event starts at once, or, if the permit comes from [`Events`](crate::Events), when the exchange is over.
+    /// The event starts at once. If the permit comes from [`Events`](crate::Events), it starts when the exchange is
+    /// over.
     #[track_caller]
     pub fn track<F>(self, name: &'static str, future: F)
     where

@@ -1,4 +1,4 @@
-//! The methods of a handle that stop: drains, waits for idleness, the last call, abort.
+//! The methods of a handle for shutdowns, drains, waits for idleness, the last call and aborts.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,26 +11,29 @@ use crate::{
 };
 
 impl TrackEventsHandle {
-    /// Returns the whole sequence from the signal to the exit: it runs servers until SIGTERM or Ctrl-C, stops them, and
-    /// drains this handle. See [`Shutdown`] for the steps.
+    /// Returns a [`Shutdown`], which runs servers until SIGTERM or Ctrl-C, stops them, and drains this handle.
     ///
-    /// Call it early: from now on the process listens to the signals, if the feature `signal` is on. Before that, they
-    /// kill it, or are ignored if it is the first one of a container. Without the feature, pass a future to
-    /// [`Shutdown::signal`].
+    /// Call it early: with the feature `signal`, the process listens to the signals from this call on. Before it, a
+    /// signal ends the process, or is ignored if the process is the first one of a container. Without the feature, pass
+    /// a future to [`Shutdown::signal`].
+    ///
+    /// It does not panic outside of a tokio runtime. The report of [`serve`](Shutdown::serve) then has the error that
+    /// the signals cannot be listened to.
     pub fn shutdown(&self) -> Shutdown {
         Shutdown::new(Arc::clone(&self.shards))
     }
 
-    /// Raises the drain signal: [`is_draining`](Self::is_draining) returns true, and streams that wait for
-    /// [`draining`](Self::draining) end. Nothing is rejected yet.
+    /// Raises the drain signal. Nothing is rejected yet.
     ///
+    /// [`is_draining`](Self::is_draining) returns true, and streams that wait for [`draining`](Self::draining) end.
     /// Requests still arrive until load balancers stop routing to this instance, and their events are accepted. Calling
-    /// it again does nothing. The first poll of a [`drain`](Self::drain) raises the signal as well.
+    /// this again does nothing. The first poll of a [`drain`](Self::drain) raises the signal as well. A
+    /// [`shutdown`](Self::shutdown) that is serving starts its steps.
     pub fn begin_drain(&self) {
         self.shards.begin_drain();
     }
 
-    /// Whether the drain signal has been raised.
+    /// Returns whether the drain signal has been raised.
     ///
     /// # Examples
     ///
@@ -55,11 +58,11 @@ impl TrackEventsHandle {
     ///
     /// # Cancel safety
     ///
-    /// It can be dropped and called again; the signal stays raised.
+    /// The future can be dropped and created again. The signal stays raised.
     ///
     /// # Examples
     ///
-    /// An endless stream that ends itself, so that its connection can close:
+    /// An endless stream that ends at the signal, so that its connection can close:
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -75,9 +78,10 @@ impl TrackEventsHandle {
         Draining::new(Arc::clone(self.shards.registry()))
     }
 
-    /// Returns the deadline of the drain, for events that divide their time: the latest one of the drains
-    /// and [shutdowns](Self::shutdown) that are running. `None` when there is none, or when it is not known, as that of
-    /// [`drain_until`](Self::drain_until).
+    /// Returns the latest deadline of the drains and [shutdowns](Self::shutdown) that are running.
+    ///
+    /// Events use it to divide the time that is left. It is `None` when no drain is running, and when a deadline is not
+    /// known, as that of [`drain_until`](Self::drain_until) or a drain without a limit.
     ///
     /// # Examples
     ///
@@ -96,17 +100,17 @@ impl TrackEventsHandle {
         self.shards.registry().drain_deadline()
     }
 
-    /// Makes the last call: starts the events that wait for the end of their exchange, with
-    /// [`Outcome::Unfinished`](crate::Outcome::Unfinished) and the facts so far.
+    /// Makes the last call: starts the events that wait for the end of their exchange.
     ///
-    /// The requests go on untouched, and stay open until they end. What is tracked on them from now on starts at once,
-    /// with the facts of that moment. The events of a request that is opened later start at the latest when the head of
-    /// its response is there. A request that waits for capacity goes on, and its events are
-    /// [rejected](crate::Overflow::Wait). Observers are called like the events.
+    /// They get [`Outcome::Unfinished`](crate::Outcome::Unfinished) and the facts so far. Observers are called in the
+    /// same way. The requests are served as before, and stay open until they end. An event that is tracked on such a
+    /// request from now on starts at once, with the facts of that time. The events of a request that is opened later
+    /// start at the latest when the head of its response is ready. A request that waits for capacity goes on, and its
+    /// events are [rejected](crate::Overflow::Wait).
     ///
-    /// A [drain](Self::drain) makes the last call itself, [a while](crate::TrackEventsHandleBuilder::last_call) before
-    /// its deadline, so that a client that does not read its response cannot keep an event from running. Calling it
-    /// again reaches the requests that have opened since.
+    /// A [drain](Self::drain) makes the last call itself, [some time](crate::TrackEventsHandleBuilder::last_call)
+    /// before its deadline. So a client that does not read its response cannot keep an event from running. Calling this
+    /// again applies to the requests that have opened since.
     ///
     /// # Examples
     ///
@@ -129,53 +133,55 @@ impl TrackEventsHandle {
         drain::make_last_call(&self.shards);
     }
 
-    /// Whether a drain has closed the handle: nothing was open or pending then, and everything is rejected for good.
+    /// Returns whether a drain has closed the handle: nothing was open or pending, and everything is rejected from then
+    /// on.
     ///
-    /// The drain may not be `Ok` yet: it waits until the sinks have been dropped.
+    /// The drain may not be `Ok` yet: it still waits until the sinks have been dropped.
     pub fn is_drained(&self) -> bool {
         self.shards.registry().is_closed()
     }
 
-    /// Waits, at most for `limit`, until no request, guard or permit is open and no event is pending; then closes.
+    /// Waits, at most for `limit`, until no request, guard or permit is open and no event is pending. Then it closes
+    /// the handle.
     ///
-    /// Poll it when the server has stopped accepting: once it is `Ok`, everything is rejected for good. `Ok` means that
-    /// nothing is left, not that all went well: that is
+    /// Poll it when the server has stopped accepting. After it was `Ok`, everything is rejected. `Ok` means that
+    /// nothing is open or pending, not that every event has completed: ask
     /// [`DrainReport::all_completed`](crate::DrainReport::all_completed).
     ///
-    /// While a request, a guard or a permit is open, everything is accepted. Once none has been open for the
-    /// [quiet period](crate::TrackEventsHandleBuilder::quiet_period), the drain is *closing*: only what runs inside an
+    /// While a request, a guard or a permit is open, everything is accepted. When none has been open for the
+    /// [quiet period](crate::TrackEventsHandleBuilder::quiet_period), the drain is *closing*: only code inside an
     /// event, a delivery of a sink, a later request or a [guard's scope](crate::DrainGuard::scope) may still track. So
     /// a background task that tracks an event now and then does not keep the drain from ending. If the drain times out
     /// or is dropped, everything is accepted again.
     ///
-    /// The limit counts from the first poll. [`Duration::ZERO`] looks once, without a quiet period; [`Duration::MAX`]
-    /// waits for as long as it takes. When the limit passes, it looks a last time, without a quiet period.
+    /// The limit counts from the first poll. [`Duration::ZERO`] looks once; [`Duration::MAX`] waits without a limit.
+    /// When the limit passes, the drain looks a last time. Neither of these looks needs a quiet period.
     ///
-    /// When a quarter of the limit is left, at most 5 seconds, it makes the [last call](Self::make_last_call). If
-    /// several drains are polled, the one with the latest deadline does. [`Duration::ZERO`] and [`Duration::MAX`] make
-    /// none.
+    /// When a quarter of the limit is left, at most 5 seconds, the drain makes the
+    /// [last call](Self::make_last_call). If several drains are polled, the one with the latest deadline makes it.
+    /// [`Duration::ZERO`] and [`Duration::MAX`] make none.
     ///
-    /// From the first poll of a drain on, what is sent to [sinks](Self::sink) is delivered at once, without waiting for
-    /// more, and retried until the limit. What they have not taken by then is passed to
-    /// [`on_undelivered`](crate::SinkBuilder::on_undelivered).
+    /// From the first poll of a drain on, [sinks](Self::sink) deliver their events at once, without waiting for a full
+    /// batch, and retry until the limit. Events that are undelivered then are passed to
+    /// [`on_undelivered`](crate::SinkBuilder::on_undelivered). `Ok` also means that each sink has been dropped, with
+    /// everything it owns.
     ///
-    /// `Ok` also means that each sink has been dropped, with what it owns.
-    ///
-    /// [`shutdown`](Self::shutdown) does the steps around it; [a page of the guide](crate::guide::shutdown) has the
-    /// details.
+    /// [`shutdown`](Self::shutdown) does the steps around the drain. [A page of the guide](crate::guide::shutdown) has
+    /// the details.
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::DrainError::TimedOut) when the limit passed first: nothing is cancelled and nothing closed,
-    /// but undelivered values have been handed over. [`InsideItself`](crate::DrainError::InsideItself) when polled
-    /// inside an event, a handler or a body of this handle. This is not seen through a task that such code spawns and
-    /// awaits, nor when the caller holds a guard or a permit of its own. [`NoTimer`](crate::DrainError::NoTimer)
-    /// outside of a tokio runtime with timers. (With `panic = "abort"`, a runtime without timers ends the process:
-    /// tokio says so by a panic.)
+    /// - [`TimedOut`](crate::DrainError::TimedOut) when the limit passed first. Nothing is cancelled and nothing is
+    ///   closed, but undelivered events have been passed to `on_undelivered`.
+    /// - [`InsideItself`](crate::DrainError::InsideItself) when polled inside an event, a handler or a body of this
+    ///   handle. This is not detected in a task that such code spawns and awaits, nor when the caller holds a guard or
+    ///   a permit.
+    /// - [`NoTimer`](crate::DrainError::NoTimer) outside of a tokio runtime with timers. (With `panic = "abort"`, a
+    ///   runtime without timers ends the process, because tokio panics.)
     ///
     /// # Cancel safety
     ///
-    /// Dropping it loses no event; see [`Drain`].
+    /// Dropping it loses no event. The drain signal stays raised.
     ///
     /// # Examples
     ///
@@ -195,17 +201,20 @@ impl TrackEventsHandle {
         Drain::within(Arc::clone(&self.shards), limit)
     }
 
-    /// Like [`drain`](Self::drain), but interrupted by any future: a deadline, a second Ctrl-C, a cancellation token.
+    /// Waits like [`drain`](Self::drain), but until `stop` is ready instead of a limit: a deadline, a second Ctrl-C, a
+    /// cancellation token.
     ///
-    /// `stop` is polled when the drain is, and is dropped with it.
+    /// `stop` is polled when the drain is polled, and is dropped with it. Such a drain makes no
+    /// [last call](Self::make_last_call), and its deadline is not known to [`drain_deadline`](Self::drain_deadline).
     ///
     /// # Errors
     ///
-    /// As for [`drain`](Self::drain); [`Interrupted`](crate::DrainError::Interrupted) when `stop` was ready first.
+    /// As for [`drain`](Self::drain), with [`Interrupted`](crate::DrainError::Interrupted) instead of `TimedOut`, when
+    /// `stop` was ready first.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it loses no event; see [`Drain`].
+    /// Dropping it loses no event. The drain signal stays raised.
     ///
     /// # Examples
     ///
@@ -216,7 +225,7 @@ impl TrackEventsHandle {
     /// use tokio::time::{Instant, sleep_until};
     ///
     /// let deadline = Instant::now() + Duration::from_secs(30); // counted from the signal
-    /// // .. stop the server, then give the events what is left:
+    /// // .. stop the server, then drain in the time that is left:
     /// let drained = handle.drain_until(sleep_until(deadline)).await;
     /// assert!(drained.is_ok());
     /// # }
@@ -230,18 +239,18 @@ impl TrackEventsHandle {
 
     /// Waits, at most for `limit`, for an instant at which no event is pending.
     ///
-    /// It closes nothing, and does not wait for requests, guards and permits. An event of an exchange ends only after
-    /// that exchange: drop the response first. What was sent to a sink is delivered without waiting for more. If other
-    /// tasks track events all the time, there may be no such instant before the limit passes.
+    /// It closes nothing, and does not wait for requests, guards and permits. An event of an exchange starts only after
+    /// that exchange: drop the response first. Events that were sent to a sink are delivered without waiting for a full
+    /// batch. If other tasks track events all the time, there may be no such instant before the limit passes.
     ///
-    /// The limit counts from the first poll. [`Duration::ZERO`] looks once; [`Duration::MAX`] waits for as long as it
-    /// takes.
+    /// The limit counts from the first poll. [`Duration::ZERO`] looks once; [`Duration::MAX`] waits without a limit.
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::WaitIdleError::TimedOut) when the limit passed first, with what is pending;
-    /// [`InsideItself`](crate::WaitIdleError::InsideItself) when polled inside an event, a handler or a body of this
-    /// handle; [`NoTimer`](crate::WaitIdleError::NoTimer) when there is no tokio timer to measure the limit with.
+    /// - [`TimedOut`](crate::WaitIdleError::TimedOut) when the limit passed first, with the pending events.
+    /// - [`InsideItself`](crate::WaitIdleError::InsideItself) when polled inside an event, a handler or a body of this
+    ///   handle.
+    /// - [`NoTimer`](crate::WaitIdleError::NoTimer) when there is no tokio timer for the limit.
     ///
     /// # Cancel safety
     ///
@@ -250,26 +259,27 @@ impl TrackEventsHandle {
         WaitIdle::new(Arc::clone(&self.shards), limit)
     }
 
-    /// Ends the events that are pending now, whether they have started or not.
+    /// Aborts the events that are pending now, whether they have started or not.
     ///
-    /// An event that waits for the end of its exchange ends in this call. One that runs is woken, and ends when its
-    /// runtime polls it. Each is dropped with its destructors, counted as aborted, and logged; what was sent to a
-    /// [sink](Self::sink) is passed to [`on_undelivered`](crate::SinkBuilder::on_undelivered) instead. Exchanges,
-    /// guards and permits stay, nothing is closed, and events that are tracked from now on are accepted as before: a
-    /// later drain may still wait for all of these, and time out.
+    /// An event that waits for the end of its exchange ends in this call. An event that runs is woken, and ends when
+    /// its runtime polls it. Each is dropped with its destructors, counted as aborted, and logged. Events that were
+    /// sent to a [sink](Self::sink) are passed to [`on_undelivered`](crate::SinkBuilder::on_undelivered), if the sink
+    /// has it, and count as aborted too. Exchanges, guards and permits stay open, and nothing is closed. Events that
+    /// are tracked from now on are accepted as before, so a later drain may still time out.
     ///
-    /// A [blocking](Self::track_blocking) event that has a thread cannot be aborted: it goes on, and ends as it ends.
-    /// One that still waits for a thread is aborted.
+    /// A [blocking](Self::track_blocking) event that has a thread cannot be aborted: it goes on. One that still waits
+    /// for a thread is aborted.
     ///
     /// # Which ending wins
     ///
-    /// The first of these that is found when an event is polled: it is to be aborted; it returns or panics; its time
-    /// limit has passed. So an event that returned in the poll during which it was aborted has completed, and one that
-    /// is aborted and out of time is aborted. A panic of its destructors is counted before all of them.
+    /// When an event is polled, the first of these that applies: it was aborted; it returns or panics; its time limit
+    /// has passed. So an event that returns in the poll during which it was aborted has completed, and an event that is
+    /// both aborted and out of time counts as aborted. If a destructor of the event panics, the event has panicked,
+    /// whatever else applies.
     ///
     /// # Examples
     ///
-    /// Give up on what a drain could not wait for, and let it run its destructors:
+    /// Abort the events for which a drain could not wait, so that their destructors run:
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,4 +1,4 @@
-//! [`ResponseBody`]: sees each frame on its way to the server.
+//! [`ResponseBody`]: passes each frame on to the server, and observes it.
 
 use std::{
     fmt,
@@ -15,11 +15,11 @@ use crate::{exchange::ExchangeGuard, util::panic::catch};
 pin_project! {
     /// The body of a response that passes through [`TrackEvents`](crate::TrackEvents).
     ///
-    /// Frames, size hint, end and errors are those of the inner body. The exchange stays open until it is dropped.
+    /// Frames, size hint, end and errors are those of the inner body. A drain waits until this body has been dropped.
     ///
     /// # Examples
     ///
-    /// Its name is needed where the type of a service is written out:
+    /// The type of a boxed service contains it:
     ///
     /// ```
     /// use http::{Request, Response};
@@ -36,9 +36,9 @@ pin_project! {
     {
         #[pin]
         inner: B,
-        // `None` was seen: a compression outside polls again.
+        // The inner body has returned `None`. It is not polled again, although compression outside of the layer polls.
         ended: bool,
-        // After the inner body, so that it is dropped after it. None if the exchange belongs to an outer layer.
+        // After the inner body, so that it is dropped later. `None` if the exchange belongs to an outer layer.
         guard: Option<ExchangeGuard>,
     }
 
@@ -49,7 +49,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
             if let Some(guard) = this.guard {
-                // A forwarded HTTP/2 body may have come to its end since the last frame.
+                // A forwarded HTTP/2 body may have ended since the last frame.
                 if guard.is_watching() && catch(|| this.inner.is_end_stream()).unwrap_or(false) {
                     guard.see_end_at_drop();
                 }
@@ -63,7 +63,7 @@ impl<B: Body> ResponseBody<B> {
         Self { inner, ended: false, guard }
     }
 
-    /// Gets a reference to the inner body.
+    /// Returns a reference to the inner body.
     ///
     /// # Examples
     ///
@@ -78,7 +78,9 @@ impl<B: Body> ResponseBody<B> {
         &self.inner
     }
 
-    /// Gets a mutable reference to the inner body. Frames that are polled from it are not seen by the layer.
+    /// Returns a mutable reference to the inner body.
+    ///
+    /// The layer does not observe frames that are polled from it.
     ///
     /// # Examples
     ///
@@ -109,7 +111,7 @@ impl<B: Body> Body for ResponseBody<B> {
         let is_watching = guard.is_watching();
         let mark = guard.poll_begins();
         let frame = this.inner.as_mut().poll_frame(cx);
-        // Data and body are user code as well.
+        // Under the mark: the methods of the data and the body are user code as well.
         let data = match &frame {
             Poll::Ready(Some(Ok(frame))) if is_watching => frame.data_ref().map_or(0, Buf::remaining),
             _ => 0,
@@ -145,7 +147,7 @@ impl<B: Body> Body for ResponseBody<B> {
     }
 }
 
-/// An empty body that belongs to no exchange: some layers answer with one of their own.
+/// Makes an empty body that belongs to no exchange, for layers that respond with a body of their own.
 impl<B: Body + Default> Default for ResponseBody<B> {
     fn default() -> Self {
         Self::new(B::default(), None)

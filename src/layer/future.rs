@@ -1,4 +1,4 @@
-//! [`ResponseFuture`]: waits for the head of the response.
+//! [`ResponseFuture`]: waits for the head of the response, and observes it.
 
 use std::{
     fmt,
@@ -19,9 +19,16 @@ use crate::{
 pin_project! {
     /// The future of a response that passes through [`TrackEvents`](crate::TrackEvents).
     ///
+    /// With [`Overflow::Wait`](crate::Overflow::Wait) it waits for capacity before the inner future is polled.
+    ///
     /// # Panics
     ///
     /// When polled again after it was ready.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it before it is ready ends the exchange as [`NoResponse`](crate::Outcome::NoResponse), and starts the
+    /// events that have been accepted.
     ///
     /// # Examples
     ///
@@ -32,16 +39,16 @@ pin_project! {
     /// use tower_track_events::ResponseFuture;
     ///
     /// type Inner = std::future::Ready<Result<Response<String>, Infallible>>;
-    /// type Tracked = ResponseFuture<Inner>; // the future of `TrackEvents<S>` around a service with that one
+    /// type Tracked = ResponseFuture<Inner>; // the future of `TrackEvents<S>`, where `Inner` is that of `S`
     /// ```
     pub struct ResponseFuture<F> {
-        // Before the inner future is polled for the first time. Boxed, because it is rare. The mutex is never locked:
-        // it makes what it holds `Sync`, or this future would be less so than the inner one.
+        // `Some` until the events have capacity; then the inner future is polled. Boxed, because it is rare. The mutex
+        // is never locked: it makes the events `Sync`, so that this future is `Sync` if the inner one is.
         waiting: Option<Box<Mutex<WaitingEvents>>>,
-        // Dropped as soon as it is ready: what its destructor records belongs to the exchange.
+        // Dropped as soon as it is ready: the events that its destructor tracks belong to the exchange.
         #[pin]
         inner: Option<F>,
-        // After the inner future, so that it is dropped after it. None if the exchange belongs to an outer layer.
+        // After the inner future, so that it is dropped later. `None` if the exchange belongs to an outer layer.
         guard: Option<ExchangeGuard>,
     }
 }
@@ -72,13 +79,13 @@ where
             return Poll::Ready(result.map(|response| response.map(|body| ResponseBody::new(body, None))));
         };
         let mark = guard.poll_begins();
-        // The response stays in its place until it is handed on, because it is slow to move.
+        // The response is matched by reference, because moving it is slow.
         let result = running(&mut inner).poll(cx);
         if result.is_pending() {
             guard.poll_returned(mark);
             return Poll::Pending;
         }
-        // What its destructor tracks belongs to the exchange.
+        // Before the head is recorded: the events that its destructor tracks belong to the exchange.
         inner.set(None);
         if let Poll::Ready(Ok(response)) = &result {
             let body = response.body();
@@ -94,7 +101,7 @@ where
     }
 }
 
-/// The inner future, which is there until it is ready.
+/// Returns the inner future. It exists until it is ready.
 fn running<'a, F>(future: &'a mut Pin<&mut Option<F>>) -> Pin<&'a mut F> {
     future.as_mut().as_pin_mut().expect("a response future was polled after it had been ready")
 }

@@ -1,4 +1,4 @@
-//! The hooks of a layer: the events that it tracks for every exchange, and its observers.
+//! [`HookList`]: the hooks of a layer. These are the events that it tracks for every exchange, and its observers.
 
 use std::{
     borrow::Cow,
@@ -25,7 +25,7 @@ use crate::{
 pub(crate) type Filter = Box<dyn Fn(&Parts) -> bool + Send + Sync>;
 pub(crate) type Make = Box<dyn Fn(&Arc<State>, &Parts) -> BoxedEvent + Send + Sync>;
 
-/// One event for every exchange that its filter lets pass.
+/// A hook that tracks one event for every exchange whose request the filter accepts.
 pub(crate) struct Hook {
     pub(crate) name: &'static str,
     pub(crate) location: &'static Location<'static>,
@@ -38,7 +38,7 @@ pub(crate) struct Observer {
     pub(crate) observe: Observe,
 }
 
-/// Names a request in reports.
+/// Returns the name of a request for reports.
 pub(crate) type Label = Arc<dyn Fn(&Parts) -> Cow<'static, str> + Send + Sync>;
 
 /// The hooks of one layer and its clones.
@@ -57,7 +57,7 @@ impl HookList {
         Arc::new(Self { id: next_id(), label: None, hooks, observers, overflow: Overflow::default() })
     }
 
-    /// Returns a changed list, which is another one for requests that pass through both.
+    /// Returns a changed list with a new id: a request that passes through both lists gets the hooks of both.
     pub(crate) fn change(self: Arc<Self>, change: impl FnOnce(&mut Self)) -> Arc<Self> {
         let mut list = Arc::unwrap_or_clone(self);
         list.id = next_id();
@@ -69,8 +69,8 @@ impl HookList {
         self.label.is_none() && self.hooks.is_empty() && self.observers.is_empty()
     }
 
-    /// Tracks an event for each hook that applies, and returns those that wait for capacity. One that is rejected is
-    /// only counted: there is no caller to return an error to.
+    /// Tracks an event for each hook that applies, and returns the events that wait for capacity. A rejected event is
+    /// only counted, because there is no caller to return an error to.
     pub(crate) fn track(&self, state: &Arc<State>, request: &Parts) -> Option<WaitingEvents> {
         if let Some(label) = &self.label {
             match catch(|| label(request)) {
@@ -100,7 +100,7 @@ impl Hook {
     fn track(&self, state: &Arc<State>, request: &Parts) {
         let Self { name, location, .. } = *self;
         let Some(event) = self.event(state, request) else { return };
-        // A rejected event is dropped here, which is user code.
+        // A rejected event is dropped here. Its destructor is user code and may panic.
         let _ = catch(|| {
             if let Ok(runtime) = state.shard.runtime(name) {
                 let span = event_span(name);
@@ -129,8 +129,8 @@ impl Hook {
         }
     }
 
-    /// The event of this request, if the hook applies to it, or the panic of the hook. The request is served, whatever
-    /// the hook does.
+    /// Returns the event of this request, or the message of the hook's panic. `None` if the hook does not apply. The
+    /// request is served in each case.
     fn event(&self, state: &Arc<State>, request: &Parts) -> Option<Result<BoxedEvent, String>> {
         let applies = || self.filter.as_ref().is_none_or(|filter| filter(request));
         catch(|| applies().then(|| (self.make)(state, request))).transpose()

@@ -1,4 +1,4 @@
-//! The middleware: layer, service, future, body.
+//! The middleware: layer, service, future, body, hooks.
 
 mod body;
 mod future;
@@ -18,17 +18,19 @@ use crate::{
     handle::TrackEventsHandle,
 };
 
-/// A layer that tracks the requests of a service and starts their events once the responses are over.
+/// A layer that tracks the requests of a service and starts their events when the responses are over.
 ///
 /// # Where to put it
 ///
-/// It derives the outcome of a response from what passes through it. Put it outside of what changes the outcome (panic
-/// catchers, timeouts), and inside or outside of compression depending on which bytes you want counted. In axum,
-/// `Router::layer` is the place.
+/// The layer derives the outcome from the response that passes through it. Put it outside of layers that change the
+/// outcome, such as panic catchers and timeouts. Put it outside of compression to count compressed bytes, and inside to
+/// count uncompressed ones. In axum, use `Router::layer`.
 ///
-/// Applied twice with one handle, the outer one opens the exchange and the inner one adds its own events to it; the
-/// very same layer applied twice counts once. With different handles each opens an exchange, and a handler finds the
-/// [`Events`](crate::Events) of the innermost exchange.
+/// # Several layers
+///
+/// If two layers of one handle are applied, the outer one opens the exchange, and the inner one adds its events to it.
+/// Clones of one layer add their events once. Layers of different handles open an exchange each, and a handler gets the
+/// [`Events`](crate::Events) of the innermost one.
 ///
 /// # Examples
 ///
@@ -52,7 +54,7 @@ pub struct TrackEventsLayer {
 }
 
 impl TrackEventsLayer {
-    /// Makes a layer without hooks: handlers track their events.
+    /// Makes a layer without hooks. Handlers track events through [`Events`](crate::Events).
     ///
     /// # Examples
     ///
@@ -66,7 +68,7 @@ impl TrackEventsLayer {
         Self { handle, hooks: HookList::new() }
     }
 
-    /// Makes a handle with the defaults, and a layer for it.
+    /// Makes a handle with the [defaults](TrackEventsHandle::builder), and a layer for it.
     ///
     /// # Examples
     ///
@@ -84,13 +86,13 @@ impl TrackEventsLayer {
 
     /// Tracks an event called `name` for every exchange.
     ///
-    /// `hook` is cloned for each event and called when the exchange is over, as a part of the event. A counter that it
-    /// captures by value would be cloned too: put what events share in an `Arc`.
+    /// `hook` is cloned for each event. The clone is called with the facts of the exchange when that is over, as a part
+    /// of the event. Values that `hook` captures are cloned too, for example a counter: put shared state in an `Arc`.
     ///
-    /// Before the inner service, the event is accepted or rejected, or the request waits for capacity: see
-    /// [`overflow`](Self::overflow). A rejected event is dropped and counted in
-    /// [`Snapshot::rejected`](crate::Snapshot::rejected); the request is served. If `hook` panics, the event has
-    /// panicked. Repeatable: each call adds one more event.
+    /// The event is accepted or rejected before the future of the inner service is polled. At capacity,
+    /// [`overflow`](Self::overflow) decides whether the request waits. A rejected event is dropped and counted in
+    /// [`Snapshot::rejected`](crate::Snapshot::rejected), and the request is served. If `hook` panics, the event has
+    /// panicked. Each call of this method adds one more event.
     ///
     /// # Examples
     ///
@@ -116,8 +118,8 @@ impl TrackEventsLayer {
 
     /// Tracks an event called `name` for every exchange whose request `filter` accepts.
     ///
-    /// Otherwise like [`track`](Self::track). `filter` is called before the inner service, at capacity as well, so it
-    /// should be fast. If it panics, the event has panicked; the request is served.
+    /// `filter` is called before the inner service, also at capacity, so it should be fast. If it panics, the event has
+    /// panicked, and the request is served. Otherwise this is like [`track`](Self::track).
     ///
     /// # Examples
     ///
@@ -142,11 +144,11 @@ impl TrackEventsLayer {
         self.add(Hook { name, location: Location::caller(), filter, make: cloned(hook) })
     }
 
-    /// Tracks an event called `name` for every exchange, with what `make` takes from the request: a header, an
-    /// extension.
+    /// Tracks an event called `name` for every exchange, whose hook `make` makes from the request.
     ///
-    /// `make` is called before the inner service, at capacity as well, so it should be fast; what it returns is called
-    /// when the exchange is over. Otherwise like [`track`](Self::track).
+    /// `make` takes for example a header or an extension. It is called before the inner service, also at capacity, so
+    /// it should be fast. The closure that it returns is called when the exchange is over. If `make` panics, the event
+    /// has panicked, and the request is served. Otherwise this is like [`track`](Self::track).
     ///
     /// # Examples
     ///
@@ -171,13 +173,13 @@ impl TrackEventsLayer {
         self.add(Hook { name, location: Location::caller(), filter: None, make })
     }
 
-    /// Adds an observer, which is called synchronously with the facts of each exchange when it is over. It needs no
-    /// task and no capacity.
+    /// Adds an observer, which is called synchronously with the facts of each exchange when that is over.
     ///
-    /// It should be fast, because the connection waits for it: send to a [sink](crate::EventSender::try_send), for example.
-    /// Work that takes time, or must be awaited, is an [event](Self::track). A panic is caught and logged, and counted
-    /// as that of an event called `(observer)`; the request is served. Repeatable: each call adds one more observer. They
-    /// are called before the events of the exchange start.
+    /// It needs no task and no capacity. It should be fast, because the connection waits for it: for example, send to a
+    /// [sink](crate::EventSender::try_send). For work that takes time or must be awaited, track an
+    /// [event](Self::track). A panic is caught, logged, and counted as the panic of an event called `(observer)`. The
+    /// request is served. Observers are called before the events of the exchange start. Each call of this method adds
+    /// one more observer.
     ///
     /// # Examples
     ///
@@ -206,10 +208,10 @@ impl TrackEventsLayer {
 
     /// Names the requests in the report of a drain and in its progress lines: `GET /export x3 open (oldest 4.2 s)`.
     ///
-    /// `label` is called before the inner service. Requests with one label are counted together, so return the route and
-    /// not the path, which may contain names and numbers that do not belong in a log. Off by default. Of several layers
-    /// on one handle, the outermost with a label names the request. A panic of `label` is logged; the request is served
-    /// and has no label.
+    /// Default: no label. `label` is called before the inner service. Requests with the same label are counted
+    /// together, so return the route. A path may contain names and numbers that do not belong in a log. If several
+    /// layers of one handle have a label, the outermost one names the request. A panic of `label` is logged; the
+    /// request is served and has no label.
     ///
     /// # Examples
     ///
@@ -234,8 +236,9 @@ impl TrackEventsLayer {
         self.change(|hooks| hooks.label = Some(Arc::new(label)))
     }
 
-    /// Sets what happens to the events of this layer at capacity. Default: [`Overflow::Reject`]. A wait of zero rejects
-    /// as well.
+    /// Sets whether the events of this layer are rejected at capacity or wait. Default: [`Overflow::Reject`].
+    ///
+    /// A wait of zero rejects as well.
     ///
     /// # Examples
     ///
@@ -262,7 +265,7 @@ impl TrackEventsLayer {
         Self { handle, hooks: hooks.change(change) }
     }
 
-    /// Gets a reference to the handle.
+    /// Returns a reference to the handle.
     ///
     /// # Examples
     ///
@@ -293,7 +296,7 @@ impl fmt::Debug for TrackEventsLayer {
     }
 }
 
-/// Makes an event of a clone of the hook.
+/// Returns a closure that makes an event of a clone of `hook`.
 fn cloned<H, F>(hook: H) -> Make
 where
     H: FnOnce(Exchange) -> F + Clone + Send + Sync + 'static,

@@ -16,11 +16,11 @@ use crate::{
     layer::{body::ResponseBody, future::ResponseFuture, hooks::HookList},
 };
 
-/// Middleware that opens an exchange for each request, and starts its events once the response is over.
+/// Middleware that opens an exchange for each request, and starts its events when the response is over.
 ///
-/// Made by [`TrackEventsLayer`](crate::TrackEventsLayer), or by [`new`](Self::new) around a single service. Each
-/// request has [`Events`] in its extensions. Status, headers, body and errors of the inner service pass through
-/// untouched.
+/// [`TrackEventsLayer`](crate::TrackEventsLayer) makes it, or [`new`](Self::new) around a single service. It inserts
+/// [`Events`] into the extensions of each request. It does not change status, headers, body and errors of the inner
+/// service.
 ///
 /// After a drain was `Ok`, requests are served and their events are rejected.
 ///
@@ -58,7 +58,7 @@ pub struct TrackEvents<S> {
 }
 
 impl<S> TrackEvents<S> {
-    /// Wraps `inner`, without events of its own.
+    /// Wraps `inner`, without hooks. Handlers track events through [`Events`].
     ///
     /// # Examples
     ///
@@ -69,7 +69,7 @@ impl<S> TrackEvents<S> {
     /// use tower::service_fn;
     /// use tower_track_events::{TrackEvents, TrackEventsHandle};
     ///
-    /// let handler = service_fn(|_request: Request<String>| async { Ok::<_, Infallible>(Response::new(String::new())) });
+    /// let handler = service_fn(|_: Request<String>| async { Ok::<_, Infallible>(Response::new(String::new())) });
     /// let service = TrackEvents::new(handler, TrackEventsHandle::new());
     /// ```
     pub fn new(inner: S, handle: TrackEventsHandle) -> Self {
@@ -80,7 +80,7 @@ impl<S> TrackEvents<S> {
         Self { inner, handle, hooks }
     }
 
-    /// Gets a reference to the inner service.
+    /// Returns a reference to the inner service.
     ///
     /// # Examples
     ///
@@ -93,7 +93,7 @@ impl<S> TrackEvents<S> {
         &self.inner
     }
 
-    /// Gets a mutable reference to the inner service.
+    /// Returns a mutable reference to the inner service.
     ///
     /// # Examples
     ///
@@ -106,7 +106,7 @@ impl<S> TrackEvents<S> {
         &mut self.inner
     }
 
-    /// Gives the inner service back.
+    /// Returns the inner service.
     ///
     /// # Examples
     ///
@@ -119,7 +119,7 @@ impl<S> TrackEvents<S> {
         self.inner
     }
 
-    /// Gets a reference to the handle.
+    /// Returns a reference to the handle.
     ///
     /// # Examples
     ///
@@ -132,7 +132,7 @@ impl<S> TrackEvents<S> {
         &self.handle
     }
 
-    /// Opens an exchange, or finds the one of an outer layer of the same handle of which the request is a part.
+    /// Opens an exchange, or joins that of an outer layer of the same handle.
     fn open<A>(&self, request: &Request<A>) -> Opened {
         let shard = self.handle.shard();
         let mut outer = None;
@@ -141,11 +141,11 @@ impl<S> TrackEvents<S> {
                 match state.join(self.hooks.id) {
                     Joined::New => return Opened { guard: None, hooked: Some(Arc::clone(state)) },
                     Joined::Again => return Opened { guard: None, hooked: None },
-                    // The extensions were copied from a request that is answered: this is a new one.
+                    // The extensions were copied from an earlier request, whose response is over.
                     Joined::Over => {}
                 }
             }
-            // Exchanges that are over are let go, or copied extensions would make an endless chain of them.
+            // Exchanges that are over are skipped: otherwise copied extensions would make an endless chain of them.
             outer = innermost.and_outer().find(|state| !state.is_over()).cloned();
         }
         shard.remember_runtime();
@@ -154,11 +154,11 @@ impl<S> TrackEvents<S> {
     }
 }
 
-/// What becomes of a request.
+/// The result of [`TrackEvents::open`].
 struct Opened {
-    /// None if the exchange belongs to an outer layer.
+    /// The guard of a new exchange. `None` if the exchange belongs to an outer layer.
     guard: Option<ExchangeGuard>,
-    /// The exchange, if the hooks of this layer are new to it.
+    /// The exchange, if the hooks of this layer are to be added to it.
     hooked: Option<Arc<State>>,
 }
 

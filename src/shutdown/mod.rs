@@ -1,4 +1,4 @@
-//! [`Shutdown`]: the whole sequence from the signal to the exit.
+//! [`Shutdown`]: the sequence from the signal to the exit.
 
 mod report;
 mod signal;
@@ -33,34 +33,35 @@ use crate::{
     util::{deadline::Deadline, text::Seconds},
 };
 
-/// One second less than Docker and Cloud Run wait before they kill.
+/// One second less than Docker and Cloud Run wait before they kill the process.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(9);
 
-/// Stops servers and drains the handle, in one call:
+/// Runs servers, stops them at a signal, and drains the handle. From
 /// [`TrackEventsHandle::shutdown`](crate::TrackEventsHandle::shutdown).
 ///
-/// [`serve`](Self::serve) runs the servers until SIGTERM or Ctrl-C (on Windows Ctrl-C, Ctrl-Break, close, logoff and
-/// shutdown), until someone calls [`begin_drain`](crate::TrackEventsHandle::begin_drain), or until they end by
-/// themselves. Then:
+/// [`serve`](Self::serve) runs the servers until one of these: a signal of the operating system (SIGTERM or Ctrl-C; on
+/// Windows Ctrl-C, Ctrl-Break, close, logoff or shutdown), a call of
+/// [`begin_drain`](crate::TrackEventsHandle::begin_drain), or the end of the servers. Then:
 ///
-/// 1. The drain signal is raised and the [limit](Self::limit) begins. [`on_signal`](Self::on_signal) runs, and the
+/// 1. The drain signal is raised and the [limit](Self::limit) starts. [`on_signal`](Self::on_signal) runs, and the
 ///    [readiness delay](Self::readiness_delay) passes. Requests are served.
 /// 2. [`Stop`] ends. The servers have their [share](Self::server_limit) of the limit to stop.
-/// 3. The handle is [drained](crate::TrackEventsHandle::drain), with all that is left. Servers that have not stopped
-///    are polled on: their connections work until the drain has ended. Nothing waits for such a server, so a client
+/// 3. The handle is [drained](crate::TrackEventsHandle::drain), in the time that is left. Servers that have not stopped
+///    are still polled: their connections work until the drain has ended. Nothing waits for such a server, so a client
 ///    with half a request head costs no more than the servers' share.
-/// 4. What is left of the servers is dropped; [`flush`](Self::flush) runs.
+/// 4. Servers that have not stopped are dropped, and [`flush`](Self::flush) runs.
 ///
-/// A second signal ends the waiting: each step that is left is polled once. A signal that follows the first within 500
-/// ms is the same one. When the sequence is over, one more signal ends the process with 128 and its number.
+/// A second signal ends the waits: each step that is left is polled once. A signal that follows the first one within
+/// 500 ms does not count as a second one. When the sequence is over, one more signal ends the process. Its exit code is
+/// 128 plus the number of the signal, and `STATUS_CONTROL_C_EXIT` on Windows.
 ///
-/// The servers are polled in place and never spawned; neither `Send` nor `'static` is asked for. Their panics, and
+/// The servers are polled in place and never spawned, so they need neither `Send` nor `'static`. Their panics, and
 /// those of the other futures, are caught and reported.
 ///
 /// # Cancel safety
 ///
-/// The future of [`serve`](Self::serve) owns the servers: dropping it drops them. No event is lost by that, but nothing
-/// waits for them any more.
+/// The future of [`serve`](Self::serve) owns the servers: dropping it drops them. Events go on, but nothing waits for
+/// them any more.
 ///
 /// # Examples
 ///
@@ -93,7 +94,7 @@ pub struct Shutdown<S = Pending<()>, O = Ready<()>, F = Ready<()>> {
     limit: Duration,
     readiness_delay: Duration,
     server_limit: Option<Duration>,
-    /// `None` if a future stands for them.
+    /// `None` if the user set a future instead.
     os: Option<Result<OsSignals, String>>,
     signal: S,
     on_signal: O,
@@ -120,16 +121,16 @@ impl<S, O, F> Shutdown<S, O, F> {
     ///
     /// It must be shorter than the time after which the platform kills the process: 10 seconds on Docker and Cloud Run,
     /// 30 on Kubernetes. After Ctrl-Close, logoff and shutdown on Windows, at most 4 seconds are used.
-    /// [`Duration::ZERO`] looks once at each step; [`Duration::MAX`] waits for as long as it takes.
+    /// [`Duration::ZERO`] polls each step once; [`Duration::MAX`] waits without a limit.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Sets how long the servers go on as before after the signal. Default: zero.
+    /// Sets how long after the signal the servers still accept connections. Default: zero.
     ///
-    /// It is the time that load balancers need to see that the readiness probe fails, and to stop routing to this
-    /// instance.
+    /// Load balancers need this time to see that the readiness probe fails, and to stop routing to this instance. The
+    /// delay is a part of the [limit](Self::limit).
     pub fn readiness_delay(mut self, delay: Duration) -> Self {
         self.readiness_delay = delay;
         self
@@ -138,8 +139,9 @@ impl<S, O, F> Shutdown<S, O, F> {
     /// Sets how long after the readiness delay the servers may take to stop. Default: half of what is left of the
     /// limit.
     ///
-    /// They need it to let clients finish: for large downloads, raise this and the limit. It ends at the latest when
-    /// the drain must make the [last call](crate::TrackEventsHandleBuilder::last_call), a quarter before the limit.
+    /// Open requests end in this time: for large downloads, raise this and the limit. The time ends at the latest when
+    /// the drain must make the [last call](crate::TrackEventsHandleBuilder::last_call), when a quarter of the limit is
+    /// left, at most 5 seconds.
     pub fn server_limit(mut self, limit: Duration) -> Self {
         self.server_limit = Some(limit);
         self
@@ -147,8 +149,9 @@ impl<S, O, F> Shutdown<S, O, F> {
 
     /// Sets a future that begins the shutdown, instead of the operating system's signals.
     ///
-    /// There is no second signal then. Since tokio listens to SIGTERM and Ctrl-C once `shutdown` has been called, these
-    /// no longer end the process: the future has to wait for them, if they should. The output of the future is ignored.
+    /// There is no second signal then. tokio listens to SIGTERM and Ctrl-C from the call of `shutdown` on, so they do
+    /// not end the process any more: if they should begin the shutdown, the future has to wait for them. The output of
+    /// the future is ignored. A panic of it begins the shutdown.
     ///
     /// # Examples
     ///
@@ -174,12 +177,11 @@ impl<S, O, F> Shutdown<S, O, F> {
         Shutdown { shards, limit, readiness_delay, server_limit, os: None, signal, on_signal, flush }
     }
 
-    /// Sets a future that runs from the signal on: it sets a health service to not serving, or removes this instance
-    /// from a service registry.
+    /// Sets a future that runs from the signal on. Default: none.
     ///
-    /// Nothing waits for it: it is polled until the drain has ended, then dropped, and named in the report if it has
-    /// not ended. If it takes longer than an instant, set a [readiness delay](Self::readiness_delay) that is long
-    /// enough.
+    /// For example, it sets a health service to not serving, or removes this instance from a service registry. Nothing
+    /// waits for it: it is polled until the drain has ended, and then dropped. If it has not ended by then, the report
+    /// names it. If it needs time, set a [readiness delay](Self::readiness_delay) that is long enough.
     pub fn on_signal<T>(self, on_signal: T) -> Shutdown<S, T, F>
     where
         T: Future<Output: EventOutput>,
@@ -188,11 +190,11 @@ impl<S, O, F> Shutdown<S, O, F> {
         Shutdown { shards, limit, readiness_delay, server_limit, os, signal, on_signal, flush }
     }
 
-    /// Sets a future that runs after the drain, with what is left of the limit: it flushes broker clients and
-    /// telemetry.
+    /// Sets a future that runs after the drain, in the time that is left of the limit. Default: none.
     ///
-    /// It is polled at least once, also when nothing is left of the limit. What is spawned while the shutdown is built
-    /// runs at once, before the servers: write `async move { spawn_blocking(..).await }` and not `spawn_blocking(..)`.
+    /// It flushes broker clients and telemetry, for example. It is polled at least once, also if the limit has passed.
+    /// A task that is spawned while the shutdown is built starts before the servers: write
+    /// `async move { spawn_blocking(..).await }` and not `spawn_blocking(..)`.
     ///
     /// # Examples
     ///
@@ -202,7 +204,7 @@ impl<S, O, F> Shutdown<S, O, F> {
     /// # async fn serve(stop: tower_track_events::Stop) -> std::io::Result<()> { Ok(()) }
     /// # #[tokio::main] async fn main() {
     /// # let handle = tower_track_events::TrackEventsHandle::new();
-    /// let guard = non_blocking_writer(); // of tracing_appender: it writes what is left when it is dropped
+    /// let guard = non_blocking_writer(); // of tracing_appender: its drop writes the lines that are left
     /// handle.shutdown().flush(async move { drop(guard) }).serve(serve).await.exit()
     /// # }
     /// ```
@@ -223,16 +225,20 @@ where
 {
     /// Runs the servers, stops them, drains the handle, and returns the report.
     ///
-    /// `serve` is called once, with the [`Stop`] that tells the servers to stop. What it returns is polled in place;
-    /// its output is that of an [event](EventOutput). A server that ends by itself begins the shutdown as a signal
-    /// does: when the port is taken, the report has the error at once. For several servers, clone `stop` and use
-    /// `tokio::try_join!`.
+    /// `serve` is called once, with the [`Stop`] that ends when the servers should stop. The future that it returns is
+    /// polled in place. It returns the same types as an [event](EventOutput). If the servers end by themselves, the
+    /// shutdown begins as at a signal: if the port is taken, the report has the error at once. For several servers,
+    /// clone `stop` and use `tokio::try_join!`.
     ///
-    /// If the signals cannot be listened to, `serve` is not called, and that is the error of the servers.
+    /// # Errors
+    ///
+    /// The report contains them: see [`ShutdownReport`]. If the process cannot listen to the signals, because there is
+    /// no tokio runtime or it has no IO driver, `serve` is not called, and [`ShutdownReport::servers`] has that error.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future drops the servers, and each [`Stop`] ends. No event is lost, but nothing waits for them.
+    /// Dropping the future drops the servers, and each [`Stop`] ends. Events go on, but nothing waits for them any
+    /// more.
     pub async fn serve<Serve, Servers>(self, serve: Serve) -> ShutdownReport
     where
         Serve: FnOnce(Stop) -> Servers,
@@ -265,7 +271,7 @@ where
         .await;
 
         shards.begin_drain();
-        // A drain may have begun before this shutdown was awaited.
+        // If the drain began before this future was polled, the limit counts from the first poll.
         let began = shards.drain_began().at.max(started);
         let limit = limit.min(longest_limit);
         let last_call = shards.registry().context.settings.last_call_before_deadline(limit);
@@ -275,7 +281,7 @@ where
             limit => tracing::info!("shutting down within {} after {cause}", Seconds(limit)),
         }
         let mut drain = Drain::since(Arc::clone(&shards), began, limit);
-        // Events see the deadline from now on. Without a timer, the drain returns the error when it is polled.
+        // Events see the deadline from now on. If there is no timer, the poll of the drain returns the error.
         let _ = drain.begin();
 
         let mut poll_beside = |drain: &mut Drain, cx: &mut Context<'_>| {
@@ -307,7 +313,8 @@ where
     }
 }
 
-/// Polls until it is over, the time since `began` has passed, or there was a second signal. Polls at least once.
+/// Waits until `is_over` returns true, `limit` has passed since `began`, or there was a second signal. Calls `is_over`
+/// at least once.
 async fn wait(
     began: Instant,
     limit: Duration,
@@ -316,7 +323,7 @@ async fn wait(
 ) {
     let mut deadline = Deadline::since(began, limit);
     poll_fn(|cx| {
-        // Without a timer nothing waits.
+        // Without a timer there is no wait.
         if is_over(cx) || signals.poll_second(cx) || deadline.poll(cx).unwrap_or(true) {
             Poll::Ready(())
         } else {
@@ -329,9 +336,9 @@ async fn wait(
 /// When the steps begin, counted from the signal.
 #[derive(Debug, PartialEq, Eq)]
 struct Schedule {
-    /// `stop` resolves.
+    /// When `Stop` ends.
     stop: Duration,
-    /// The drain begins, although servers have not stopped.
+    /// When the drain begins, also if servers have not stopped.
     drain: Duration,
 }
 
@@ -342,7 +349,7 @@ impl Schedule {
             return Self { stop, drain: server_limit.map_or(limit, |share| stop.saturating_add(share)) };
         }
         let share = server_limit.unwrap_or((limit - stop) / 2);
-        // The last call is made by the drain, which must be polled in time.
+        // The drain must be polled in time to make the last call.
         let drain = stop.saturating_add(share).min(limit.saturating_sub(last_call)).max(stop);
         Self { stop, drain }
     }

@@ -14,7 +14,7 @@ use crate::{
 
 /// The result of a [shutdown](crate::Shutdown): how the servers, the drain and the other steps ended.
 ///
-/// `Display` has a line for the servers, one for the drain, and one for each other step that did not complete.
+/// `Display` writes a line for the servers, one for the drain, and one for each other step that did not complete.
 ///
 /// # Examples
 ///
@@ -61,13 +61,13 @@ pub struct ShutdownReport {
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum StepOutcome {
-    /// It ended by itself.
+    /// The step ended by itself.
     Completed,
-    /// It returned an error, whose text and causes are given here in one line.
+    /// The step returned an error. Contains the error and its causes, in one line.
     Failed(String),
-    /// It panicked, with this message.
+    /// The step panicked. Contains the message, in one line.
     Panicked(String),
-    /// Its time was over, or there was a second signal. It was dropped.
+    /// The step was dropped before its end: its time was over, or there was a second signal.
     Unfinished,
 }
 
@@ -75,7 +75,7 @@ pub enum StepOutcome {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Cause {
     OsSignal(&'static str),
-    /// The future that was given instead of the operating system's signals.
+    /// The future that the user set instead of the operating system's signals.
     Signal,
     BeginDrain,
     ServersEnded,
@@ -84,9 +84,14 @@ pub(super) enum Cause {
 impl ShutdownReport {
     /// Returns the exit code for the process: 0 or 1.
     ///
-    /// It is 0 if the drain was `Ok` and its [own code](DrainReport::exit_code) is 0, neither the servers nor
-    /// `on_signal` failed or panicked, and `flush` completed. Servers that were dropped unfinished do not count: half a
-    /// request head of some client is no failure. If a request of such a server was open, the drain has failed.
+    /// It is 0 if all of these are true, and 1 otherwise:
+    ///
+    /// - The drain was `Ok`, and its [own code](DrainReport::exit_code) is 0.
+    /// - The servers and `on_signal` neither failed nor panicked.
+    /// - `flush` completed.
+    ///
+    /// Servers that were dropped unfinished do not count, because a client with half a request head is no failure. If a
+    /// request of such a server was still open, the drain was not `Ok`.
     pub fn exit_code(&self) -> i32 {
         let Self { servers, on_signal, drain, flush, .. } = self;
         let has_failed = |step: &StepOutcome| matches!(step, StepOutcome::Failed(_) | StepOutcome::Panicked(_));
@@ -97,10 +102,10 @@ impl ShutdownReport {
 
     /// Prints the report to standard error and ends the process with the [exit code](Self::exit_code).
     ///
-    /// It runs no destructors of `main`: what has to be flushed belongs in [`flush`](crate::Shutdown::flush). To return
-    /// from `main` instead would drop the runtime, which waits for blocking threads without a limit.
+    /// It runs no destructors of `main`: flush clients and files in [`flush`](crate::Shutdown::flush). A return from
+    /// `main` would drop the runtime, which waits for blocking threads without a limit.
     pub fn exit(self) -> ! {
-        // Nobody may read standard error any more, which is no reason to panic.
+        // Standard error may be closed. That is no reason to panic.
         let _ = writeln!(io::stderr(), "{self}");
         process::exit(self.exit_code())
     }
@@ -118,7 +123,8 @@ impl fmt::Display for ShutdownReport {
         }
         let has_failed = matches!(servers, StepOutcome::Failed(_) | StepOutcome::Panicked(_));
         match drain {
-            // The report of an unused handle asks whether it is that of the layer. Here it had no chance.
+            // The line of an unused handle would ask whether it is the handle of the layer. These servers failed before
+            // a request came, so the question would mislead.
             Ok(report) if has_failed && report.is_unused() => f.write_str("\ndrained: no request has come")?,
             Ok(report) => write!(f, "\n{report}")?,
             Err(error) => write!(f, "\n{error}")?,

@@ -1,4 +1,4 @@
-//! [`Signals`]: the first signal, the second one, and what is the same one twice.
+//! [`Signals`]: the first and the second signal of the operating system.
 
 use std::{
     process,
@@ -10,16 +10,16 @@ use tokio::{runtime, time::Instant};
 
 pub(super) use self::os::OsSignals;
 
-/// A signal that follows the first one that closely is the same one: shells and supervisors forward it.
+/// A signal within this time after the first one does not count as the second: shells and supervisors send it twice.
 const SAME_SIGNAL: Duration = Duration::from_millis(500);
 
 /// A signal of the operating system.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OsSignal {
     pub(super) name: &'static str,
-    /// With what a process ends that it kills.
+    /// The exit code of a process that this signal ends.
     exit_code: i32,
-    /// The longest limit that is kept before the operating system kills the process.
+    /// The longest limit that ends before the operating system kills the process.
     pub(super) longest_limit: Duration,
 }
 
@@ -30,7 +30,7 @@ impl OsSignal {
     }
 }
 
-/// The signals that the shutdown listens to. Empty if the user passed a future instead.
+/// The signals that the shutdown listens to. `None` if the user set a future instead.
 pub(super) struct Signals {
     os: Option<OsSignals>,
     first: Option<Instant>,
@@ -50,8 +50,8 @@ impl Signals {
         signal
     }
 
-    /// Whether there was a second signal. If something else began the shutdown, one signal more is needed: the
-    /// orchestrator's own often follows.
+    /// Returns whether there was a second signal. If `begin_drain` or the end of the servers began the shutdown, two
+    /// signals are needed: the orchestrator often sends its first one then.
     pub(super) fn poll_second(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(os) = &mut self.os else { return false };
         while !self.has_second && os.poll_recv(cx).is_ready() {
@@ -61,8 +61,8 @@ impl Signals {
         self.has_second
     }
 
-    /// Ends the process at the next signal. After a shutdown nobody else listens, and the operating system does not end
-    /// a process that has ever listened.
+    /// Ends the process at the next signal. After a shutdown nothing else listens, and the operating system does not
+    /// end a process that has a handler for the signal.
     pub(super) fn exit_at_next(self) {
         if let (Some(mut os), Ok(runtime)) = (self.os, runtime::Handle::try_current()) {
             runtime.spawn(async move {
@@ -128,7 +128,7 @@ mod os {
     /// `STATUS_CONTROL_C_EXIT`.
     const CONTROL_C_EXIT: i32 = 0xC000_013A_u32 as i32;
 
-    /// Windows ends the process five seconds after these, whatever it does.
+    /// Windows kills the process five seconds after one of these signals.
     const BEFORE_KILL: Duration = Duration::from_secs(4);
 
     pub(crate) struct OsSignals {
@@ -191,10 +191,11 @@ mod os {
 }
 
 impl OsSignals {
-    /// Listens from now on. Signals that come before they are asked for are remembered.
+    /// Listens to the signals from now on. A signal that comes before the first poll is not lost.
     pub(super) fn register() -> Result<Self, String> {
         const NO_RUNTIME: &str = "there is no tokio runtime";
-        // Whether a runtime has an IO driver cannot be asked: tokio says so by a panic, which is caught.
+        // Tokio has no method that tells whether a runtime has an IO driver: it panics if there is none, and the panic
+        // is caught here.
         let registered = match runtime::Handle::try_current() {
             Ok(_) => crate::util::panic::catch(Self::register_on_this_runtime),
             Err(_) => Err(NO_RUNTIME.to_owned()),

@@ -1,4 +1,4 @@
-//! [`Step`]: a user's future that is polled beside others.
+//! [`Step`]: a future of the user, as a step of a shutdown.
 
 use std::{
     pin::Pin,
@@ -19,7 +19,7 @@ use crate::{
 };
 
 pin_project! {
-    /// Catches the panics of a future, and remembers how and when it ended.
+    /// A future whose panics are caught, with its outcome and the time of its end.
     pub(super) struct Step<F> {
         #[pin]
         future: Option<F>,
@@ -37,7 +37,7 @@ impl<F> Step<F> {
         Self { future: None, outcome: StepOutcome::Failed(error), ended_at: Some(Instant::now()) }
     }
 
-    /// Drops the future, if it has not ended, and returns how it ended and how long after `began`.
+    /// Drops the future, if it has not ended. Returns its outcome, and the time from `began` to its end.
     pub(super) fn finish(mut self: Pin<&mut Self>, began: Instant) -> (StepOutcome, Duration) {
         self.as_mut().drop_future();
         let ended_at = self.ended_at.unwrap_or_else(Instant::now);
@@ -53,7 +53,7 @@ impl<F> Step<F> {
 }
 
 impl<F: Future<Output: EventOutput>> Step<F> {
-    /// Returns whether it has ended. It can be polled again after that.
+    /// Returns whether the future has ended. The step can be polled again after that.
     pub(super) fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> bool {
         let this = self.as_mut().project();
         let Some(future) = this.future.as_pin_mut() else { return true };

@@ -1,4 +1,4 @@
-//! [`Stop`]: tells the servers to stop.
+//! [`Stop`]: the future that ends when the servers should stop.
 
 use std::{
     fmt,
@@ -12,16 +12,20 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-/// The future that tells a server to stop, passed to the closure of [`Shutdown::serve`](crate::Shutdown::serve).
+/// The future that ends when a server should stop, passed to the closure of
+/// [`Shutdown::serve`](crate::Shutdown::serve).
 ///
-/// It ends when the servers should stop accepting connections: at the signal, or after the
-/// [readiness delay](crate::Shutdown::readiness_delay). It fits `with_graceful_shutdown` of axum and
-/// `serve_with_incoming_shutdown` of tonic, and is `Unpin` for `select!`. A clone ends at the same time: each of
-/// several servers gets one.
+/// It ends at the signal, or after the [readiness delay](crate::Shutdown::readiness_delay), and when the future of
+/// `serve` is dropped. Pass it to `with_graceful_shutdown` of axum or `serve_with_incoming_shutdown` of tonic, or use
+/// it in `select!`: it is `Unpin`. For several servers, clone it: all clones end at the same time.
+///
+/// # Panics
+///
+/// When polled again after it has ended. A clone can be polled.
 ///
 /// # Cancel safety
 ///
-/// It can be dropped and cloned again; once it has ended, each clone ends at once.
+/// It can be dropped and cloned again. After it has ended, each clone ends at once.
 ///
 /// # Examples
 ///
@@ -41,18 +45,18 @@ use tokio::{sync::watch, time::Instant};
 /// handle.shutdown().serve(|stop| serve(app, stop)).await.exit()
 /// # }
 /// ```
-#[must_use = "a server that does not get it is not told to stop"]
+#[must_use = "a server that does not get it does not stop"]
 pub struct Stop {
-    /// `None` until the servers should stop, then the deadline of their share, if that has one.
+    /// `None` until the servers should stop. Then the deadline of their share, if there is a limit.
     state: watch::Receiver<Option<Option<Instant>>>,
     was_polled: Arc<AtomicBool>,
     stopped: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
 }
 
 impl Stop {
-    /// Returns when the servers' share of the limit ends. `None` before they should stop, and without a limit.
+    /// Returns when the servers' share of the limit ends. `None` before the servers should stop, and without a limit.
     ///
-    /// For servers with a time limit of their own, such as axum-server's `graceful_shutdown`.
+    /// Use it for servers with a time limit of their own, such as axum-server's `graceful_shutdown`.
     pub fn deadline(&self) -> Option<Instant> {
         self.state.borrow().flatten()
     }
@@ -66,7 +70,7 @@ impl Future for Stop {
         was_polled.store(true, Ordering::Relaxed);
         let stopped = stopped.get_or_insert_with(|| {
             let mut state = state.clone();
-            // An error means that the shutdown itself was dropped: nobody would stop the server later.
+            // An error means that the shutdown was dropped. The server stops then, because nothing would stop it later.
             Box::pin(async move { drop(state.wait_for(Option::is_some).await) })
         });
         stopped.as_mut().poll(cx)

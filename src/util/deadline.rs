@@ -1,4 +1,4 @@
-//! A time limit that starts with its first poll.
+//! [`Deadline`]: a time limit that starts with its first poll.
 
 use std::{
     pin::{Pin, pin},
@@ -20,16 +20,16 @@ pub(crate) enum Deadline {
     Passed,
 }
 
-/// There is no tokio runtime with a timer.
+/// The error if there is no tokio runtime with a timer.
 pub(crate) struct NoTimer;
 
 impl Deadline {
-    /// Zero has passed at once; the longest duration never does.
+    /// Makes a limit that counts from its first poll. Zero has passed at once, and `Duration::MAX` never passes.
     pub(crate) fn after(limit: Duration) -> Self {
         Self::new(limit, None)
     }
 
-    /// Counts from `since`, instead of from its start.
+    /// Makes a limit that counts from `since`.
     pub(crate) fn since(since: Instant, limit: Duration) -> Self {
         Self::new(limit, Some(since))
     }
@@ -61,7 +61,7 @@ impl Deadline {
         }
     }
 
-    /// The limit as it was set, if there is one.
+    /// Returns the limit as it was set. `None` if there is none.
     pub(crate) fn limit(&self) -> Option<Duration> {
         match self {
             Self::Never => None,
@@ -70,7 +70,7 @@ impl Deadline {
         }
     }
 
-    /// When it will have passed, once it was started; never, if there is none.
+    /// Returns the time at which it passes. `None` before it is started, and if there is no limit.
     pub(crate) fn at(&self) -> Option<Instant> {
         match self {
             Self::Running { sleep, .. } => Some(sleep.deadline()),
@@ -79,7 +79,7 @@ impl Deadline {
         }
     }
 
-    /// What is left of it.
+    /// Returns the time that is left. `None` if there is no limit.
     pub(crate) fn left(&self) -> Option<Duration> {
         match self {
             Self::Running { sleep, .. } => Some(sleep.deadline().saturating_duration_since(Instant::now())),
@@ -88,16 +88,17 @@ impl Deadline {
     }
 }
 
-/// Makes a timer. Without a runtime this is an error that needs no panic. Whether a runtime has a timer cannot be
-/// asked: tokio says so by a panic, which is caught here.
+/// Makes a timer. Without a runtime it returns an error, without a panic. Tokio has no method that tells whether a
+/// runtime has a timer: it panics if there is none, and the panic is caught here.
 pub(crate) fn sleep(duration: Duration) -> Result<Pin<Box<Sleep>>, NoTimer> {
     runtime::Handle::try_current().map_err(|_| NoTimer)?;
     catch(|| Box::pin(time::sleep(duration))).map_err(|_| NoTimer)
 }
 
-/// Whether the time is over. A timer that is polled on a runtime that is gone panics, which is caught.
+/// Returns whether the time has passed. A timer whose runtime has been dropped panics when it is polled; the panic is
+/// caught.
 pub(crate) fn poll_sleep(sleep: &mut Pin<Box<Sleep>>, cx: &mut Context<'_>) -> Result<bool, NoTimer> {
-    // Not subject to the task's budget, or a limit that shares its task with busy code would be late.
+    // Without the budget of the task: otherwise a limit would be late if other code in the task uses up the budget.
     catch(|| pin!(task::unconstrained(sleep.as_mut())).poll(cx) == Poll::Ready(())).map_err(|_| NoTimer)
 }
 
@@ -112,7 +113,7 @@ mod tests {
 
     use super::sleep;
 
-    /// A hook may end the process, so a missing runtime is found without a panic.
+    /// A panic hook may end the process, so a missing runtime is detected without a panic.
     #[test]
     fn without_a_runtime_there_is_no_timer_and_no_panic() {
         static PANICKED: AtomicBool = AtomicBool::new(false);

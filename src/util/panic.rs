@@ -8,7 +8,7 @@ use std::{
 
 /// Runs user code and returns the message of its panic as an error.
 ///
-/// After a panic, what the closure was changing may be half done; the caller must not use it as if it were whole.
+/// After a panic, values that the closure was changing may be inconsistent. The caller must not use them.
 pub(crate) fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(run)).map_err(message)
 }
@@ -18,7 +18,8 @@ fn message(payload: Box<dyn Any + Send>) -> String {
         Some(text) => (*text).to_owned(),
         None => payload.downcast_ref::<String>().cloned().unwrap_or_else(|| "a payload that is not text".to_owned()),
     };
-    // The destructor of a payload may panic as well. That second payload is leaked, or this would have no end.
+    // The destructor of a payload may panic as well. The second payload is leaked, because its destructor may panic
+    // too.
     if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         mem::forget(second);
     }

@@ -1,30 +1,30 @@
-//! Marks a thread while it runs code that a drain waits for.
+//! [`Mark`]: marks a thread while it runs code for which a drain waits.
 //!
-//! A drain that is polled under the mark of its own registry would wait for itself. What is tracked under the mark is
-//! accepted while the drain is closing.
+//! A drain that is polled under the mark of its own registry would wait for itself, so it returns an error. Events that
+//! are tracked under the mark are accepted while the drain is closing.
 
 use std::cell::{Cell, RefCell};
 
 use crate::util::sync::thread_local;
 
-/// No registry has this number.
+/// The number that no registry has.
 const NONE: usize = 0;
 
-/// The bit of a mark that says that an event runs. The numbers of registries are addresses, and even.
+/// The bit of a mark that is set while an event runs. The numbers of registries are addresses, and even.
 const EVENT: usize = 1;
 
 thread_local! {
-    /// The registry whose mark was set last. A cell of its own, because a second mark is rare.
+    /// The mark that was set last. It has a cell of its own, because a second mark is rare.
     static INNERMOST: Cell<usize> = const { Cell::new(NONE) };
-    /// The registries whose marks were set before it.
+    /// The marks that were set before it.
     static OUTER: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Keeps the thread under the mark of a registry until it is dropped.
-#[must_use = "the mark is gone when this is dropped"]
+#[must_use = "the mark is removed when this is dropped"]
 pub(crate) struct Mark {
     before: usize,
-    /// Whether the registry that was marked before is in `OUTER`.
+    /// Whether `before` was pushed to `OUTER`.
     pushed: bool,
 }
 
@@ -47,7 +47,7 @@ impl Drop for Mark {
     fn drop(&mut self) {
         INNERMOST.with(|innermost| innermost.set(self.before));
         if self.pushed {
-            // An error means that the thread is ending and its marks are gone already.
+            // An error means that the thread is ending and its marks have been dropped.
             let _ = OUTER.try_with(|outer| outer.borrow_mut().pop());
         }
     }
@@ -72,13 +72,13 @@ pub(crate) fn enter_event<T>(registry: usize, run: impl FnOnce() -> T) -> T {
     run()
 }
 
-/// Whether this thread is under the mark of `registry`.
+/// Returns whether this thread is under the mark of `registry`.
 pub(crate) fn is_inside(registry: usize) -> bool {
     let mark = registry | EVENT;
     INNERMOST.with(Cell::get) | EVENT == mark || OUTER.try_with(|outer| outer.borrow().contains(&mark)).unwrap_or(false)
 }
 
-/// Whether this thread runs an event of `registry`.
+/// Returns whether the innermost mark of this thread is that of an event of `registry`.
 pub(crate) fn is_inside_event(registry: usize) -> bool {
     INNERMOST.with(Cell::get) == registry | EVENT
 }

@@ -1,4 +1,4 @@
-//! The locks and atomics of the registry and of the sinks: std's, or loom's where their models run.
+//! The locks and atomics of the registry and of the sinks: those of std, or of loom in the models.
 
 #[cfg(not(all(test, track_events_loom)))]
 pub(crate) use std::{
@@ -9,13 +9,13 @@ pub(crate) use std::{
 #[cfg(all(test, track_events_loom))]
 pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
 
-/// Locks without regard to poisoning: no user code runs under these locks, so no change is left half done.
+/// Locks a mutex, and ignores poisoning: no user code runs under these locks, so no panic leaves a change half done.
 #[inline]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Whether to make this mistake. False, except in the model that has to find it: see `registry::models`.
+/// Returns whether to make this mistake. `false`, except in the model that has to find it: see `registry::models`.
 #[cfg(not(all(test, track_events_loom)))]
 macro_rules! seeded {
     ($mistake:literal) => {
@@ -30,7 +30,7 @@ macro_rules! seeded {
     };
 }
 
-/// Makes the mistake of releasing a lock and taking it again, where [`seeded`] says so.
+/// Makes the mistake to release a lock and to take it again, if [`seeded`] returns true.
 macro_rules! seeded_gap {
     ($mistake:literal, $guard:ident = $lock:expr) => {
         if $crate::util::sync::seeded!($mistake) {
@@ -40,7 +40,7 @@ macro_rules! seeded_gap {
     };
 }
 
-/// Loom's macro, which does not know `const`.
+/// The macro `loom::thread_local` does not support `const`, so this one removes it.
 #[cfg(all(test, track_events_loom))]
 macro_rules! loom_thread_local {
     ($($(#[$attribute:meta])* static $name:ident: $type:ty = const $value:block;)*) => {

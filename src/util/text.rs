@@ -1,4 +1,4 @@
-//! Texts in reports and log lines: one line each, whatever they quote.
+//! Texts in reports and log lines. Each is one line, also if it quotes a foreign text.
 
 use std::{
     error::Error,
@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
-/// How much of a foreign text is quoted, in characters.
+/// The number of characters that are quoted of a foreign text.
 const MAX_QUOTED: usize = 300;
 
-/// A text that this crate did not write, as it may stand in one line of a log: control characters, line separators and
-/// characters that change the direction of text are escaped, and it is cut at 300 characters.
+/// Writes a foreign text, such as an error of the user, in one line. Control characters, line separators and characters
+/// that change the direction of text are escaped. The text is cut after 300 characters.
 pub(crate) struct OneLine<'a>(pub(crate) &'a str);
 
 impl fmt::Display for OneLine<'_> {
@@ -32,12 +32,12 @@ fn breaks_a_line(character: char) -> bool {
         || matches!(character, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Quotes a foreign text for one line.
+/// Returns a foreign text in one line, see [`OneLine`].
 pub(crate) fn one_line(text: &str) -> String {
     OneLine(text).to_string()
 }
 
-/// Quotes an error and its sources for one line, without a source whose text the error before it contains already.
+/// Returns an error and its sources in one line. A source is left out if the text before it contains its text.
 pub(crate) fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -52,7 +52,7 @@ pub(crate) fn error_chain(error: &dyn Error) -> String {
     one_line(&text)
 }
 
-/// Seconds as a person reads them: `0.3 ms`, `41 ms`, `3.2 s`.
+/// Writes a duration: `0.3 ms`, `41 ms`, `3.2 s`.
 pub(crate) struct Seconds(pub(crate) Duration);
 
 impl fmt::Display for Seconds {
@@ -68,7 +68,7 @@ impl fmt::Display for Seconds {
     }
 }
 
-/// A number of things: `1 event`, `2 events`.
+/// Writes a number of things: `1 event`, `2 events`.
 pub(crate) struct Plural(pub(crate) u64, pub(crate) &'static str);
 
 impl fmt::Display for Plural {
@@ -78,7 +78,7 @@ impl fmt::Display for Plural {
     }
 }
 
-/// Items with `", "` between them.
+/// Writes items with `", "` between them.
 pub(crate) struct Joined<I>(pub(crate) I);
 
 impl<I> fmt::Display for Joined<I>
