@@ -69,7 +69,7 @@ async fn senders_wait_for_capacity_first_come_first_served() {
     assert_pending!(fifth.poll());
     run_tasks().await;
     store.release().await;
-    // Both slots have their owners: who comes now does not overtake them.
+    // Both slots have their owners: a later sender does not overtake them.
     assert!(third.is_woken() && fourth.is_woken() && !fifth.is_woken());
     assert_eq!(sender.try_send(9).unwrap_err().reason, TrackError::Full);
     let mut late = task::spawn(sender.send(6));

@@ -272,7 +272,7 @@ fn events_of_a_response_run_on_the_runtime_on_which_each_was_tracked() {
         let order = Arc::clone(&order);
         let _entered = runtimes[number % 2].enter();
         let event = async move { order.lock().unwrap().push((number, runtime::Handle::current().id())) };
-        request.events().track("elsewhere", event).unwrap();
+        request.events().track("other runtime", event).unwrap();
     }
     // The body is dropped on a thread without a runtime.
     std::thread::spawn(move || request.end(Exchange::new(Outcome::Complete))).join().unwrap();

@@ -165,7 +165,7 @@ fn recorded_path() -> PathBuf {
 /// What decides how many instructions there are, beside what is measured.
 fn environment() -> Result<String, Box<dyn Error>> {
     let compiler = Command::new("rustc").arg("--version").output()?.stdout;
-    // Elsewhere than on glibc it has no such option, and says so in its first line.
+    // Without glibc, `ldd` has no such option, and says so in its first line.
     let library = Command::new("ldd").arg("--version").output().map(|output| output.stdout).unwrap_or_default();
     let first_line = |text| Ok(String::from_utf8(text)?.lines().next().unwrap_or("unknown").to_owned());
     let [compiler, library]: [Result<_, Box<dyn Error>>; 2] = [first_line(compiler), first_line(library)];
@@ -176,7 +176,7 @@ fn count_all() -> Result<BTreeMap<&'static str, u64>, Box<dyn Error>> {
     SUBJECTS.iter().enumerate().map(|(number, (name, _, _))| Ok((*name, count_one(number)?))).collect()
 }
 
-/// The difference of two runs, so that what comes before and after is not counted.
+/// The difference of two runs, so that the start and the end of the program are not counted.
 fn count_one(number: usize) -> Result<u64, Box<dyn Error>> {
     let (one, two) = (collect(number, COUNT)?, collect(number, 2 * COUNT)?);
     Ok((two - one) / COUNT as u64)

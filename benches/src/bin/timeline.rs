@@ -43,8 +43,8 @@ const INSTANTS: [(usize, &str, usize, &str, &str); 3] = [
     (90, "Ok(report)", 0, "middle", INK),
 ];
 
-/// Where an event was recorded: row and instant.
-const RECORDED: [(usize, usize); 2] = [(0, 7), (2, 34)];
+/// Where an event was tracked: row and instant.
+const TRACKED: [(usize, usize); 2] = [(0, 7), (2, 34)];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let path = env::args().nth(1).ok_or("timeline docs/timeline.svg")?;
@@ -78,7 +78,7 @@ fn draw() -> Result<String, std::fmt::Error> {
         writeln!(svg, "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"22\" rx=\"3\" fill=\"{colour}\"/>")?;
         text(&mut svg, (x + width / 2, y + 16), "middle", text_colour, inside)?;
     }
-    for (row, at) in RECORDED {
+    for (row, at) in TRACKED {
         let (x, y) = (LEFT + at * UNIT, TOP + row * ROW + 27);
         writeln!(svg, "<circle cx=\"{x}\" cy=\"{y}\" r=\"5\" fill=\"{EVENT}\" stroke=\"#ffffff\"/>")?;
     }

@@ -1,4 +1,4 @@
-//! Drains, and waits for idleness, against what comes and ends.
+//! Drains, and waits for idleness, while requests and events begin and end.
 
 use std::{iter, sync::Arc};
 

@@ -153,8 +153,8 @@ pub(crate) struct World<C = ()> {
     /// Whether a drain has ended.
     is_drained: Arc<sync::atomic::AtomicBool>,
     pub(crate) accepted: Arc<sync::atomic::AtomicU64>,
-    /// Asserted when all threads have finished: a panic elsewhere would be one of the model, and would not say what was
-    /// wrong.
+    /// Asserted when all threads have finished: a panic of another thread would be one of the model, and would not say
+    /// what was wrong.
     wrong: Arc<sync::Mutex<Vec<&'static str>>>,
 }
 

@@ -48,7 +48,7 @@ impl Store {
     /// Publishes orders once more, as an instance does that got no acknowledgement. Returns how many of them the broker
     /// reports as dropped.
     pub(crate) async fn publish_again(&self, ids: &[String]) -> usize {
-        let Self::Nats(url) = self else { panic!("only JetStream drops what comes twice") };
+        let Self::Nats(url) = self else { panic!("only JetStream drops duplicates") };
         let context = jetstream::new(async_nats::connect(url).await.expect("NATS is there"));
         let mut dropped = 0;
         for id in ids {

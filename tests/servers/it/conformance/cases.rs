@@ -160,7 +160,7 @@ pub(super) fn cases() -> Vec<Case> {
         case("empty body", Empty, end(Complete, 200, 0)),
         case("204", Status(204), end(Complete, 204, 0)),
         case("304", Status(304), end(Complete, 304, 0)),
-        case("103 as the only answer", Status(103), end(Complete, 103, 0))
+        case("103 as the only response", Status(103), end(Complete, 103, 0))
             .note("hyper cannot send it: the client sees 500 or nothing, which a layer cannot see"),
         case("204 that carries a body", FullWith(204), end(Complete, 204, 0))
             .on_http2(end(Complete, 204, 5), "on HTTP/1 the body is never polled, on HTTP/2 it is sent"),
@@ -170,13 +170,13 @@ pub(super) fn cases() -> Vec<Case> {
             Hyper,
             Version::Http2,
             end(Complete, 200, 5),
-            "hyper sends the body, axum takes it off",
+            "hyper sends the body, axum removes it",
         ),
         case("HEAD, stream", Stream, end(Complete, 200, 0)).method("HEAD").except(
             Hyper,
             Version::Http2,
             end(Complete, 200, 10),
-            "hyper sends the body, axum takes it off",
+            "hyper sends the body, axum removes it",
         ),
         case("stream", Stream, end(Complete, 200, 10)),
         case("stream, HTTP/1.0", Stream, end(Complete, 200, 10))
@@ -188,7 +188,7 @@ pub(super) fn cases() -> Vec<Case> {
         case("file of ServeFile", File, end(Complete, 200, 100)),
         case("HEAD of ServeFile", File, end(Complete, 200, 0)).method("HEAD"),
         case("range of ServeFile", File, end(Complete, 206, 10)).header("range", "bytes=10-19"),
-        case("range of ServeFile that cannot be", File, end(Complete, 416, 0)).header("range", "bytes=500-"),
+        case("unsatisfiable range of ServeFile", File, end(Complete, 416, 0)).header("range", "bytes=500-"),
         case("stream with trailers", Trailers, end(Complete, 200, 5)).header("te", "trailers"),
         case("full body with trailers", FullWithTrailers, end(Complete, 200, 5)),
         Case {

@@ -11,12 +11,12 @@ use super::{
 pub(super) fn render(cases: &[Case], calls: &[Call]) -> String {
     let mut text = format!(
         "# How a response ends, on every server\n\n\
-         Each row is run over real sockets on each of {servers} servers, with the layer and without: what the client \
-         sees is the same, byte for byte on HTTP/1.1, and each exchange runs its event exactly once. This page is \
-         written by those tests (`tests/servers/it/conformance`), which fail when it differs from what they run.\n\n\
+         Each row runs over real sockets on each of {servers} servers, with the layer and without. The client sees \
+         the same response both times, byte for byte on HTTP/1.1, and each exchange runs its event exactly once. \
+         The tests in `tests/servers/it/conformance` generate this page, and fail if it differs from what they run.\n\n\
          {list}\n\
-         A cell holds the outcome, the status, and the bytes of the body that the layer handed on. A dash stands for \
-         a response that cannot be.\n\n\
+         A cell has the outcome, the status, and the number of bytes of the body that the layer passed on. A dash \
+         means that this version of HTTP has no such response.\n\n\
          | response | HTTP/1.1 | HTTP/2 | note |\n|---|---|---|---|\n",
         servers = SERVERS.len(),
         list = SERVERS.iter().map(|server| format!("- {}\n", server.description())).collect::<String>(),
@@ -38,7 +38,7 @@ pub(super) fn render(cases: &[Case], calls: &[Call]) -> String {
         writeln!(text, "| {} | {http1} | {http2} | {note} |", case.name).expect("a string can be written");
     }
     text.push_str(
-        "\n## tonic\n\nThe layer is given to `Server::layer`. `grpc_status` is read from the trailers, or else from \
+        "\n## tonic\n\nThe layer is passed to `Server::layer`. `grpc_status` is read from the trailers, or else from \
          the headers.\n\n| call | outcome | `grpc_status` | bytes |\n|---|---|---|---|\n",
     );
     for call in calls {

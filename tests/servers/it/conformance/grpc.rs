@@ -61,7 +61,7 @@ pub(super) fn calls() -> Vec<Call> {
             header: Some(("reject", "yes")),
             ..unary("one", "rejected by an interceptor: trailers-only")
         },
-        Call { method: "Nonsense", grpc_status: Some(Code::Unimplemented), ..unary("", "a method that is not there") },
+        Call { method: "Nonsense", grpc_status: Some(Code::Unimplemented), ..unary("", "an unknown method") },
         Call { bytes: 2 * MESSAGE, ..streaming("two", "server streaming") },
         Call { bytes: 0, ..streaming("none", "server streaming, without a message") },
         Call {

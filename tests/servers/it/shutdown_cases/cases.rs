@@ -110,7 +110,7 @@ impl Case {
         self
     }
 
-    /// The outcome of its events, on axum-server and elsewhere: axum-server closes connections.
+    /// The outcome of its events, on axum-server and on the others: axum-server closes connections.
     fn outcome(mut self, outcome: &'static str, on_axum_server: &'static str) -> Self {
         self.outcome = Some([outcome, outcome, on_axum_server, outcome]);
         self
@@ -161,7 +161,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("one more signal after the shutdown", clients::polite, end(143, AtOnce, Stopped, ""))
             .signals(Signals::Afterwards)
             .extra(Extra::StaysAfterwards)
-            .note("128 and the number of SIGTERM"),
+            .note("128 + the number of SIGTERM"),
         Case::new("half a request head", clients::half_a_head, share).on(Framework::AxumServer, closed),
         Case::new("a silent HTTP/2 peer", clients::silent_http2, share).on(Framework::AxumServer, closed),
         Case::new("a silent TCP peer", clients::silent_tcp, good)
@@ -174,7 +174,7 @@ pub(super) fn cases() -> Vec<Case> {
             .note("the drain waits for half a second until the socket is closed"),
         never_reads(Case::new("a client that never reads 128 MB", clients::never_reads, open)),
         never_reads(Case::new(
-            "fifty of them with two events each, at a capacity of 100",
+            "fifty such clients with two events each, at a capacity of 100",
             clients::fifty_never_read,
             end(1, AtTheLimit, Unfinished, "50 requests open"),
         ))
@@ -185,11 +185,11 @@ pub(super) fn cases() -> Vec<Case> {
             open,
         ))
         .outcome("Unfinished", "Unfinished")
-        .note("the last call was made by the application; the events start with the head"),
+        .note("the last call is made before the request; the events start with the head"),
         Case::new("a download that ends within the share", clients::downloads_in_time, end(0, Within, Stopped, ""))
             .with(|settings| settings.server_limit = Some(3_000))
             .outcome("Complete", "Complete")
-            .note("64 MB at 26 MB/s, a share of 3 s"),
+            .note("64 MB at 26 MB/s; the share of the servers is 3 s"),
         never_reads(Case::new("a download that is too slow", clients::downloads_too_slowly, open))
             .note("128 MB at 4 MB/s"),
         Case::new(
@@ -199,7 +199,7 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .outcome("Complete", "NoResponse")
         .on(Framework::AxumServer, closed)
-        .note("later than the share of the servers; axum-server closes the connection before"),
+        .note("the share of the servers ends earlier, and axum-server closes the connection then"),
         Case::new("a port that is taken", clients::nobody, end(1, AtOnce, Failed, "Address already in use"))
             .signals(Signals::None)
             .extra(Extra::PortTaken(0)),

@@ -10,23 +10,24 @@ use super::{
 pub(super) fn render(cases: &[Case]) -> String {
     let mut text = String::from(
         "# How a process stops, on every server\n\n\
-         Each row is a process that serves with `handle.shutdown()`, with a client in the given state, and gets real \
-         signals. This page is written by those tests (`tests/servers/it/shutdown_cases`), which fail when it differs \
-         from what they run.\n\n\
-         The limit is 4 seconds: the servers have the first half of it, and the last call is made when a quarter is \
-         left. The client speaks HTTP/1.1 to axum, hyper-util and axum-server, and HTTP/2 to tonic.\n\n\
-         A cell has the exit code, what the report says of the servers, when the process ended after the signal, and \
-         other words of the report. *Unfinished* servers are dropped when the drain has ended: they cost no more than \
-         their share. A dash stands for a case that cannot be.\n\n\
-         | case | axum | hyper-util | axum-server | tonic | outcome for events | note |\n|---|---|---|---|---|---|---|\n",
+         Each row is a server process that runs `handle.shutdown()`. It has a client in the given state, and gets \
+         real signals. The tests in `tests/servers/it/shutdown_cases` generate this page, and fail if it differs from \
+         their table.\n\n\
+         The limit is 4 seconds. The servers have the first half of it. The last call is made when a quarter of \
+         the limit is left. The client speaks HTTP/1.1 to axum, hyper-util and axum-server, and HTTP/2 to tonic.\n\n\
+         A cell has the exit code, the result of the servers in the report, the time from the signal to the end of \
+         the process, and other words of the report. *Unfinished* servers are dropped when the drain has ended, so \
+         they use no more than their share of the limit. A dash means that the server cannot have this case.\n\n\
+         | case | axum | hyper-util | axum-server | tonic | outcome of the events | note |\n\
+         |---|---|---|---|---|---|---|\n",
     );
     for case in cases {
         let cells: Vec<_> = SERVERS.iter().map(|&server| case.end(server).map_or("-".to_owned(), cell)).collect();
-        let told = case.outcome.map_or(String::new(), |[axum, _, axum_server, _]| match axum == axum_server {
+        let outcome = case.outcome.map_or(String::new(), |[axum, _, axum_server, _]| match axum == axum_server {
             true => axum.to_owned(),
             false => format!("{axum}; on axum-server {axum_server}"),
         });
-        let _ = writeln!(text, "| {} | {} | {told} | {} |", case.name, cells.join(" | "), case.note);
+        let _ = writeln!(text, "| {} | {} | {outcome} | {} |", case.name, cells.join(" | "), case.note);
     }
     text
 }

@@ -165,9 +165,9 @@ fn check(case: &Case, server: Framework, end: &End, took: Duration) -> Result<()
 
     if let Some(outcome) = case.outcome_on(server) {
         let ran: Vec<_> = end.stdout.iter().filter_map(|line| line.strip_prefix("ran ")).collect();
-        let (plain, told): (Vec<_>, Vec<_>) = ran.into_iter().partition(|ran| *ran == "plain");
-        require(!plain.is_empty() && plain.len() == told.len(), "an event has not run")?;
-        require(told.iter().all(|told| *told == outcome), &format!("the events got {told:?}"))?;
+        let (plain, outcomes): (Vec<_>, Vec<_>) = ran.into_iter().partition(|ran| *ran == "plain");
+        require(!plain.is_empty() && plain.len() == outcomes.len(), "an event has not run")?;
+        require(outcomes.iter().all(|got| *got == outcome), &format!("the outcomes of the events are {outcomes:?}"))?;
     }
     Ok(())
 }

@@ -280,7 +280,7 @@ fn router(handle: TrackEventsHandle) -> Router {
         .with_state(handle)
 }
 
-/// Both kinds of events of a handler: one that gets the outcome, and one that is not.
+/// Both kinds of events of a handler: one that gets the outcome, and one that does not.
 fn track_both(events: &Events) -> Result<(), StatusCode> {
     let ran = async || print("ran plain");
     let ran_with = async |exchange: Exchange| print(format!("ran {:?}", exchange.outcome));
