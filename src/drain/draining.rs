@@ -12,7 +12,10 @@ use crate::{context, registry::Registry};
 /// The future of [`TrackEventsHandle::draining`](crate::TrackEventsHandle::draining).
 ///
 /// It is `Unpin` and `'static`: it can be stored in a struct, used in `select!`, or passed to `StreamExt::take_until`.
-/// Polled again after it has ended, it panics, like any `async` block.
+///
+/// # Panics
+///
+/// When polled again after it has ended.
 ///
 /// # Cancel safety
 ///

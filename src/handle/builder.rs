@@ -86,10 +86,11 @@ impl TrackEventsHandleBuilder {
 
     /// Sets how long an event may run. Default: no limit.
     ///
-    /// The limit counts from the event's first poll. When it has passed, the event is dropped, counted as timed out,
-    /// and logged. An event that returns in the poll in which its limit passes has completed or failed. The limit does
-    /// not apply to [`track_blocking`], because a blocking thread cannot be stopped. On a runtime without timers,
-    /// events run without the limit, and a warning is logged. With `panic = "abort"` such a runtime ends the process.
+    /// Longer than zero. The limit counts from the event's first poll. When it has passed, the event is dropped,
+    /// counted as timed out, and logged. An event that returns in the poll in which its limit passes has completed or
+    /// failed. The limit does not apply to [`track_blocking`], because a blocking thread cannot be stopped. On a
+    /// runtime without timers, events run without the limit, and a warning is logged. With `panic = "abort"` such a
+    /// runtime ends the process.
     ///
     /// [`track_blocking`]: TrackEventsHandle::track_blocking
     pub fn event_timeout(mut self, limit: Duration) -> Self {

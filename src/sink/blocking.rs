@@ -32,6 +32,22 @@ const NO_RUNTIME: &str = "the runtime of the sink has shut down";
 ///
 /// The closure moves to a blocking thread for each batch, and back. So a sink occupies one thread at most, also after
 /// an attempt was dropped. The closure is dropped on a blocking thread.
+///
+/// # Examples
+///
+/// A [layer](crate::SinkBuilder::layer) gets it as the inner service:
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_track_events::BuildError> {
+/// use std::time::Duration;
+///
+/// use tower::{layer::layer_fn, timeout::Timeout};
+/// use tower_track_events::{TrackEventsHandle, sink::DeliverBlocking};
+///
+/// let limited = layer_fn(|inner: DeliverBlocking<u32, _, _>| Timeout::new(inner, Duration::from_secs(1)));
+/// let rows = TrackEventsHandle::new().sink::<u32>("row").layer(limited).deliver_blocking(|_rows| ())?;
+/// # Ok(()) }
+/// ```
 pub struct DeliverBlocking<E: Send + Sync + 'static, D: Send + 'static, M> {
     queue: Arc<EventQueue<E>>,
     runtime: runtime::Handle,

@@ -23,6 +23,22 @@ use crate::{
 /// A Tower service made of an asynchronous closure, from [`SinkBuilder::deliver`](crate::SinkBuilder::deliver).
 ///
 /// A drain waits until the closure and its futures have been dropped, also if a layer has moved them to another task.
+///
+/// # Examples
+///
+/// A [layer](crate::SinkBuilder::layer) gets it as the inner service:
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_track_events::BuildError> {
+/// use std::time::Duration;
+///
+/// use tower::{layer::layer_fn, timeout::Timeout};
+/// use tower_track_events::{TrackEventsHandle, sink::Deliver};
+///
+/// let limited = layer_fn(|inner: Deliver<u32, _, _>| Timeout::new(inner, Duration::from_secs(1)));
+/// let rows = TrackEventsHandle::new().sink::<u32>("row").layer(limited).deliver(|_rows| async { /* store them */ })?;
+/// # Ok(()) }
+/// ```
 pub struct Deliver<E: Send + Sync + 'static, D, M> {
     deliver: D,
     owner: Owner<E>,
@@ -97,7 +113,26 @@ impl<E: Send + Sync + 'static, D, M> fmt::Debug for Deliver<E, D, M> {
 /// The value of an `Ok` is ignored, for example the number of rows. It cannot be a `Result` itself, because its error
 /// would be ignored as well: add a `?`.
 ///
-/// The trait cannot be implemented outside of this crate. The compiler infers `M`.
+/// Do not implement the trait: its method is not a part of the public API. The compiler infers `M`.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_track_events::BuildError> {
+/// use tower_track_events::TrackEventsHandle;
+///
+/// let handle = TrackEventsHandle::new();
+/// handle.sink::<u32>("printed").deliver(|rows| async move { println!("{rows:?}") })?;
+/// handle.sink::<u32>("stored").deliver(|rows| async move { std::io::Result::Ok(rows.len()) })?; // ignores the number
+/// # Ok(()) }
+/// ```
+///
+/// ```compile_fail
+/// # let handle = tower_track_events::TrackEventsHandle::new();
+/// handle.sink::<u32>("nested").deliver(|_rows| async {
+///     tokio::task::spawn_blocking(|| std::io::Result::Ok(())).await // add a `?`
+/// });
+/// ```
 #[diagnostic::on_unimplemented(
     message = "a delivery cannot return `{Self}`",
     label = "returns a `{Self}`",
@@ -123,6 +158,16 @@ impl<T: Ignored<M>, E: Into<BoxError>, M> DeliveryOutput<marker::ResultOf<M>> fo
 /// The types that are ignored inside the `Ok` of a delivery, or as the response of a service: all but `Result`.
 ///
 /// For a `Result` the compiler cannot infer `M`, because two implementations match, and reports an error.
+///
+/// # Examples
+///
+/// ```
+/// use tower_track_events::sink::Ignored;
+///
+/// fn drop_it<M>(response: impl Ignored<M>) {}
+///
+/// drop_it(7); // with a `Result` this does not compile
+/// ```
 pub trait Ignored<M> {}
 
 impl<T> Ignored<marker::Value> for T {}
