@@ -1,15 +1,15 @@
-//! The capacity: how many slots are taken, and the queue of those who wait for one.
+//! [`Capacity`]: the number of taken slots, and the queue of requests that wait for one.
 //!
 //! # Invariants, and why they hold
 //!
 //! 1. *A slot is taken and released under the lock of the shard whose entry has it.* So under all locks the number of
-//!    taken slots is that of permits and pending events.
-//! 2. *"Full" is exact.* Slots are taken by compare-and-swap and never beyond the limit, so a refusal has seen all of
-//!    them taken.
-//! 3. *First come, first served, and no lost wake-up.* The flag `QUEUED` is a part of the number of
-//!    taken slots. It is set only while all slots are taken, in the same step in which that is seen, and cleared when
-//!    the queue is empty, both under the lock of the queue. While it is set, no slot is taken; a thread that releases
-//!    one hands it to the first in the queue instead.
+//!    taken slots is the number of permits and pending events.
+//! 2. *"Full" is exact.* Slots are taken by compare-and-swap and never beyond the limit. So a rejection has seen that
+//!    all of them were taken.
+//! 3. *First come, first served, and no lost wake-up.* The flag `QUEUED` is a bit of the atomic with the number of
+//!    taken slots. It is set only if all slots are taken, by the operation that reads that number. It is cleared when
+//!    the queue is empty. Both happen under the lock of the queue. While the flag is set, no slot is taken: a thread
+//!    that releases a slot passes it to the first waiter in the queue.
 
 use std::{
     collections::BTreeMap,
@@ -27,17 +27,17 @@ use crate::util::sync::{
     lock, seeded, seeded_gap,
 };
 
-/// The bit that says that the queue is not empty.
+/// The bit that is set while the queue is not empty.
 const QUEUED: u64 = 1 << 63;
 
-/// Slots for events, of which a waiter is granted one as a `P`.
+/// Slots for events. A waiter gets its slot as a permit of type `P`.
 pub(super) struct Capacity<P> {
     limit: u64,
     /// The number of taken slots, and `QUEUED`.
     taken: AtomicU64,
     queue: Mutex<Queue<P>>,
-    /// Whether a rejection was logged. Until a quarter of the slots is free (of fewer than eight, all) that is one
-    /// episode, and logged once.
+    /// Whether a rejection was logged. The next one is logged after a quarter of the slots was free (of fewer than
+    /// eight slots, all): until then it is the same episode.
     full_is_logged: AtomicBool,
 }
 
@@ -46,23 +46,23 @@ struct Queue<P> {
     waiting: BTreeMap<u64, Waiting<P>>,
 }
 
-/// What waits in the queue: where to put the permit, and what its entry will say.
+/// A waiter in the queue, with the location and the age of its future permit.
 pub(super) struct Waiting<P> {
     pub(super) place: Arc<Place<P>>,
     pub(super) location: &'static Location<'static>,
     pub(super) since: Instant,
 }
 
-/// What becomes of a slot that is released.
+/// The result of [`Capacity::release`].
 pub(super) enum Released<P> {
-    /// It is free. True if that ends an episode of "full" that was logged.
+    /// The slot is free. `logs` is true if the caller should log that an episode of "full" has ended.
     Free { logs: bool },
-    /// It is that of the first in the queue.
+    /// The slot passes to this waiter, the first in the queue.
     To(Waiting<P>),
 }
 
 impl<P> Capacity<P> {
-    /// The limit is at least 1.
+    /// Makes a capacity. The limit must be at least 1.
     pub(super) fn new(limit: u32) -> Self {
         Self {
             limit: limit.into(),
@@ -80,10 +80,10 @@ impl<P> Capacity<P> {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Takes a slot, if one is free. Under the lock of a shard.
+    /// Takes a slot, if one is free. Called under the lock of a shard.
     ///
-    /// Relaxed, here and below: what must agree with the number is changed under locks of shards, and the queue has its
-    /// own.
+    /// Relaxed, here and below: entries and counts, which must agree with the number, change under locks of shards, and
+    /// the queue has a lock of its own.
     #[inline]
     pub(super) fn take(&self) -> bool {
         let take = |taken: u64| (taken < self.limit).then(|| taken + 1);
@@ -93,12 +93,12 @@ impl<P> Capacity<P> {
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
-    /// Whether a slot can be taken. Under all locks of shards.
+    /// Returns whether a slot can be taken. Called under all locks of shards.
     pub(super) fn has_free(&self) -> bool {
         self.taken.load(Ordering::Relaxed) < self.limit
     }
 
-    /// Releases a slot. Under the lock of the shard whose entry has it.
+    /// Releases a slot. Called under the lock of the shard whose entry has it.
     #[inline]
     pub(super) fn release(&self) -> Released<P> {
         loop {
@@ -113,7 +113,7 @@ impl<P> Capacity<P> {
                     logs: self.full_is_logged.load(Ordering::Relaxed) && self.ends_full(before - 1),
                 };
             }
-            // The queue may have become empty meanwhile; then the flag is gone.
+            // If the queue has become empty meanwhile, the flag is cleared and the next round releases the slot.
             if let Some(first) = self.pop() {
                 if seeded!("a slot is free before it is passed on") {
                     self.taken.fetch_sub(1, Ordering::Relaxed);
@@ -126,17 +126,17 @@ impl<P> Capacity<P> {
 
     #[cold]
     fn ends_full(&self, taken: u64) -> bool {
-        // In a small capacity a quarter is one event, and each would be an episode of its own.
+        // In a small capacity a quarter is one slot: every release would end an episode.
         let free = if self.limit < 8 { self.limit } else { self.limit / 4 };
         self.limit - taken >= free && self.full_is_logged.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether the caller should log that all slots are taken: once an episode.
+    /// Returns whether the caller should log a rejection: once for each episode.
     pub(super) fn logs_full(&self) -> bool {
         !self.full_is_logged.swap(true, Ordering::Relaxed)
     }
 
-    /// Takes a slot, or a place in the queue. Under the lock of a shard.
+    /// Takes a slot and returns `None`, or enters the queue. Called under the lock of a shard.
     pub(super) fn take_or_queue(
         &self,
         location: &'static Location<'static>,
@@ -157,7 +157,8 @@ impl<P> Capacity<P> {
         Some((number, place))
     }
 
-    /// Empties the queue. Under all locks of shards; each place is to be [dismissed](Place::dismiss) without them.
+    /// Empties the queue. Called under all locks of shards. The caller [dismisses](Place::dismiss) each place without
+    /// them.
     pub(super) fn dismiss(&self) -> Vec<Arc<Place<P>>> {
         let mut queue = lock(&self.queue);
         let waiting = mem::take(&mut queue.waiting);
@@ -195,19 +196,19 @@ impl<P> Capacity<P> {
     }
 }
 
-/// Where a waiter finds its permit.
+/// The place of one waiter, which receives its permit.
 pub(super) struct Place<P>(Mutex<State<P>>);
 
 enum State<P> {
     Waiting(Option<Waker>),
     Granted(P),
-    /// There will be no permit.
+    /// The last call has ended the wait. There will be no permit.
     Dismissed,
     Left,
 }
 
 impl<P> Place<P> {
-    /// Hands over a permit, or returns it if the waiter has left.
+    /// Passes a permit to the waiter, or returns it if the waiter has left.
     pub(super) fn grant(&self, permit: P) -> Option<P> {
         let mut state = lock(&self.0);
         match &mut *state {
@@ -229,7 +230,7 @@ impl<P> Place<P> {
         }
     }
 
-    /// Lets the waiter go on without a permit, unless it has one.
+    /// Ends the wait without a permit, unless one was granted.
     pub(super) fn dismiss(&self) {
         let mut state = lock(&self.0);
         if let State::Waiting(waker) = &mut *state {
@@ -240,7 +241,7 @@ impl<P> Place<P> {
         }
     }
 
-    /// Returns the permit, once; `None` if there will be none.
+    /// Returns the permit, once. `None` if there will be none.
     pub(super) fn poll(&self, waker: &Waker) -> Poll<Option<P>> {
         let mut new = Some(waker.clone());
         let mut state = lock(&self.0);
@@ -256,12 +257,12 @@ impl<P> Place<P> {
             State::Left => Poll::Pending,
         };
         drop(state);
-        // The waker from before is dropped without the lock.
+        // The previous waker is dropped without the lock.
         drop(new);
         polled
     }
 
-    /// Waits no longer. Returns a permit that was granted and not taken.
+    /// Ends the wait. Returns a permit that was granted and not taken.
     pub(super) fn leave(&self) -> Option<P> {
         let state = mem::replace(&mut *lock(&self.0), State::Left);
         match state {

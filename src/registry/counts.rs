@@ -1,4 +1,4 @@
-//! The counts of a registry: how many events there are of each kind, and how they ended.
+//! The counts of a registry: open requests, guards and permits, events, and how these ended.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, ops, panic::Location};
 
@@ -26,11 +26,11 @@ use crate::registry::{entry::Kind, source::RunningSink};
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct EventCounts {
-    /// Events that returned `()` or `Ok`, or were acknowledged by their sink.
+    /// Events that returned `()` or `Ok`, or were delivered by their sink.
     pub completed: u64,
-    /// Events that returned an `Err`, or that their sink did not take.
+    /// Events that returned an `Err`, or that their sink could not deliver.
     pub failed: u64,
-    /// Events that panicked.
+    /// Events that panicked, or whose [`on_undelivered`](crate::SinkBuilder::on_undelivered) panicked.
     pub panicked: u64,
     /// Events that ran longer than the [`event_timeout`](crate::TrackEventsHandleBuilder::event_timeout).
     pub timed_out: u64,
@@ -59,7 +59,7 @@ impl EventCounts {
         } += count;
     }
 
-    /// The endings other than completed that occurred, each with the word for it.
+    /// Returns the counts of the endings other than completed that are not zero, each with its word.
     pub(crate) fn not_completed_by_word(&self) -> impl Iterator<Item = (u64, &'static str)> + Clone {
         let Self { completed: _, failed, panicked, timed_out, aborted } = *self;
         [(failed, "failed"), (panicked, "panicked"), (timed_out, "timed out"), (aborted, "aborted")]
@@ -137,21 +137,21 @@ pub struct Snapshot {
     pub open_guards: u64,
     /// [Permits](crate::Permit) that are held and not used yet.
     pub reserved: u64,
-    /// Accepted events that have not ended, started or not, including those that wait for a
-    /// [sink](crate::TrackEventsHandle::sink).
+    /// Accepted events that have not ended, started or not. Includes events that a
+    /// [sink](crate::TrackEventsHandle::sink) has not delivered.
     pub pending: u64,
-    /// Events that were accepted.
+    /// Events that were accepted since the handle was made.
     pub accepted: u64,
-    /// How the accepted events ended that are no longer pending.
+    /// How the accepted events ended. Pending events are not included.
     pub ended: EventCounts,
-    /// Events, guards and permits that were [rejected](crate::TrackError).
+    /// Events, guards and permits that were [rejected](crate::TrackError) since the handle was made.
     pub rejected: u64,
-    /// Those of `rejected` that were rejected because a drain was closing or had ended.
+    /// Rejections because a drain was closing or had ended. A part of `rejected`.
     pub rejected_closed: u64,
 }
 
 impl Snapshot {
-    /// What keeps a drain from closing: requests, guards and permits.
+    /// Returns the number of requests, guards and permits, which keep a drain from closing.
     pub(crate) fn holders(&self) -> u64 {
         self.open_requests + self.open_guards + self.reserved
     }
@@ -190,11 +190,12 @@ impl ops::AddAssign<&Self> for Snapshot {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct EventFailures {
-    /// How they ended; `completed` is zero.
+    /// How the events ended. `completed` is zero.
     pub counts: EventCounts,
-    /// The error or the panic message of one of the latest, with its causes, in one line.
+    /// The error or the panic message of one of the latest events, with its causes, in one line. `None` if no event had
+    /// one, for example because all of them timed out.
     pub last_error: Option<String>,
-    /// Where in the source one of the latest was tracked.
+    /// The source location that tracked one of the latest events.
     #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_location"))]
     pub location: &'static Location<'static>,
 }
@@ -215,9 +216,11 @@ impl EventFailures {
     }
 }
 
-/// The counts of a [sink](crate::TrackEventsHandle::sink) at one instant. Sinks of one name are counted together.
+/// The counts of a [sink](crate::TrackEventsHandle::sink) at one instant, from
+/// [`EventSender::snapshot`](crate::EventSender::snapshot),
+/// [`TrackEventsHandle::sinks`](crate::TrackEventsHandle::sinks) and [`DrainReport::sinks`](crate::DrainReport::sinks).
 ///
-/// At every snapshot `accepted = ended.total() + pending`.
+/// The latter two count sinks of one name together. At every snapshot `accepted = ended.total() + pending`.
 ///
 /// # Examples
 ///
@@ -240,26 +243,26 @@ impl EventFailures {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct SinkSnapshot {
-    /// The name of the sink, which is that of its events.
+    /// The name of the sink and of its events.
     pub name: &'static str,
     /// [Permits](crate::SendPermit) that are held and not used yet.
     pub reserved: u64,
-    /// Events that have not been delivered, and have not ended otherwise.
+    /// Accepted events that have not ended: queued, or in a batch that is being delivered.
     pub pending: u64,
-    /// Events that were accepted.
+    /// Events that were accepted since the sink was made.
     pub accepted: u64,
-    /// How the accepted events ended: a delivered event has completed.
+    /// How the accepted events ended. A delivered event has completed.
     pub ended: EventCounts,
-    /// Events and permits that were [rejected](crate::TrackError).
+    /// Events and permits that were [rejected](crate::TrackError) since the sink was made.
     pub rejected: u64,
-    /// Those of `rejected` that were rejected because a drain was closing or had ended.
+    /// Rejections because a drain was closing or had ended, or because the service has failed for good. A part of
+    /// `rejected`.
     pub rejected_closed: u64,
-    /// Batches that the sink has taken.
+    /// Attempts to deliver a batch, or a part of one, that succeeded.
     pub delivered_batches: u64,
-    /// Attempts to deliver a batch that failed, panicked or ran out of time. Each was followed by another, or by the
-    /// end of the batch.
+    /// Attempts to deliver a batch, or a part of one, that failed, panicked or exceeded their time limit.
     pub failed_attempts: u64,
-    /// Why the last attempt did not succeed, in one line; none if it did.
+    /// The error of the last attempt, in one line. `None` if it succeeded, or if there was none.
     pub last_error: Option<String>,
 }
 
@@ -310,11 +313,11 @@ pub(crate) struct Account {
     pub(crate) sinks: Vec<SinkSnapshot>,
     pub(crate) open: Open,
     pub(crate) running_sinks: Vec<RunningSink>,
-    /// Nothing was ever opened, accepted or rejected.
+    /// No request, guard or permit was ever opened, and no event was ever accepted or rejected.
     pub(crate) is_unused: bool,
 }
 
-/// What is open, grouped by what it is, where in the source it comes from, and the label of its request.
+/// Open entries and pending values, grouped by kind, source location and label.
 pub(crate) type Open = BTreeMap<(Kind, &'static Location<'static>, Option<Cow<'static, str>>), Group>;
 
 #[derive(Clone, Copy)]

@@ -8,16 +8,18 @@ pub(super) struct Drains(Mutex<Vec<LiveDrain>>);
 
 struct LiveDrain {
     id: u64,
-    /// `None` if it has none, or if it is not known: then it is later than all others.
+    /// `None` if the drain has no deadline, or if it is not known. It counts as later than all others.
     deadline: Option<Instant>,
 }
 
-/// What the drain was that has left.
+/// The result of [`Drains::leave`]: how the drain that left compares to the others.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Left {
+    /// No other drain is left.
     Last,
-    /// Its deadline was later than that of another one, which may be the latest now.
+    /// Its deadline was later than that of another drain, which may be the latest now.
     Later,
+    /// No other drain has an earlier deadline.
     Earlier,
 }
 
@@ -57,14 +59,14 @@ impl Drains {
         lock(&self.0).is_empty()
     }
 
-    /// Whether no other drain has a later deadline.
+    /// Returns whether no other drain has a later deadline.
     pub(super) fn is_latest(&self, id: u64) -> bool {
         let drains = lock(&self.0);
         let this = drains.iter().find(|drain| drain.id == id);
         this.is_some_and(|this| !drains.iter().any(|other| other.ends_after(this)))
     }
 
-    /// The latest deadline, if there is a drain and that is known.
+    /// Returns the latest deadline. `None` if there is no drain, or if the deadline of one is not known.
     pub(super) fn latest_deadline(&self) -> Option<Instant> {
         let drains = lock(&self.0);
         let deadlines: Option<Vec<_>> = drains.iter().map(|drain| drain.deadline).collect();

@@ -1,4 +1,4 @@
-//! What a registry keeps of each thing that a drain waits for.
+//! [`Entry`]: the record of a request, guard, permit or event in a registry.
 
 use std::{borrow::Cow, panic::Location, sync::Arc, task::Waker};
 
@@ -9,8 +9,8 @@ use crate::registry::epoch::Epoch;
 pub(super) struct Entry {
     pub(super) kind: Kind,
     pub(super) location: &'static Location<'static>,
-    /// When it was opened or tracked; of an event of an exchange, when that began, or, once the event runs, when it
-    /// ended.
+    /// When it was opened or tracked. For an event of an exchange, when the exchange began, and once the event runs,
+    /// when the exchange ended.
     pub(super) since: Instant,
     pub(super) on_abort: OnAbort,
 }
@@ -20,10 +20,10 @@ pub(super) struct Entry {
 pub(super) enum OnAbort {
     #[default]
     Nothing,
-    /// The task that runs the event looks at the epoch when it is woken. (Work that waits for a blocking thread ends in
-    /// the call of its waker.)
+    /// Wakes the task that runs the event. The task then checks the epoch. (Work that waits for a blocking thread ends
+    /// in the call of its waker.)
     Wake(Waker),
-    /// The request keeps its events until its exchange is over.
+    /// Calls the request, which keeps its events until its exchange is over.
     Request(Arc<dyn OpenRequest>),
 }
 
@@ -37,7 +37,7 @@ pub(crate) trait OpenRequest: Send + Sync {
     /// lock.
     fn last_call(&self) -> usize;
 
-    /// What it is called in reports, if it has a name. Called under the locks of all shards.
+    /// Returns the name of the request for reports, if it has one. Called under the locks of all shards.
     fn label(&self) -> Option<Cow<'static, str>>;
 }
 
@@ -49,17 +49,18 @@ pub(crate) enum Kind {
     Event { name: &'static str, stage: Stage },
 }
 
-/// How far an event is.
+/// The state of a pending event, for reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Stage {
-    /// Its exchange is not over.
+    /// The event waits for the end of its exchange.
     Waiting,
+    /// The event has started.
     Running,
-    /// It waits until fewer events run than the concurrency limit.
+    /// The event waits until the concurrency limit lets it run.
     Limited,
-    /// It runs on a blocking thread and cannot be aborted.
+    /// The event runs on a blocking thread and cannot be aborted.
     Blocking,
-    /// It was sent to a sink that has not taken it.
+    /// The event was sent to a sink and has not been delivered.
     #[cfg_attr(not(feature = "sink"), allow(dead_code, reason = "only sinks have queues"))]
     Queued,
 }
@@ -70,7 +71,7 @@ impl Kind {
         matches!(self, Self::Permit | Self::Event { .. })
     }
 
-    /// Requests, guards and permits keep a drain from closing.
+    /// Returns whether an entry of this kind keeps a drain from closing: requests, guards and permits do.
     #[inline]
     pub(super) fn is_holder(self) -> bool {
         !matches!(self, Self::Event { .. })

@@ -1,45 +1,46 @@
 //! The registry: everything that one handle counts, and the instant at which it closes.
 //!
-//! Whatever a drain waits for (a request, a guard, a permit, an event) is an *entry* in a *shard*, or is in a *source*
-//! such as the queue of a sink. A *ticket* is responsible for one entry: dropping the ticket removes it. A shard is one
-//! mutex on cache lines of its own. Each thread has its own shard, in practice, and a ticket remembers which one it is
-//! in, so two threads rarely write the same line.
+//! A drain waits for requests, guards, permits and events. Each of them is an *entry* in a *shard*, or is in a *source*
+//! such as the queue of a sink. A *ticket* is responsible for one entry: dropping the ticket removes the entry. A shard
+//! is one mutex on cache lines of its own. In practice each thread has its own shard, and a ticket has a reference to
+//! its shard, so two threads rarely write the same cache line.
 //!
 //! # Invariants, and why they hold
 //!
-//! 1. *An entry and its counts change together*, under the lock of their shard. A look at all shards under all locks is
-//!    therefore a look at one instant (guarantee 1).
+//! 1. *An entry and its counts change together*, under the lock of their shard. So a look at all shards under all locks
+//!    sees the counts of one instant (guarantee 1).
 //! 2. *An accepted event ends once.* A ticket is made only for an entry that was just made, has no `Clone`, and removes
 //!    its entry in [`Ticket::end`] or in its `Drop`. So an event that its runtime drops is counted as well (guarantee
 //!    4).
 //! 3. *Closing is one instant.* [`Registry::try_close`] sets the phase of all shards under all locks. Every admission
-//!    looks at the phase under the lock of its shard; only a permit that becomes an event, and a slot that passes from
-//!    one entry to the next, need not, because an entry is there already. So before that instant everything is
-//!    accepted, after it nothing is, and nothing was open at it (guarantees 2 and 3).
-//! 4. *While the phase is `Closing`, no request, guard or permit is open.* One that is about to enter sets the phase
-//!    back to `Open` under all locks first, and so does a slot that passes to a waiting request.
+//!    reads the phase under the lock of its shard. Two steps need not read it, because they have an entry already: a
+//!    permit that becomes an event, and a slot that passes from one entry to the next. So everything is accepted before
+//!    that instant, nothing is accepted after it, and nothing was open at it (guarantees 2 and 3).
+//! 4. *While the phase is `Closing`, no request, guard or permit is open.* An admission of one sets the phase back to
+//!    `Open` under all locks first, and so does a slot that passes to a waiting request.
 //! 5. *Capacity is conserved*: the number of taken slots is that of permits and pending events. See `capacity`
 //!    (guarantee 5).
 //! 6. *No lost wake-up.* A drain registers its waker first and looks under all locks afterwards. A thread that ends the
 //!    last entry of a shard after that look has taken the lock after it, and so sees the registration.
 //! 7. *An abort reaches every event that was accepted before it*, except one that runs on a blocking thread. It
-//!    advances the epoch and collects, under all locks, the wakers of tasks and the open requests. An event whose task
-//!    has not registered a waker yet registers it under the lock of its shard later, and sees the epoch there. An event
-//!    that is on its way to its exchange is kept under the lock of that exchange, which the abort takes afterwards:
-//!    either it finds the event there, or the thread that keeps the event sees the epoch.
-//! 8. *No user code runs under a lock* (guarantee 6). Names and locations are `&'static`; wakers and requests are moved
+//!    advances the epoch and collects, under all locks, the wakers of tasks and the open requests. A task that has not
+//!    registered a waker yet registers it later under the lock of its shard, and sees the new epoch there. An event
+//!    that was accepted and is not kept by its exchange yet will be kept under the lock of that exchange. The abort
+//!    takes the same lock afterwards: either it finds the event there, or the thread that keeps the event sees the new
+//!    epoch.
+//! 8. *No user code runs under a lock* (guarantee 6). Names and locations are `&'static`. Wakers and requests are moved
 //!    or cloned under a lock, and woken, called and dropped without it.
-//! 9. *A source is a shard of another kind*: see `source`. Looks, closings and aborts include it.
+//! 9. *A source takes part like a shard*: looks, closings and aborts include it. See `source`.
 //!
 //! # Lock order
 //!
-//! Shards by index, then the list of sources, then sources, then one of the waiters and the queue for capacity. The
-//! lock of an exchange is never taken under one of these.
+//! Shards by index, then the list of sources, then sources, then either the list of waiters or the queue for capacity.
+//! The lock of an exchange is never taken under one of these.
 //!
 //! # Models
 //!
-//! `scripts/loom` runs the models in `models`. Where the source asks `seeded!` or `seeded_gap!`, a model is to find
-//! that mistake; in every other build the answer is `false`, and the mistake is compiled to nothing.
+//! `scripts/loom` runs the models in `models`. The macros `seeded!` and `seeded_gap!` name a mistake that a model must
+//! find. In every other build they are `false`, and the mistake compiles to nothing.
 
 mod capacity;
 mod counts;
@@ -88,7 +89,7 @@ use crate::util::sync::{
     lock, seeded,
 };
 
-/// `C` is what the users of the registry keep in it. The registry does not look at it.
+/// The shards, the capacity and the sources of one handle. The registry stores a `C` for its users and does not use it.
 pub(crate) struct Registry<C> {
     states: Box<[State]>,
     capacity: Capacity<Ticket<C>>,
@@ -101,36 +102,38 @@ pub(crate) struct Registry<C> {
     pub(crate) context: C,
 }
 
-/// What is accepted. The same in all shards.
+/// Decides what is accepted. The same in all shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
+    /// Everything is accepted.
     Open,
-    /// What runs inside an event, a delivery or an observer. A request is accepted as well, and sets the phase back.
+    /// Events are accepted that are tracked inside an event, a delivery or an observer. Requests are accepted as well,
+    /// and set the phase back to `Open`.
     Closing,
-    /// Nothing, for good.
+    /// Nothing is accepted. The phase does not change any more.
     Closed,
 }
 
-/// What [`Registry::try_close`] found.
+/// The result of [`Registry::try_close`].
 pub(crate) enum Look {
     /// Requests, guards or permits are open.
     Open,
-    /// None is, and this is how many were ever opened.
+    /// No request, guard or permit is open. With the number of those ever opened.
     Quiet { ever_opened: u64 },
-    /// None is, and the drain waits for the events that are pending.
+    /// No request, guard or permit is open, and the drain waits for the pending events.
     Closing,
-    /// With the counts of the same instant, and the sinks that have not been dropped.
+    /// The registry is closed. With the counts of the same instant, and the sinks that have not been dropped.
     Closed(Account),
 }
 
-/// What a drain allows when no request, guard or permit is open.
+/// Whether a drain may close when no request, guard or permit is open.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MayClose {
-    /// The quiet period is not over.
+    /// No, because the quiet period is not over.
     No,
-    /// Close if nothing is pending, and change nothing otherwise.
+    /// Yes if no event is pending. Otherwise nothing changes.
     IfIdle,
-    /// Close if nothing is pending, and otherwise accept no more from outside until then.
+    /// Yes. While events are pending, the phase is `Closing`.
     Yes,
 }
 
@@ -142,7 +145,7 @@ struct AllLocked<'a, 'b> {
 }
 
 impl<C> Registry<C> {
-    /// Makes a registry. The capacity is at least 1, and the number of shards a power of two.
+    /// Makes a registry. The capacity must be at least 1, and the number of shards a power of two.
     pub(crate) fn build(capacity: u32, shards: usize, context: C) -> Arc<Shards<C>> {
         let registry = Arc::new(Self {
             states: (0..shards).map(|_| State::new()).collect(),
@@ -157,12 +160,12 @@ impl<C> Registry<C> {
         registry.shards()
     }
 
-    /// Makes references to the shards. They hold nothing but reference counts.
+    /// Makes references to the shards. They contain only reference counts.
     pub(crate) fn shards(self: &Arc<Self>) -> Arc<Shards<C>> {
         Shards::new(self, self.states.len())
     }
 
-    /// Tells registries apart while they live.
+    /// Returns a number that no other live registry has.
     #[inline]
     pub(crate) fn id(&self) -> usize {
         (&raw const *self).addr()
@@ -172,13 +175,13 @@ impl<C> Registry<C> {
         self.capacity.limit()
     }
 
-    /// Whether the caller should log that the capacity is used up: once an episode.
+    /// Returns whether the caller should log a rejection as full: once for each episode.
     pub(crate) fn logs_full(&self) -> bool {
         self.capacity.logs_full()
     }
 
-    /// Looks at one instant, and closes if the drain allows it and nothing is left. `may_close` is given the number of
-    /// requests, guards and permits that there ever were, when none is open.
+    /// Looks at one instant, and closes if `may_close` allows it and nothing is open or pending. `may_close` is called
+    /// if no request, guard or permit is open, with the number of those ever opened.
     pub(crate) fn try_close(&self, may_close: impl FnOnce(u64) -> MayClose) -> Look {
         let early = seeded!("a look counts under earlier locks").then(|| self.snapshot());
         let look = self.at_one_instant(|all| {
@@ -206,14 +209,14 @@ impl<C> Registry<C> {
             }
         });
         if matches!(look, Look::Closed(_)) && !seeded!("a drain that closes wakes nobody") {
-            // Other drains end with this one.
+            // Other drains end as well.
             self.waiters.wake_all();
         }
         look
     }
 
-    /// Accepts everything again for something that is about to enter, unless the registry is closed, or that needs a
-    /// slot and none is free. Keeps the lock of one shard.
+    /// Sets the phase back to `Open` for an entry that is to be admitted, if the phase is `Closing` and the entry needs
+    /// no slot or one is free. Returns the lock of one shard.
     fn reopen(&self, index: usize, needs_slot: bool) -> Locked<'_> {
         let mut shards = self.lock_shards();
         let list = lock(&self.sources);
@@ -241,7 +244,7 @@ impl<C> Registry<C> {
         self.at_one_instant(|all| all.sinks())
     }
 
-    /// Ends the events that are pending now, or lets the tasks that run them do so.
+    /// Aborts the events that are pending now. Those that run are ended by their tasks, which are woken.
     pub(crate) fn abort(&self) {
         let is_late = seeded!("an abort advances the epoch without locks");
         let (epoch, reached, detached) = self.at_one_instant(|all| {
@@ -260,10 +263,10 @@ impl<C> Registry<C> {
         detached.into_iter().for_each(|detached| (detached.end)());
     }
 
-    /// Lets the events start that wait for the end of a request, and the requests go on that wait for a slot. Returns
-    /// how many events have started.
+    /// Starts the events that wait for the end of a request, and ends the waits of requests for a slot. Returns the
+    /// number of events.
     ///
-    /// A request that is opened later looks at [`is_last_call`](Self::is_last_call) when its head is there.
+    /// A request that is opened later checks [`is_last_call`](Self::is_last_call) when its head is ready.
     pub(crate) fn last_call(&self) -> usize {
         let is_late = seeded!("the last call is marked without locks");
         let (requests, places) = self.at_one_instant(|all| {
@@ -277,7 +280,9 @@ impl<C> Registry<C> {
         requests.into_iter().map(|request| request.last_call()).sum()
     }
 
-    /// Relaxed: who must see the mark has taken the lock of a shard after it was set.
+    /// Returns whether the last call was made.
+    ///
+    /// Relaxed: a thread that must see the flag has taken the lock of a shard after it was set.
     #[inline]
     pub(crate) fn is_last_call(&self) -> bool {
         self.is_last_call.load(Ordering::Relaxed)
@@ -287,17 +292,17 @@ impl<C> Registry<C> {
         self.states[0].lock().phase == Phase::Closed
     }
 
-    /// The latest deadline of the drains that are being polled, if it is known.
+    /// Returns the latest deadline of the drains that have begun, if it is known.
     pub(crate) fn drain_deadline(&self) -> Option<Instant> {
         self.drains.latest_deadline()
     }
 
-    /// Takes what is pending in sources away from them, where something else takes it.
+    /// Detaches the pending values of sources that have `on_undelivered`.
     pub(crate) fn detach_undelivered(&self) -> Vec<Detached> {
         self.at_one_instant(|all| all.detach(Detach::TimedOut))
     }
 
-    /// Lets what is in sources be delivered without waiting for more.
+    /// Makes the values in sources due, so that they are delivered without waiting for a full batch.
     pub(crate) fn flush(&self, flush: Flush) {
         let mut list = lock(&self.sources);
         list.is_flushing |= flush == Flush::FromNowOn;
@@ -322,9 +327,9 @@ impl<C> Registry<C> {
     }
 
     #[cfg_attr(not(feature = "sink"), allow(dead_code, reason = "only sinks are sources"))]
-    /// Takes over the counts of a source in which nothing will happen any more.
+    /// Removes a source whose counts will not change any more, and keeps these counts.
     pub(crate) fn retire_source(&self, source: &Arc<dyn Source>) {
-        // The lock of a shard keeps looks at one instant away.
+        // With the lock of a shard, no look at one instant runs meanwhile.
         let state = self.states[0].lock();
         let mut list = lock(&self.sources);
         let Some(index) = list.position(source) else { return };
@@ -343,13 +348,13 @@ impl<C> Registry<C> {
         list.retire(retired);
     }
 
-    /// Wakes those who wait, because a source has run out of permits or of pending values.
+    /// Wakes drains and waits for idleness, because a source has run out of permits or of pending values.
     pub(crate) fn wake_waiters(&self) {
         self.waiters.wake_all();
     }
 
     #[cfg_attr(not(feature = "sink"), allow(dead_code, reason = "only sinks are sources"))]
-    /// Lets `enter` open a permit of a source, in one step with accepting everything again.
+    /// Sets the phase back to `Open` and calls `enter`, which opens a permit of a source, in one step.
     pub(crate) fn reopen_and<T>(&self, enter: impl FnOnce() -> T) -> T {
         let state = self.reopen(0, false);
         if seeded!("a permit of a source is taken after the registry was opened again") {
@@ -364,7 +369,7 @@ impl<C> Registry<C> {
         look(&mut AllLocked::new(&mut shards, &list))
     }
 
-    /// All shards, in the order of their index: the one order in which two of them are locked.
+    /// Locks all shards, by index. Two shards are locked in this order only.
     fn lock_shards(&self) -> Vec<Locked<'_>> {
         self.states.iter().map(State::lock).collect()
     }
@@ -436,7 +441,7 @@ impl<'a, 'b> AllLocked<'a, 'b> {
     }
 
     fn open(&self) -> Open {
-        // Hashed first: there may be very many.
+        // A hash map first, because there may be very many entries.
         let mut open: HashMap<_, Group> = HashMap::new();
         for (_, entry) in self.shards.iter().flat_map(|state| &state.entries) {
             let group = Group { count: 1, oldest: entry.since };
@@ -451,7 +456,7 @@ impl<'a, 'b> AllLocked<'a, 'b> {
         open
     }
 
-    /// How the events are reached that are pending now.
+    /// Returns the wakers and requests through which the pending events are aborted.
     fn on_abort(&mut self) -> impl Iterator<Item = OnAbort> {
         self.shards.iter_mut().flat_map(|state| &mut state.entries).map(|(_, entry)| match &entry.on_abort {
             OnAbort::Request(request) => OnAbort::Request(Arc::clone(request)),

@@ -1,4 +1,4 @@
-//! A shard: the entries and counts of, in practice, one thread, and the decision to accept or to reject.
+//! [`Shard`]: the entries and counts of, in practice, one thread. It accepts or rejects events.
 
 use std::{
     cell::Cell,
@@ -26,16 +26,16 @@ use crate::{
     },
 };
 
-/// Two cache lines, because neighbouring lines are fetched in pairs.
+/// Aligned to two cache lines, because processors fetch neighbouring lines in pairs.
 #[repr(align(128))]
 pub(super) struct State(Mutex<Counted>);
 
-/// What the lock of a shard protects.
+/// The data that the lock of a shard protects.
 pub(super) struct Counted {
     pub(super) phase: Phase,
     pub(super) entries: Slab<Entry>,
     pub(super) counts: Snapshot,
-    /// How many requests, guards and permits were ever opened here.
+    /// The number of requests, guards and permits ever opened in this shard.
     pub(super) ever_opened: u64,
     pub(super) failures: HashMap<&'static str, EventFailures>,
 }
@@ -107,15 +107,16 @@ impl Counted {
         self.counts.rejected_closed += u64::from(error == TrackError::Closed);
     }
 
-    /// Whether nothing is left of that for which a drain, or a wait for idleness, waits before it goes on.
+    /// Returns whether the removed entry was the last holder, or the last pending event, of this shard. Then drains and
+    /// waits for idleness look again.
     #[inline]
     fn is_last(&self, kind: Kind) -> bool {
         if kind.is_holder() { self.counts.holders() == 0 } else { self.counts.pending == 0 }
     }
 }
 
-/// A reference to one shard, with a reference count that only the users of this shard touch: one for the registry would
-/// be a cache line that every thread writes.
+/// A reference to one shard. Its reference count is used by the threads of this shard only. A reference count of the
+/// registry would be a cache line that all threads write.
 #[repr(align(128))]
 pub(crate) struct Shard<C> {
     pub(crate) registry: Arc<Registry<C>>,
@@ -130,10 +131,10 @@ impl<C> Shards<C> {
         Arc::new(Self((0..count).map(|index| Arc::new(Shard { registry: Arc::clone(registry), index })).collect()))
     }
 
-    /// The shard of this thread.
+    /// Returns the shard of this thread.
     #[inline]
     pub(crate) fn mine(&self) -> &Arc<Shard<C>> {
-        // Their number is a power of two.
+        // The number of shards is a power of two.
         &self.0[thread_index() & (self.0.len() - 1)]
     }
 
@@ -147,10 +148,10 @@ impl<C> Shards<C> {
     }
 }
 
-/// The index of this thread, from which its shard follows. Threads that live at the same time rarely share a shard.
+/// Returns the index of this thread, which selects its shard. Threads are numbered, so few of them share a shard.
 #[inline]
 fn thread_index() -> usize {
-    // Not one of loom's: the models choose their shards.
+    // An atomic of std also in the models, which choose their shards themselves.
     static NEXT: std_atomic::AtomicUsize = std_atomic::AtomicUsize::new(0);
     std::thread_local! {
         static INDEX: Cell<usize> = const { Cell::new(usize::MAX) };
@@ -163,16 +164,16 @@ fn thread_index() -> usize {
     })
 }
 
-/// Where an admission comes from, which decides about it while a drain is closing.
+/// The origin of an admission, which decides whether it is accepted while a drain is closing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// A server that has a request, or a task that will become one. It is accepted, and ends the closing.
+    /// A server that has a request, or spawns a task that will have one. Always accepted. It sets the phase to `Open`.
     Server,
-    /// Any code. It is accepted if it runs inside something that the drain waits for.
+    /// Any code. Accepted inside an event, a delivery, a request or the scope of a guard.
     Anywhere,
 }
 
-/// An event that asks to be accepted.
+/// An event that is to be accepted or rejected.
 pub(crate) struct NewEvent {
     pub(crate) name: &'static str,
     pub(crate) stage: Stage,
@@ -194,7 +195,7 @@ impl<C> Shard<C> {
         self.admit(event.kind(), event.location, event.since, OnAbort::Nothing, Origin::Anywhere)
     }
 
-    /// Opens a request. `None` when the registry is closed: the request is served nevertheless, and not counted.
+    /// Opens a request. `None` if the registry is closed: the request is served nevertheless, and not counted.
     #[inline]
     pub(crate) fn open_request(self: &Arc<Self>, since: Instant, request: Arc<dyn OpenRequest>) -> Option<Ticket<C>> {
         self.admit(Kind::Request, Location::caller(), since, OnAbort::Request(request), Origin::Server).ok()
@@ -217,7 +218,7 @@ impl<C> Shard<C> {
         self.admit(Kind::Permit, location, since, OnAbort::Nothing, Origin::Anywhere)
     }
 
-    /// Takes a slot for one event, or a place in the queue for it. After the last call nobody queues.
+    /// Takes a slot for one event, or enters the queue for one. After the last call a full capacity rejects instead.
     pub(crate) fn reserve_or_queue(
         self: &Arc<Self>,
         location: &'static Location<'static>,
@@ -263,7 +264,7 @@ impl<C> Shard<C> {
         Ok(self.ticket(key))
     }
 
-    /// Locks the shard, unless the phase of the registry forbids this to enter.
+    /// Locks the shard for an admission. Returns an error if the phase rejects it.
     #[inline]
     fn lock_open(&self, kind: Kind, origin: Origin) -> Result<Locked<'_>, TrackError> {
         let state = self.lock();
@@ -294,22 +295,22 @@ impl<C> Shard<C> {
         Err(TrackError::Closed)
     }
 
-    /// Counts a rejection by the caller.
+    /// Counts a rejection that the caller has decided.
     pub(crate) fn count_rejected(&self, error: TrackError) {
         self.lock().count_rejected(error);
     }
 
-    /// Counts an event that was never pending, because it ran synchronously and only its panic is of interest.
+    /// Counts a panic of an observer, as an event that was accepted and has panicked. It was never pending.
     pub(crate) fn count_panicked(&self, name: &'static str, location: &'static Location<'static>, panic: String) {
         let mut state = self.lock();
-        // What was accepted when the registry closed is final.
+        // The counts do not change after the registry was closed.
         if state.phase != Phase::Closed {
             state.counts.accepted += 1;
             state.count_ended(name, location, Ending::Panicked, Some(panic));
         }
     }
 
-    /// Removes an entry, and counts the ending if it is an event's.
+    /// Removes an entry. If it is that of an event, counts the ending.
     pub(super) fn leave(self: &Arc<Self>, key: usize, ending: Ending, error: Option<String>) {
         let wakes = !seeded!("waiters are looked for before an entry is removed") || self.registry.waiters.any();
         let mut state = self.lock();
@@ -338,7 +339,7 @@ impl<C> Shard<C> {
                     // The permit keeps a drain from closing.
                     drop(self.registry.reopen(self.index, false));
                 }
-                // A waiter that has left the queue meanwhile returns it; dropped, it goes to the next.
+                // If the waiter has left the queue meanwhile, the permit is returned. Its drop releases the slot.
                 drop(place.grant(permit));
             }
             Some(Freed::Free { logs: true }) => {
@@ -349,7 +350,7 @@ impl<C> Shard<C> {
         if is_last && wakes && !seeded!("the last one wakes nobody") {
             self.registry.waiters.wake_all();
         }
-        // Without the lock: it may be the last reference to an exchange, which owns user data.
+        // Without the lock: it may be the last reference to an exchange, which owns values of the user.
         drop(on_abort);
     }
 
@@ -369,13 +370,13 @@ enum Freed<C> {
     To(Arc<Place<Ticket<C>>>, Ticket<C>),
 }
 
-/// What [`Shard::reserve_or_queue`] returns.
+/// The result of [`Shard::reserve_or_queue`].
 pub(crate) enum Slot<C> {
     Granted(Ticket<C>),
     Queued(QueuedSlot<C>),
 }
 
-/// A place in the queue for a slot. Dropping it leaves the queue.
+/// A request in the queue for a slot. Dropping it leaves the queue.
 pub(crate) struct QueuedSlot<C> {
     registry: Arc<Registry<C>>,
     number: u64,
@@ -383,7 +384,7 @@ pub(crate) struct QueuedSlot<C> {
 }
 
 impl<C> QueuedSlot<C> {
-    /// Returns the permit, once; `None` if there will be none, because of the last call.
+    /// Returns the permit, once. `None` after a last call: there will be no permit.
     pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Option<Ticket<C>>> {
         self.place.poll(waker)
     }

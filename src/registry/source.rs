@@ -1,7 +1,7 @@
-//! Pending work that is kept outside of the shards: the values in the queue of a sink.
+//! [`Source`]: pending work that is stored outside of the shards, such as the queue of a sink.
 //!
 //! A source counts its own events, under its own lock, and takes part in every look at all counts and in every closing.
-//! Its lock comes after those of the shards.
+//! Its lock is taken after those of the shards.
 
 use std::{collections::BTreeMap, panic::Location, sync::Arc};
 
@@ -21,41 +21,42 @@ pub(crate) trait LockedSource {
 
     fn snapshot(&self) -> SinkSnapshot;
 
-    /// Those that did not complete.
+    /// Returns the counts of the events that did not complete.
     fn failures(&self) -> Option<&EventFailures>;
 
-    /// How many permits were ever taken.
+    /// Returns the number of permits ever opened.
     fn ever_opened(&self) -> u64;
 
-    /// The sink, if a drain waits for it although nothing is pending: its code still runs for values that were
-    /// detached, or it has not been dropped since the registry was closed.
+    /// Returns the sink, if a drain waits for it although nothing is pending. Then its code still runs for values that
+    /// were detached, or it has not been dropped since the registry was closed.
     fn running_sink(&self) -> Option<RunningSink>;
 
-    /// Adds what is pending or reserved.
+    /// Adds the pending values and the permits to `open`.
     fn add_open(&self, open: &mut Open);
 
     fn set_phase(&mut self, phase: Phase);
 
-    /// Lets what is queued be delivered without waiting for more.
+    /// Makes queued values due, so that they are delivered without waiting for a full batch.
     fn flush(&mut self, flush: Flush);
 
-    /// Takes what is pending away, so that nothing else ends it.
+    /// Removes the pending values, so that only the returned `Detached` ends them. `None` if there are none, or if they
+    /// stay for this reason.
     fn detach(&mut self, reason: Detach) -> Option<Detached>;
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flush {
-    /// What is queued now.
+    /// The values that are queued now.
     Now,
-    /// What is queued now, and what will be.
+    /// The values that are queued now, and all later ones.
     FromNowOn,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Detach {
-    /// An abort: everything that is pending ends.
+    /// An abort: all pending values end.
     Abort,
-    /// A drain has timed out: what is pending ends only if something takes what was not delivered.
+    /// A drain has timed out: the pending values end only if the sink has `on_undelivered`.
     TimedOut,
 }
 
@@ -63,16 +64,16 @@ pub(crate) enum Detach {
 pub(crate) struct RunningSink {
     pub(crate) name: &'static str,
     pub(crate) location: &'static Location<'static>,
-    /// When its last delivery began, or when the registry was closed.
+    /// When the last delivery began, or when the registry was closed.
     pub(crate) since: Instant,
 }
 
-/// Events that were taken away from their source.
+/// Values that were removed from their source and have not ended.
 pub(crate) struct Detached {
     pub(crate) name: &'static str,
     pub(crate) location: &'static Location<'static>,
     pub(crate) group: Group,
-    /// Ends them. Runs user code: to be called without a lock.
+    /// Ends the values. It runs user code, and is to be called without a lock.
     pub(crate) end: Box<dyn FnOnce() + Send>,
 }
 
@@ -80,9 +81,9 @@ pub(crate) struct Detached {
 #[derive(Default)]
 pub(super) struct Sources {
     pub(super) open: Vec<Arc<dyn Source>>,
-    /// A drain waits, or has waited.
+    /// Whether a drain has been polled.
     pub(super) is_flushing: bool,
-    /// What those counted that are gone, by name.
+    /// The counts of the sources that were removed, by name.
     pub(super) retired: BTreeMap<&'static str, Retired>,
 }
 
@@ -103,7 +104,7 @@ impl Sources {
     }
 
     #[cfg_attr(not(feature = "sink"), allow(dead_code, reason = "only sinks are sources"))]
-    /// Adds the last counts of a source that is gone.
+    /// Adds the last counts of a source that was removed.
     pub(super) fn retire(&mut self, last: Retired) {
         match self.retired.get_mut(last.snapshot.name) {
             Some(retired) => {

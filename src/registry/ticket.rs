@@ -1,4 +1,4 @@
-//! A ticket: responsibility for one entry.
+//! [`Ticket`]: responsibility for one entry.
 
 use std::{mem, panic::Location, sync::Arc, task::Waker};
 
@@ -14,10 +14,10 @@ use crate::{
     util::sync::{seeded, seeded_gap},
 };
 
-/// Instead of a key, once the entry has been removed.
+/// The key of a ticket whose entry has been removed.
 const REMOVED: usize = usize::MAX;
 
-/// Responsibility for one entry. Dropping it removes the entry; an event counts as aborted then.
+/// Responsibility for one entry. Dropping it removes the entry. An event counts as aborted then.
 #[must_use = "the entry is removed when its ticket is dropped"]
 pub(crate) struct Ticket<C> {
     shard: Arc<Shard<C>>,
@@ -36,13 +36,13 @@ impl<C> Ticket<C> {
         &self.shard
     }
 
-    /// Removes the entry of an event, which has ended like this.
+    /// Removes the entry of an event, and counts its ending.
     #[inline]
     pub(crate) fn end(mut self, ending: Ending, error: Option<String>) {
         self.shard.leave(mem::replace(&mut self.key, REMOVED), ending, error);
     }
 
-    /// Makes an event of a permit, which has its slot already.
+    /// Turns a permit into an event. The slot of the permit becomes that of the event.
     pub(crate) fn into_event(mut self, event: NewEvent) -> Self {
         let mut state = self.shard.lock();
         let kind = event.kind();
@@ -54,8 +54,8 @@ impl<C> Ticket<C> {
             state.counts.accepted += 1;
         }
         seeded_gap!("a permit that becomes an event reads the epoch under a later lock", state = self.shard.lock());
-        // The epoch is read under the lock of the entry, as for every event: an abort has seen the permit, or the
-        // event.
+        // The epoch is read under the lock of the entry, as for every event. So an abort comes either before the permit
+        // became an event, or after it.
         self.epoch = self.shard.registry.epoch.load();
         let wakes_nobody = seeded!("the last permit that becomes an event wakes nobody");
         let is_last_holder = state.counts.holders() == 0 && !wakes_nobody;
@@ -66,7 +66,7 @@ impl<C> Ticket<C> {
         self
     }
 
-    /// Whether the event is to be aborted.
+    /// Returns whether the event was aborted.
     #[inline]
     pub(crate) fn is_aborted(&self) -> bool {
         self.is_before(self.shard.registry.epoch.load())
@@ -77,8 +77,8 @@ impl<C> Ticket<C> {
         self.epoch < epoch
     }
 
-    /// Lets an abort wake the task that runs the event, until the entry is removed. Returns the current epoch: an abort
-    /// that came before it does not wake this waker.
+    /// Registers the waker that an abort wakes. Returns the current epoch: the waker is not woken for aborts up to that
+    /// epoch, so the caller checks it.
     pub(crate) fn wake_on_abort(&self, waker: &Waker) -> Epoch {
         let mut on_abort = OnAbort::Wake(waker.clone());
         let mut state = self.shard.lock();
@@ -88,12 +88,12 @@ impl<C> Ticket<C> {
             mem::swap(&mut entry.on_abort, &mut on_abort);
         }
         drop(state);
-        // The waker from before is dropped without the lock.
+        // The previous waker is dropped without the lock.
         drop(on_abort);
         epoch
     }
 
-    /// The event has been waiting for the end of its exchange, and runs from now on.
+    /// Records that the event, which waited for the end of its exchange, has started.
     pub(crate) fn set_running(&self, since: Instant) {
         if let Some(entry) = self.shard.lock().entries.get_mut(self.key) {
             if let Kind::Event { stage, .. } = &mut entry.kind {
@@ -103,7 +103,7 @@ impl<C> Ticket<C> {
         }
     }
 
-    /// Changes what reports say of the event.
+    /// Changes the stage of the event in reports.
     pub(crate) fn set_stage(&self, new: Stage) {
         if let Some(Kind::Event { stage, .. }) =
             self.shard.lock().entries.get_mut(self.key).map(|entry| &mut entry.kind)
@@ -112,7 +112,7 @@ impl<C> Ticket<C> {
         }
     }
 
-    /// The event runs on a blocking thread: an abort cannot reach it any more.
+    /// Records that the event runs on a blocking thread. An abort does not reach it any more.
     pub(crate) fn set_blocking(&self) {
         let mut state = self.shard.lock();
         let on_abort = state.entries.get_mut(self.key).map(|entry| {
@@ -125,8 +125,8 @@ impl<C> Ticket<C> {
         drop(on_abort);
     }
 
-    /// The name of the event, and where in the source it was tracked. They are in the entry alone, because most events
-    /// end without being asked for them.
+    /// Returns the name of the event and the source location that tracked it. They are stored in the entry only,
+    /// because most events end without a need for them.
     pub(crate) fn name_and_location(&self) -> (&'static str, &'static Location<'static>) {
         match self.shard.lock().entries.get(self.key) {
             Some(entry) => match entry.kind {

@@ -1,4 +1,4 @@
-//! [`Waiter`]: a drain or a wait for idleness, as the registry knows it.
+//! [`Waiter`]: the registration of a drain or a wait for idleness.
 
 use std::{sync::Arc, task::Waker};
 
@@ -9,7 +9,7 @@ use crate::{
     util::sync::seeded,
 };
 
-/// One place in the list of those who wait, left when dropped.
+/// The registration of a drain or a wait for idleness. Dropping it removes the registration.
 pub(crate) struct Waiter<C> {
     registry: Arc<Registry<C>>,
     id: u64,
@@ -17,13 +17,13 @@ pub(crate) struct Waiter<C> {
 }
 
 impl<C> Waiter<C> {
-    /// For a wait for idleness.
+    /// Makes the registration of a wait for idleness.
     pub(crate) fn new(registry: &Arc<Registry<C>>) -> Self {
         Self::with(registry, false)
     }
 
-    /// For a drain with this deadline, if it has one and that is known. When the last of them is dropped, everything is
-    /// accepted again, unless the registry is closed.
+    /// Makes the registration of a drain with this deadline, if the drain has a known one. When the last one of a drain
+    /// is dropped, everything is accepted again, unless the registry is closed.
     pub(crate) fn for_drain(registry: &Arc<Registry<C>>, deadline: Option<Instant>) -> Self {
         let waiter = Self::with(registry, true);
         registry.drains.enter(waiter.id, deadline);
@@ -34,13 +34,13 @@ impl<C> Waiter<C> {
         Self { registry: Arc::clone(registry), id: registry.waiters.next_id(), is_drain }
     }
 
-    /// Lets `waker` be woken, once, when a shard or a source has run out of holders or of pending events, or when the
-    /// registry has closed. To be called before the look after which one waits.
+    /// Registers `waker`. It is woken, once, when a shard or a source has run out of holders or of pending events, or
+    /// when the registry has closed. To be called before the look at the counts.
     pub(crate) fn register(&self, waker: &Waker) {
         self.registry.waiters.register(self.id, waker);
     }
 
-    /// Whether no other drain has a later deadline.
+    /// Returns whether no other drain has a later deadline.
     pub(crate) fn is_latest_drain(&self) -> bool {
         self.registry.drains.is_latest(self.id)
     }
@@ -55,7 +55,7 @@ impl<C> Drop for Waiter<C> {
         match self.registry.drains.leave(self.id) {
             Left::Earlier => {}
             Left::Later if seeded!("a drain that was the latest wakes no other") => {}
-            // The last call may be due for another one now.
+            // Another drain is the latest now, and its last call may be due.
             Left::Later => self.registry.wake_waiters(),
             Left::Last => self.reopen(),
         }
@@ -63,11 +63,11 @@ impl<C> Drop for Waiter<C> {
 }
 
 impl<C> Waiter<C> {
-    /// The last drain has gone.
+    /// Sets the phase back to `Open` after the last drain has gone.
     fn reopen(&self) {
         if self.registry.states[0].lock().phase == Phase::Closing {
             self.registry.at_one_instant(|all| {
-                // A drain that is polled from now on closes by itself.
+                // Checked again under all locks: a drain that was polled meanwhile needs the phase `Closing`.
                 let is_last = self.registry.drains.is_empty();
                 let is_last = is_last || seeded!("a drain that is dropped does not look for others again");
                 if is_last && all.shards[0].phase == Phase::Closing {

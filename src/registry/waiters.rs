@@ -1,4 +1,4 @@
-//! The drains and the waits for idleness that sleep until something has ended.
+//! [`Waiters`]: the wakers of drains and waits for idleness.
 
 use std::{mem, task::Waker};
 
@@ -8,10 +8,10 @@ use crate::util::sync::{
     lock, seeded, seeded_gap,
 };
 
-/// Their wakers, each under a number.
+/// The wakers of drains and waits for idleness, each with the number of its [`Waiter`](super::Waiter).
 pub(super) struct Waiters {
-    /// Whether the list has an entry. Written under its lock, and read without it by the thread that ends the last of
-    /// something.
+    /// Whether the list has a waker. Written under the lock of the list. Read without it by a thread that has removed
+    /// the last holder or the last pending event of a shard.
     any: AtomicBool,
     list: Mutex<List>,
 }
@@ -33,7 +33,7 @@ impl Waiters {
         list.next_id
     }
 
-    /// Keeps the waker, instead of an earlier one with this number, until it is woken once or its owner leaves.
+    /// Stores the waker in place of an earlier one with this number. It is woken once, or removed by `leave`.
     pub(super) fn register(&self, id: u64, waker: &Waker) {
         let waker = waker.clone();
         let mut list = lock(&self.list);
@@ -42,7 +42,7 @@ impl Waiters {
         seeded_gap!("the flag of the waiters is set before the list is locked", list = lock(&self.list));
         list.wakers.push((id, waker));
         drop(list);
-        // Wakers are dropped without the lock, because their destructors may be user code.
+        // Without the lock, because the destructor of a waker may be user code.
         drop(replaced);
     }
 
@@ -55,16 +55,16 @@ impl Waiters {
         drop(left);
     }
 
-    /// Whether somebody waits.
+    /// Returns whether the list has a waker.
     pub(super) fn any(&self) -> bool {
         self.any.load(Ordering::Relaxed)
     }
 
-    /// Wakes all. To be called after a count was seen to reach zero under the lock of its shard or source, or after the
-    /// registry was closed.
+    /// Wakes all wakers and removes them. To be called after a count has become zero under the lock of its shard or
+    /// source, or after the registry was closed.
     pub(super) fn wake_all(&self) {
-        // Relaxed: a waiter stores the flag before it looks at all counts under their locks, and the caller has held
-        // one of these locks after that look. A waiter that has not looked yet will see the zero itself.
+        // Relaxed: a waiter stores the flag before it looks at all counts under their locks. If the look came first,
+        // the caller has held one of these locks after it, and sees the flag. Otherwise the look sees the zero.
         if !self.any() {
             return;
         }

@@ -1,10 +1,10 @@
-//! [`Batch`]: the values of one delivery; and [`Undelivered`]: those that could not be delivered.
+//! [`Batch`]: the values of one delivery. [`Undelivered`]: values that could not be delivered.
 
 use std::{fmt, ops::Deref, ops::Range, sync::Arc};
 
-/// Events that are delivered together, in the order in which they were sent; never empty.
+/// Events that are delivered together, in the order in which they were sent. Never empty.
 ///
-/// It is a slice that is shared: a clone is cheap, and each attempt sees the same events.
+/// It dereferences to a slice. Clones share the events, so a clone is cheap.
 ///
 /// # Examples
 ///
@@ -30,20 +30,20 @@ impl<E> Batch<E> {
         Self { values: Arc::new(values), range }
     }
 
-    /// A part of this batch. The values are shared with it.
+    /// Returns a part of this batch, which shares the values.
     fn part(&self, range: Range<usize>) -> Self {
         let at = self.range.start;
         Self { values: Arc::clone(&self.values), range: at + range.start..at + range.end }
     }
 
-    /// Two parts of the same length, or nearly.
+    /// Returns two parts whose lengths differ by one at most.
     pub(super) fn halves(self) -> [Self; 2] {
         let (middle, end) = (self.len() / 2, self.len());
         [self.part(0..middle), self.part(middle..end)]
     }
 
-    /// Separates the values with these indices, which are in order, from the others. Both are one batch if nobody else
-    /// has a part of this one, and otherwise one for each run of values.
+    /// Separates the values with these indices, which must be in order, from the others. If the values are not shared,
+    /// both results are one batch each. Otherwise they are one batch for each run of values.
     pub(super) fn separate(self, indices: &[usize]) -> Separated<E> {
         let is_named = |index: &usize| indices.binary_search(index).is_ok();
         let Self { values, range } = self;
@@ -79,7 +79,7 @@ impl<E> Batch<E> {
     }
 }
 
-/// Batches with the indices that their values had before.
+/// The result of [`Batch::separate`]: batches with the indices of their values in the original batch.
 pub(super) struct Separated<E> {
     pub(super) named: Vec<(Vec<usize>, Batch<E>)>,
     pub(super) others: Vec<(Vec<usize>, Batch<E>)>,
@@ -105,10 +105,10 @@ impl<E: fmt::Debug> fmt::Debug for Batch<E> {
     }
 }
 
-/// Events that could not be delivered, in the order in which they were sent; never empty.
+/// Events that could not be delivered, in the order in which they were sent. Never empty.
 ///
-/// [`SinkBuilder::on_undelivered`](crate::SinkBuilder::on_undelivered) says when. The store may have taken some of
-/// them, if an attempt did not come to its end.
+/// [`SinkBuilder::on_undelivered`](crate::SinkBuilder::on_undelivered) lists the reasons. The store may contain some of
+/// the events, if an attempt was dropped before its end.
 ///
 /// # Examples
 ///
@@ -139,24 +139,24 @@ impl<E> Undelivered<E> {
         Self { name, batches, last_error }
     }
 
-    /// The name of the sink.
+    /// Returns the name of the sink.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The events, in order.
+    /// Returns the events, in the order in which they were sent.
     pub fn iter(&self) -> impl Iterator<Item = &E> {
         self.batches.iter().flat_map(|batch| batch.iter())
     }
 
-    /// How many events there are: at least one.
+    /// Returns the number of events, which is at least one.
     // It is never empty.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.batches.iter().map(|batch| batch.len()).sum()
     }
 
-    /// The error of the last attempt to deliver, if there was one.
+    /// Returns the error of the last attempt to deliver, with its causes, in one line. `None` if there was no attempt.
     pub fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
     }

@@ -1,4 +1,4 @@
-//! A service made of a closure that blocks its thread.
+//! [`DeliverBlocking`]: a service made of a blocking closure.
 
 use std::{
     fmt,
@@ -27,11 +27,11 @@ use crate::{
 
 const NO_RUNTIME: &str = "the runtime of the sink has shut down";
 
-/// A service made of a closure that blocks its thread, see
+/// A Tower service made of a blocking closure, from
 /// [`SinkBuilder::deliver_blocking`](crate::SinkBuilder::deliver_blocking).
 ///
-/// The closure moves to the blocking thread and back. So a sink occupies one thread at most, also after an attempt was
-/// abandoned, and the closure is dropped on a blocking thread.
+/// The closure moves to a blocking thread for each batch, and back. So a sink occupies one thread at most, also after
+/// an attempt was dropped. The closure is dropped on a blocking thread.
 pub struct DeliverBlocking<E: Send + Sync + 'static, D: Send + 'static, M> {
     queue: Arc<EventQueue<E>>,
     runtime: runtime::Handle,
@@ -42,13 +42,13 @@ pub struct DeliverBlocking<E: Send + Sync + 'static, D: Send + 'static, M> {
 enum Place<E: Send + Sync + 'static, D> {
     Here(Held<E, D>),
     Away(JoinHandle<Held<E, D>>),
-    /// The runtime has shut down.
+    /// The runtime has shut down, and has dropped the closure.
     Gone,
 }
 
 struct Held<E: Send + Sync + 'static, D> {
     deliver: D,
-    /// A drain waits until the closure has been dropped.
+    /// Keeps a drain waiting until the closure has been dropped.
     _owner: Owner<E>,
 }
 
@@ -86,11 +86,11 @@ where
             let running = Running::new(Arc::clone(&queue));
             self.place = Place::Away(self.runtime.spawn_blocking(move || {
                 let delivered = queue.enter(|| span.in_scope(|| (held.deliver)(&batch).into_result()));
-                // It may be the last clone of a batch that has ended.
+                // It may be the last clone of a batch that has ended. The destructors of its values are user code.
                 let _ = catch(|| drop(batch));
                 drop(running);
                 let delivered = delivered.unwrap_or_else(|panic| Err(panicked(&panic).into()));
-                // If the attempt was abandoned, the error is dropped here.
+                // If the attempt was dropped, the error is dropped here.
                 let _ = catch(|| drop(answer.send(delivered)));
                 held
             }));

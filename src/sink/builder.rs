@@ -297,7 +297,8 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
     ///
     /// # Errors
     ///
-    /// As for [`deliver`](Self::deliver); [`BuildError::MaxInFlight`] if [`max_in_flight`](Self::max_in_flight) is not 1.
+    /// As for [`deliver`](Self::deliver); [`BuildError::MaxInFlight`] if [`max_in_flight`](Self::max_in_flight) is not
+    /// 1.
     ///
     /// # Examples
     ///
@@ -338,8 +339,8 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
     /// of the sink: what is pending goes to [`on_undelivered`](Self::on_undelivered), and senders get
     /// [`TrackError::Closed`](crate::TrackError::Closed).
     ///
-    /// A drain waits until the service and its response futures have been dropped. It cannot see a task that the service
-    /// spawns.
+    /// A drain waits until the service and its response futures have been dropped. It cannot see a task that the
+    /// service spawns.
     ///
     /// # Errors
     ///

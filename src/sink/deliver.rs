@@ -1,4 +1,4 @@
-//! Services made of closures, and what these may return.
+//! [`Deliver`]: a service made of a closure. [`DeliveryOutput`]: the types that a delivery may return.
 
 use std::{
     fmt,
@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// A service made of an asynchronous closure, see [`SinkBuilder::deliver`](crate::SinkBuilder::deliver).
+/// A Tower service made of an asynchronous closure, from [`SinkBuilder::deliver`](crate::SinkBuilder::deliver).
 ///
 /// A drain waits until the closure and its futures have been dropped, also if a layer has moved them to another task.
 pub struct Deliver<E: Send + Sync + 'static, D, M> {
@@ -36,7 +36,7 @@ impl<E: Send + Sync + 'static, D, M> Deliver<E, D, M> {
 }
 
 pin_project! {
-    /// The fields are dropped in this order.
+    /// A response future. `running` is dropped last, so that a drain waits for the future.
     struct Delivery<E, F>
     where
         E: Send,
@@ -72,7 +72,7 @@ where
     }
 
     fn call(&mut self, batch: Batch<E>) -> Self::Future {
-        // Before the closure runs.
+        // Before the closure runs, so that a drain waits for it.
         let running = Running::new(Arc::clone(&self.owner.0));
         let output = (self.deliver.clone())(batch);
         Box::pin(Delivery { future: async { output.await.into_result() }, running })
@@ -91,12 +91,13 @@ impl<E: Send + Sync + 'static, D, M> fmt::Debug for Deliver<E, D, M> {
     }
 }
 
-/// What a delivery may return: `()`, or a `Result` whose error converts into a `Box<dyn Error + Send + Sync>`.
+/// The types that a delivery may return: `()`, or a `Result` whose error converts into a
+/// `Box<dyn Error + Send + Sync>`.
 ///
-/// The value of an `Ok` is ignored: the number of rows, for example. But it cannot be a `Result` itself, because an
-/// error in it would be ignored as well: add a `?`.
+/// The value of an `Ok` is ignored, for example the number of rows. It cannot be a `Result` itself, because its error
+/// would be ignored as well: add a `?`.
 ///
-/// The trait is sealed. `M` is for the compiler, which finds it.
+/// The trait cannot be implemented outside of this crate. The compiler infers `M`.
 #[diagnostic::on_unimplemented(
     message = "a delivery cannot return `{Self}`",
     label = "returns a `{Self}`",
@@ -119,16 +120,16 @@ impl<T: Ignored<M>, E: Into<BoxError>, M> DeliveryOutput<marker::ResultOf<M>> fo
     }
 }
 
-/// A value that is ignored: any but a `Result`.
+/// The types that are ignored inside the `Ok` of a delivery, or as the response of a service: all but `Result`.
 ///
-/// For a `Result` there are two ways to choose `M`, which the compiler refuses.
+/// For a `Result` the compiler cannot infer `M`, because two implementations match, and reports an error.
 pub trait Ignored<M> {}
 
 impl<T> Ignored<marker::Value> for T {}
 impl<T, E> Ignored<marker::AddAQuestionMark> for Result<T, E> {}
 
-/// For the compiler: what a delivery returns.
-// Named in messages of the compiler, and nowhere else.
+/// The types of `M`, which tell implementations apart.
+// They appear in messages of the compiler only.
 #[allow(unnameable_types, missing_debug_implementations)]
 mod marker {
     pub struct Nothing;

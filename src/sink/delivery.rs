@@ -22,40 +22,40 @@ use crate::{
     },
 };
 
-/// The number of the first value of a batch, which tells deliveries apart.
+/// The identifier of a delivery: the number of the first value of its batch.
 pub(super) type FlightId = u64;
 
-/// Why an attempt did not succeed.
+/// The error of an attempt.
 pub(super) struct Failure {
     pub(super) text: String,
-    /// `None` if the service will not recover.
+    /// `None` if the service has failed for good.
     pub(super) meaning: Option<Meaning>,
 }
 
-/// What follows an attempt.
+/// The next step of a delivery after an attempt.
 pub(super) enum Next {
-    /// Nothing of the batch is left, or it was detached.
+    /// All values of the batch have ended, or were detached.
     Over,
     Again {
         /// Whether the piece, or a part of it, will be attempted again.
         is_retried: bool,
         wait: Wait,
-        /// How many attempts the next piece has had.
+        /// The number of attempts of the next piece.
         attempts: u32,
     },
 }
 
-/// What the worker does next.
+/// The next step of the worker.
 pub(super) enum Work {
     Deliver(FlightId),
-    /// Wait until something changes, or so much time has passed.
+    /// Wait until the queue changes, or this time has passed.
     Wait(Option<Duration>),
-    /// Nothing is left, and nothing will come.
+    /// No value is left, and no value will come.
     End,
 }
 
 impl<E: Send + Sync + 'static> EventQueue<E> {
-    /// Returns what the worker does next. It has `in_flight` deliveries.
+    /// Returns the next step of the worker, which has `in_flight` deliveries.
     pub(super) fn work(&self, in_flight: usize) -> Work {
         let Batching { max_batch, max_bytes, max_delay, max_in_flight, .. } = &self.batching;
         let mut state = self.lock();
@@ -90,7 +90,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         Work::Deliver(first)
     }
 
-    /// Waits until something may have changed.
+    /// Waits until the queue may have changed.
     pub(super) fn changed(&self) -> impl Future<Output = ()> {
         self.changed.notified()
     }
@@ -100,7 +100,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         self.lock().flight(id).is_none_or(|flight| flight.pieces.is_empty())
     }
 
-    /// How many drains have begun.
+    /// Returns the number of drains that have begun.
     pub(super) fn drains(&self) -> u64 {
         self.lock().drains
     }
@@ -187,7 +187,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         self.after_end(state, false);
     }
 
-    /// The service has failed for good.
+    /// Ends the sink after its service has failed for good.
     fn give_up(self: &Arc<Self>) {
         self.lock().dead = Some(TrackError::Closed);
         tracing::error!(
@@ -198,7 +198,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         self.changed.notify_one();
     }
 
-    /// Nothing delivers any more.
+    /// Ends all values after the worker was dropped.
     pub(super) fn die(self: &Arc<Self>) {
         self.lock().dead.get_or_insert(TrackError::NoRuntime);
         self.end_all(Ending::Aborted);
@@ -241,7 +241,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         let (reached, waiting) =
             mem::take(&mut state.waiting).into_iter().partition::<Vec<_>, _>(|(target, _)| *target <= ended_to);
         state.waiting = waiting;
-        // A wait for idleness whose values have ended looks again, and flushes what was sent since.
+        // A wait for idleness looks again when its values have ended, and flushes the values that were sent since.
         let is_flushed = state.flush_to <= ended_to && mem::take(&mut state.flush_to) > 0;
         drop(state);
         if (is_last || is_flushed) && !seeded!("the last value of a source wakes nobody") {
@@ -315,7 +315,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     }
 }
 
-/// An owner of the sink's code, or of a future of it: a drain waits until the last one has dropped it.
+/// Keeps a drain waiting while user code of the sink exists: the service, the closure, a response future.
 pub(super) struct Owner<E: Send + Sync + 'static>(pub(super) Arc<EventQueue<E>>);
 
 impl<E: Send + Sync + 'static> Owner<E> {
@@ -333,7 +333,7 @@ impl<E: Send + Sync + 'static> Drop for Owner<E> {
     }
 }
 
-/// A delivery that runs: a drain waits for it, also after its values were detached.
+/// Keeps a drain waiting while an attempt runs, also after its values were detached.
 pub(super) struct Running<E: Send + Sync + 'static>(Owner<E>);
 
 impl<E: Send + Sync + 'static> Running<E> {

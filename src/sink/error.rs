@@ -6,10 +6,10 @@ use crate::event::BoxError;
 
 /// The error of a delivery, which says what happens to the batch.
 ///
-/// The error of a sink's service or closure may be of any type that converts into a `Box<dyn Error + Send + Sync>`. An
-/// error that is no `SinkError`, and has none among its [sources](Error::source), means [`retry`](Self::retry). So a
-/// `SinkError` keeps its meaning inside of other errors: `anyhow::Error`, `Arc`, `io::Error::other`, those of Tower's
-/// `Timeout` and `Buffer`, and an error of one's own whose `source` leads to it.
+/// The error of a sink's service or closure may be of any type that converts into a `Box<dyn Error + Send + Sync>`. If
+/// neither the error nor one of its [sources](Error::source) is a `SinkError`, it means [`retry`](Self::retry). So a
+/// `SinkError` keeps its meaning inside of other errors: `anyhow::Error`, `Arc`, `io::Error::other`, the errors of
+/// Tower's `Timeout` and `Buffer`, and your own errors whose `source` leads to it.
 ///
 /// Indices are positions in the batch that was attempted, from 0. If one is out of range, the whole batch is retried.
 ///
@@ -48,11 +48,11 @@ pub(super) enum Meaning {
     RetryAfter(Duration),
     Permanent,
     Split,
-    /// The others were taken.
+    /// The values with these indices cannot be delivered. The others were delivered.
     Rejected(Vec<usize>),
-    /// None was taken.
+    /// The values with these indices cannot be delivered. The others are retried.
     RetryWithout(Vec<usize>),
-    /// The others were taken.
+    /// The values with these indices are retried. The others were delivered.
     RetryOnly(Vec<usize>),
 }
 
@@ -64,40 +64,43 @@ struct Decision {
 }
 
 impl SinkError {
-    /// The batch is tried again after the [back-off](crate::SinkBuilder::backoff).
+    /// Makes an error after which the batch is retried after the [back-off](crate::SinkBuilder::backoff).
     pub fn retry(error: impl Into<BoxError>) -> Self {
         Self::new(Meaning::Retry, error)
     }
 
-    /// The batch is tried again after this time, instead of the back-off: `Retry-After` of HTTP.
+    /// Makes an error after which the batch is retried after this time, instead of the back-off.
     ///
-    /// A drain cuts it short once, as it does with a back-off.
+    /// Use it for example for the header `Retry-After` (RFC 9110, 10.2.3). A drain ends this wait once, as it does with
+    /// a back-off.
     pub fn retry_after(after: Duration, error: impl Into<BoxError>) -> Self {
         Self::new(Meaning::RetryAfter(after), error)
     }
 
-    /// The batch cannot be delivered. All of it is passed to
-    /// [`on_undelivered`](crate::SinkBuilder::on_undelivered).
+    /// Makes an error for a batch that cannot be delivered. All of its events are passed to
+    /// [`on_undelivered`](crate::SinkBuilder::on_undelivered), and count as failed.
     pub fn permanent(error: impl Into<BoxError>) -> Self {
         Self::new(Meaning::Permanent, error)
     }
 
-    /// The batch is too large: it is delivered in two halves. A single event that is too large cannot be delivered.
+    /// Makes an error for a batch that is too large. It is delivered in two halves. A single event that is too large
+    /// cannot be delivered.
     pub fn split(error: impl Into<BoxError>) -> Self {
         Self::new(Meaning::Split, error)
     }
 
-    /// These events cannot be delivered. *The others were taken.*
+    /// Makes an error for events that cannot be delivered. *The store has the others*: they have completed.
     pub fn rejected(events: impl IntoIterator<Item = usize>, error: impl Into<BoxError>) -> Self {
         Self::new(Meaning::Rejected(sorted(events)), error)
     }
 
-    /// These events cannot be delivered. *None was taken*, and the others are tried again at once.
+    /// Makes an error for events that cannot be delivered. *The store has none of the batch*: the others are retried at
+    /// once.
     pub fn retry_without(events: impl IntoIterator<Item = usize>, error: impl Into<BoxError>) -> Self {
         Self::new(Meaning::RetryWithout(sorted(events)), error)
     }
 
-    /// These events are tried again after the back-off. *The others were taken.*
+    /// Makes an error for events that are retried after the back-off. *The store has the others*: they have completed.
     pub fn retry_only(events: impl IntoIterator<Item = usize>, error: impl Into<BoxError>) -> Self {
         Self::new(Meaning::RetryOnly(sorted(events)), error)
     }
@@ -107,7 +110,7 @@ impl SinkError {
     }
 }
 
-/// In order and without duplicates.
+/// Returns the indices in order and without duplicates.
 fn sorted(indices: impl IntoIterator<Item = usize>) -> Vec<usize> {
     let mut indices: Vec<_> = indices.into_iter().collect();
     indices.sort_unstable();
@@ -115,7 +118,7 @@ fn sorted(indices: impl IntoIterator<Item = usize>) -> Vec<usize> {
     indices
 }
 
-/// What an error means: that of the first [`SinkError`] among it and its sources.
+/// Returns the meaning of the first [`SinkError`] among an error and its sources. Without one it is `Retry`.
 pub(super) fn meaning(error: &(dyn Error + 'static)) -> Meaning {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -171,7 +174,7 @@ mod tests {
 
     use super::{Meaning, SinkError, meaning};
 
-    /// Stands for what it contains, in text and in source.
+    /// Has the text and the source of the error that it contains.
     #[derive(Debug)]
     struct Transparent(SinkError);
 
@@ -200,7 +203,7 @@ mod tests {
         ];
         let meanings: Vec<_> = errors.iter().map(|error| meaning(&**error)).collect();
         assert_eq!(meanings[..5], [Meaning::Split, Meaning::Split, Meaning::Split, Meaning::Split, Meaning::Split]);
-        // Of a text nothing is left.
+        // A text has no meaning.
         assert_eq!(meanings[5], Meaning::Retry);
         assert_eq!(errors[2].to_string(), "too large");
     }

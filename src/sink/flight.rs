@@ -6,7 +6,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::sink::{batch::Batch, error::Meaning};
 
-/// Tells the sender of a value whether it was taken, or why not.
+/// Passes the ending of a value to its sender: delivered, or the error of the last attempt.
 pub(super) type Ack = oneshot::Sender<Result<(), Option<String>>>;
 
 /// The values of one attempt.
@@ -74,7 +74,7 @@ impl<E> Piece<E> {
         [(first, left), (second, right)].map(|(batch, acks)| Self { batch, acks, attempts: 0, is_half })
     }
 
-    /// The values with these indices, and the others.
+    /// Returns the values with these indices, and the others.
     fn separate(self, indices: &[usize]) -> [Vec<Self>; 2] {
         let Self { batch, mut acks, attempts, is_half } = self;
         let separated = batch.separate(indices);
@@ -97,7 +97,7 @@ impl<E> Flight<E> {
         Self { first, since, pieces: VecDeque::from([piece]), is_ending: false, halving: None }
     }
 
-    /// The first piece was taken.
+    /// Removes the first piece, which was delivered.
     pub(super) fn taken(&mut self) -> Attempted<E> {
         self.has_succeeded();
         Attempted { taken: self.pieces.pop_front().into_iter().collect(), ..Attempted::new() }
@@ -109,7 +109,7 @@ impl<E> Flight<E> {
         }
     }
 
-    /// The attempt to deliver the first piece has failed.
+    /// Decides what happens to the first piece after a failed attempt.
     pub(super) fn failed(&mut self, meaning: Meaning, max_attempts: Option<u32>) -> Attempted<E> {
         let mut attempted = Attempted::new();
         let Some(piece) = self.pieces.pop_front() else { return attempted };
@@ -187,12 +187,12 @@ impl<E> Flight<E> {
         pieces.into_iter().rev().for_each(|piece| self.pieces.push_front(piece));
     }
 
-    /// Whether some of its values have not ended.
+    /// Returns whether some of its values have not ended.
     pub(super) fn is_open(&self) -> bool {
         self.is_ending || !self.pieces.is_empty()
     }
 
-    /// How many attempts the first piece has had.
+    /// Returns the number of attempts of the first piece.
     pub(super) fn attempts(&self) -> u32 {
         self.pieces.front().map_or(0, |piece| piece.attempts)
     }

@@ -18,13 +18,21 @@ use crate::{
 
 /// The future of [`EventSender::flush`](crate::EventSender::flush).
 ///
+/// It does nothing until it is polled. The first poll starts the limit.
+///
+/// # Errors
+///
+/// - [`WaitIdleError::TimedOut`] when the limit passed first, with the events that were pending.
+/// - [`WaitIdleError::InsideItself`] when polled inside a delivery of the same sink.
+/// - [`WaitIdleError::NoTimer`] when there is no tokio timer for the limit.
+///
 /// # Panics
 ///
 /// When polled again after it has ended.
 ///
 /// # Cancel safety
 ///
-/// Dropping it loses nothing.
+/// Dropping it loses nothing. The events are delivered as before.
 ///
 /// # Examples
 ///

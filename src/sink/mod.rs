@@ -1,4 +1,7 @@
-//! Sinks: typed events, delivered in batches by a Tower service.
+//! Sinks, which deliver typed events in batches through a Tower service or a closure.
+//!
+//! [`TrackEventsHandle::sink`](crate::TrackEventsHandle::sink) makes one. The types that most programs name are at the
+//! root of the crate as well. [A page of the guide](crate::guide::sinks) explains how to choose a store.
 
 mod batch;
 mod blocking;

@@ -97,7 +97,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         Arc::clone(self) as Arc<dyn Source>
     }
 
-    /// Marks code of this sink, see [`reentrancy`].
+    /// Returns the number with which code of this sink is marked, see [`reentrancy`].
     pub(super) fn id(&self) -> usize {
         (&raw const *self).addr()
     }
@@ -122,7 +122,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         Ok(())
     }
 
-    /// Runs a closure of the user.
+    /// Returns the size of a value, if batches have a limit in bytes. Runs a closure of the user, so without the lock.
     #[inline]
     pub(super) fn size(&self, event: &E) -> Option<usize> {
         self.batching.max_bytes.as_ref().map(|(_, size)| size(event))
@@ -152,7 +152,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     #[inline]
     fn push(&self, mut state: MutexGuard<'_, State<E>>, event: E, size: Option<usize>, ack: Option<Ack>) {
         if state.queue.is_empty() {
-            // The clock is read for the first value of a queue only.
+            // Only for the first value in the queue, because reading the clock is slow.
             state.queue_since = Instant::now();
         }
         let number = state.accepted;
@@ -243,12 +243,12 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         }
     }
 
-    /// Runs `open` under the lock. If it opens a permit while a drain is closing, the registry is opened again in the
-    /// same step, since a permit keeps a drain from closing.
+    /// Runs `open` under the lock. If it opens a permit while a drain is closing, the phase is set back to `Open` in
+    /// the same step, because a permit keeps a drain from closing.
     fn reopen_and<T>(&self, has_slot: impl Fn(&State<E>) -> bool, open: impl FnOnce(&mut State<E>) -> T) -> T {
         let mut state = self.lock();
         if state.phase == Phase::Closing && has_slot(&state) {
-            // The lock of a shard comes first.
+            // The lock of a shard is taken before that of the queue.
             drop(state);
             return self.shard.registry.reopen_and(|| open(&mut self.lock()));
         }
@@ -296,7 +296,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         self.after_end(state, is_last);
     }
 
-    /// All senders and permits are gone.
+    /// Called when all senders and permits have been dropped.
     pub(super) fn abandon(self: &Arc<Self>) {
         self.lock().is_abandoned = true;
         self.changed.notify_one();

@@ -1,4 +1,4 @@
-//! The state of a queue, and how the registry sees it.
+//! [`State`]: the state of a queue. [`Locked`]: its access for the registry.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -28,7 +28,7 @@ pub(super) struct State<E> {
     pub(super) phase: Phase,
     /// The error for senders, when nothing delivers any more.
     pub(super) dead: Option<TrackError>,
-    /// All senders and permits are gone.
+    /// Whether all senders and permits have been dropped.
     pub(super) is_abandoned: bool,
     /// The number of owners of user code: the worker, the closure, the deliveries.
     pub(super) owners: usize,
@@ -72,15 +72,15 @@ pub(super) struct State<E> {
     pub(super) detached: Vec<u64>,
     /// Values with a smaller number are due.
     pub(super) flush_to: u64,
-    /// How many drains have begun.
+    /// The number of drains that have begun. When it changes, waits for the next attempt end.
     pub(super) drains: u64,
-    /// Flushes that wait until all values with a smaller number have ended.
+    /// The wakers of flushes. Each waits until all values with a smaller number have ended.
     pub(super) waiting: Vec<(u64, Waker)>,
     pub(super) delivered_batches: u64,
     pub(super) failed_attempts: u64,
     pub(super) last_error: Option<String>,
     pub(super) failures: Option<EventFailures>,
-    /// How many values the metrics have counted as accepted.
+    /// The number of values that the metrics have counted as accepted.
     pub(super) metered: u64,
 }
 
@@ -138,7 +138,7 @@ impl<E> State<E> {
         }
     }
 
-    /// The number of slots that are taken.
+    /// Returns the number of slots that are taken.
     #[inline]
     pub(super) fn taken(&self) -> u64 {
         self.pending + (self.permits.len() + self.granted.len()) as u64
@@ -148,12 +148,12 @@ impl<E> State<E> {
         self.flights.iter().find(|flight| flight.first == first)
     }
 
-    /// The number of the first value in the queue, or of the next to be sent.
+    /// Returns the number of the first value in the queue, or of the next value if the queue is empty.
     pub(super) fn first_in_queue(&self) -> u64 {
         self.accepted - self.queue.len() as u64
     }
 
-    /// All values with a smaller number have ended.
+    /// Returns a number. All values with a smaller number have ended.
     pub(super) fn ended_to(&self) -> u64 {
         let flights = self.flights.iter().filter(|flight| flight.is_open()).map(|flight| flight.first);
         flights.chain(self.detached.iter().copied()).fold(self.first_in_queue(), u64::min)
@@ -170,7 +170,7 @@ impl<E> State<E> {
         self.flush_to = self.flush_to.max(to);
     }
 
-    /// How many values the metrics have not counted as accepted.
+    /// Returns the number of values that the metrics have not counted as accepted. They count as counted then.
     pub(super) fn not_metered(&mut self) -> u64 {
         self.accepted - mem::replace(&mut self.metered, self.accepted)
     }
@@ -186,7 +186,8 @@ impl<E> State<E> {
         wakers
     }
 
-    /// Takes values from the front of the queue: no more than these, and not more bytes, but at least one.
+    /// Removes values from the front of the queue: at most `max_len` values and `max_bytes` bytes, but at least one
+    /// value.
     pub(super) fn take_from_queue(&mut self, max_len: usize, max_bytes: usize) -> Piece<E> {
         let first = self.first_in_queue();
         let mut count = self.queue.len().min(max_len);
@@ -229,7 +230,7 @@ impl<E> State<E> {
         })
     }
 
-    /// When the oldest value was sent, or earlier.
+    /// Returns when the oldest value was sent, or earlier.
     pub(super) fn oldest(&self) -> Instant {
         self.flights.iter().map(|flight| flight.since).min().unwrap_or(self.queue_since)
     }

@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// A service that has failed so many times in a row before it was called is given up.
+/// After this number of errors of `poll_ready` in a row, the service is given up.
 const MOST_FAILURES_BEFORE_A_CALL: u32 = 2;
 
 /// The settings of attempts.
@@ -56,19 +56,20 @@ impl Attempts {
     }
 }
 
-/// Owns the service, and ends the queue when it is dropped, also by a runtime that shuts down.
+/// The task that delivers. It owns the service. When it is dropped, also by a runtime that shuts down, it ends the
+/// queue.
 pub(super) struct Worker<E: Send + Sync + 'static, S> {
     deliveries: Vec<Delivery>,
-    /// Dropped after the deliveries, which borrow from it.
+    /// Dropped after the deliveries, which share it.
     service: Arc<Mutex<Place<S>>>,
     ending: EndQueue<E>,
     attempts: Attempts,
 }
 
-/// The service, for one delivery at a time until it has been called.
+/// The service. A delivery locks it until it has called the service.
 struct Place<S> {
     service: S,
-    /// How many times in a row it has failed before it was called.
+    /// The number of errors of `poll_ready` in a row.
     failures: u32,
 }
 
@@ -87,7 +88,7 @@ impl<E: Send + Sync + 'static, S> Drop for Worker<E, S> {
     }
 }
 
-/// Dropped after the service.
+/// Ends the values of the queue when it is dropped. The worker drops it after the service.
 struct EndQueue<E: Send + Sync + 'static>(Owner<E>);
 
 impl<E: Send + Sync + 'static> Drop for EndQueue<E> {
@@ -119,7 +120,7 @@ where
         .await;
     }
 
-    /// Ready when nothing is left to deliver.
+    /// Returns `Ready` when nothing is left to deliver.
     fn poll(
         &mut self,
         queue: &Arc<EventQueue<E>>,
@@ -154,7 +155,7 @@ where
         Poll::Pending
     }
 
-    /// Drops the deliveries that are over.
+    /// Drops the deliveries for which `is_over` returns true.
     fn end_deliveries(&mut self, queue: &Arc<EventQueue<E>>, mut is_over: impl FnMut(&mut Delivery) -> bool) {
         let mut index = 0;
         while index < self.deliveries.len() {
@@ -175,7 +176,7 @@ where
     }
 }
 
-/// Attempts to deliver until nothing of the batch is left.
+/// Delivers a batch: attempts its pieces until all of them have ended.
 async fn deliver<E, S>(service: Arc<Mutex<Place<S>>>, queue: Arc<EventQueue<E>>, id: FlightId, attempts: Attempts)
 where
     E: Send + Sync + 'static,
@@ -199,7 +200,7 @@ where
             Wait::Backoff => Some(backoffs.next().unwrap_or(attempts.longest_backoff)),
             Wait::For(time) => Some(time),
         };
-        // What is not retried was logged as undelivered.
+        // Values that are not retried were logged as undelivered.
         if let Some(error) = error.filter(|_| is_retried) {
             tracing::warn!(
                 parent: &span, sink, events, attempt, error, retry_in = ?wait.unwrap_or_default(),
