@@ -27,27 +27,33 @@ const DEFAULT_CAPACITY: usize = 65_536;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 const DEFAULT_FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const DEFAULT_LONGEST_BACKOFF: Duration = Duration::from_secs(10);
-/// The largest back-off: jitter doubles it, and timers have a limit.
+/// The largest back-off. A timer has a maximum, and jitter doubles the back-off.
 const MAX_BACKOFF: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Settings of a sink, from [`TrackEventsHandle::sink`](crate::TrackEventsHandle::sink).
 ///
-/// [`deliver`](Self::deliver), [`deliver_blocking`](Self::deliver_blocking) or [`service`](Self::service) end it: they
-/// say where the events go, and return the sender.
+/// [`deliver`](Self::deliver), [`deliver_blocking`](Self::deliver_blocking) and [`service`](Self::service) make the
+/// sink, and return its [`EventSender`].
 ///
 /// # How often a batch is delivered
 ///
-/// At least once. An error, a panic, and an attempt that takes too long make the batch be tried again, unless the error
-/// is a [`SinkError`](crate::sink::SinkError) that says otherwise. A panic and a time limit do not say whether the
-/// store has taken the batch: give each event an identity, and let the store ignore duplicates. When a delivery
-/// succeeds its events have completed, so it must not return before the store has acknowledged them.
+/// At least once. After an error, a panic, or an attempt that takes too long, the batch is retried, unless the error is
+/// a [`SinkError`](crate::sink::SinkError) that says otherwise. After a panic or a time limit the store may contain the
+/// batch: give each event an identity, and let the store ignore duplicates. When a delivery succeeds, its events have
+/// completed. So it must not return before the store has acknowledged them.
 ///
 /// # Cancel safety of a delivery
 ///
-/// Its future is dropped when it takes longer than its [time limit](Self::deliver_timeout), when a drain that times out
-/// or an abort takes the events away, and when its runtime shuts down. After the first of these, and after a panic, the
-/// service is called again: it must replace whatever may be half done, such as a connection in the middle of a
-/// protocol.
+/// The future of a delivery is dropped in these cases:
+///
+/// - It takes longer than its [time limit](Self::deliver_timeout).
+/// - A drain times out, and the sink has [`on_undelivered`](Self::on_undelivered).
+/// - [`abort`](crate::TrackEventsHandle::abort) is called.
+/// - The service has failed for good in another delivery.
+/// - The runtime shuts down.
+///
+/// After a time limit and after a panic, the service is called again. So it must replace state that may be
+/// inconsistent, such as a connection in the middle of a protocol.
 ///
 /// # Examples
 ///
@@ -78,7 +84,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(24 * 60 * 60);
 ///     .deliver(move |batch| async move { db.insert(&batch).await })?;
 /// # Ok(()) }
 /// ```
-#[must_use = "a sink is made by `deliver`, `deliver_blocking` or `service`"]
+#[must_use = "a builder does nothing until `deliver`, `deliver_blocking` or `service`"]
 pub struct SinkBuilder<E, L = Identity> {
     shard: Arc<Shard>,
     name: &'static str,
@@ -112,18 +118,22 @@ impl<E: Send + Sync + 'static> SinkBuilder<E> {
 impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
     /// Sets the largest number of events in a batch. Default: 512.
     ///
-    /// A smaller batch is delivered when [`max_delay`](Self::max_delay) has passed, when the sink has no capacity left,
-    /// when an event in it [is awaited](EventSender::send_acked) and no batch is being delivered, and at once during a
-    /// [flush](EventSender::flush), a [wait for idleness](crate::TrackEventsHandle::wait_idle) and a drain.
+    /// At least 1. A smaller batch is delivered in these cases:
+    ///
+    /// - [`max_delay`](Self::max_delay) has passed.
+    /// - The sink has no capacity left.
+    /// - An event in it [is awaited](EventSender::send_acked), and no batch is being delivered.
+    /// - A [flush](EventSender::flush), a [wait for idleness](crate::TrackEventsHandle::wait_idle) or a drain waits.
+    /// - All senders have been dropped.
     pub fn max_batch(mut self, events: usize) -> Self {
         self.batching.max_batch = events;
         self
     }
 
-    /// Sets the largest size of a batch in bytes, with the size of an event. Default: no limit.
+    /// Sets the largest size of a batch in bytes, and a closure that returns the size of an event. Default: no limit.
     ///
-    /// The sizes are added up. A single event that is larger is a batch of its own. The closure is called once for each
-    /// event, when it is sent and on the thread that sends it.
+    /// At least 1 byte. A single event that is larger is a batch of its own. The closure is called once for each event,
+    /// on the thread that sends it.
     pub fn max_batch_bytes<F>(mut self, bytes: usize, size: F) -> Self
     where
         F: Fn(&E) -> usize + Send + Sync + 'static,
@@ -135,17 +145,18 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
     /// Sets how long an event may wait for others, to be delivered in one batch with them. Default: 10 ms;
     /// [`Duration::ZERO`] delivers at once.
     ///
-    /// What arrives while as many batches are being delivered as [may be](Self::max_in_flight) is in the next one.
+    /// While [`max_in_flight`](Self::max_in_flight) batches are being delivered, events wait for the next batch.
     pub fn max_delay(mut self, delay: Duration) -> Self {
         self.batching.max_delay = delay;
         self
     }
 
-    /// Sets how many events may wait for this sink, be in delivery, or be reserved. Default: 65,536.
+    /// Sets how many events of this sink may be pending or reserved. Default: 65,536.
     ///
-    /// From 1 to 4,294,967,295. What exceeds it is rejected, or waits. The limit is this sink's own, so that a store
-    /// that is down does not use up the capacity for other events: the
-    /// [capacity of the handle](crate::TrackEventsHandleBuilder::capacity) does not count them.
+    /// From 1 to 4,294,967,295. Events beyond it are rejected by [`try_send`](EventSender::try_send), and wait in
+    /// [`send`](EventSender::send). The limit is separate from the
+    /// [capacity of the handle](crate::TrackEventsHandleBuilder::capacity), so that a store that is down does not use
+    /// up the capacity for other events.
     pub fn capacity(mut self, events: usize) -> Self {
         self.batching.capacity = events as u64;
         self
@@ -153,8 +164,8 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
 
     /// Sets how many batches may be delivered at one time. Default: 1, which keeps the events in order.
     ///
-    /// With more, a batch may be taken before an earlier one. [`deliver_blocking`](Self::deliver_blocking) has one
-    /// thread, and refuses more.
+    /// At least 1. With more, a batch may be delivered before an earlier one.
+    /// [`deliver_blocking`](Self::deliver_blocking) has one thread, and returns an error for more.
     pub fn max_in_flight(mut self, batches: usize) -> Self {
         self.batching.max_in_flight = batches;
         self
@@ -162,9 +173,9 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
 
     /// Sets how long one attempt to deliver a batch may take. Default: 30 seconds; [`Duration::MAX`] for no limit.
     ///
-    /// It counts from the first poll for the readiness of the service. An attempt that takes longer is dropped, and the
-    /// batch is tried again. A future that blocks its thread cannot be stopped; nor can
-    /// [`deliver_blocking`](Self::deliver_blocking), which has no time limit.
+    /// Longer than zero. It counts from the first call of the service's `poll_ready`. An attempt that takes longer is
+    /// dropped, and the batch is retried. It does not stop a future that blocks its thread, and does not apply to
+    /// [`deliver_blocking`](Self::deliver_blocking).
     pub fn deliver_timeout(mut self, limit: Duration) -> Self {
         self.attempts.timeout = limit;
         self
@@ -173,8 +184,9 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
     /// Sets the time between a failed attempt and the next: `first`, then double that, and so on up to `longest`.
     /// Default: from 100 ms to 10 s.
     ///
-    /// A random part is added to each, up to as much again, so that many instances do not retry simultaneously. A
-    /// drain cuts it short, and starts again at `first`. Both are at most a day.
+    /// Each time is increased by a random part of up to its own length, so that many instances do not retry
+    /// simultaneously. The first poll of a drain ends the wait, and the next one starts at `first` again. Times above
+    /// 24 hours are reduced to 24 hours, and `first` to `longest`.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.attempts.first_backoff = first.min(longest).min(MAX_BACKOFF);
         self.attempts.longest_backoff = longest.min(MAX_BACKOFF);
@@ -183,40 +195,45 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
 
     /// Sets the maximum number of attempts for a batch. Default: no limit.
     ///
-    /// A batch that can never be delivered, because of one event in it, delays all that come later. With a maximum it
-    /// is halved after its last attempt, and so are the halves that fail, until the events are found that cannot be
-    /// delivered: one bad row costs one row. These are passed to [`on_undelivered`](Self::on_undelivered). A half gets
-    /// one attempt, without a back-off. When 2·log₂(n) attempts in a row have failed for a batch of n, the store is at
-    /// fault, and all that is left of the batch is passed on.
+    /// At least 1. Without a maximum, a batch that can never be delivered because of one event delays all later ones.
+    /// With a maximum, the batch is halved after its last attempt, and so are halves that fail, until the events are
+    /// found that cannot be delivered. These are passed to [`on_undelivered`](Self::on_undelivered): one bad row costs
+    /// one row.
+    ///
+    /// A half gets one attempt, without a back-off. If 2·log₂(n) attempts in a row have failed for a batch of n events,
+    /// the store is at fault, and all events of the batch that are left are passed to `on_undelivered`.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.attempts.max = Some(attempts);
         self
     }
 
-    /// Sets a closure that takes what could not be delivered, for example to write it to a file. Default: none.
+    /// Sets a closure that takes events which could not be delivered, for example to write them to a file. Default:
+    /// none.
     ///
-    /// It is called with all that is pending, in order,
+    /// It is called with all pending events of the sink, in order, in these cases:
     ///
-    /// - when the limit of a drain has passed. The events count as failed, and the drain's report names them as
+    /// - The limit of a drain has passed. The events count as failed, and the drain's report names them as
     ///   [`UndeliveredEvent`](crate::OpenKind::UndeliveredEvent). Without this closure they stay pending, are retried
-    ///   for as long as the process lives, and the report names them as queued;
-    /// - when [`abort`](crate::TrackEventsHandle::abort) ends them, or their runtime shuts down: they count as aborted.
-    ///   Without this closure they are dropped;
-    /// - when the service has failed twice in a row before it was called (`poll_ready`): it is given up, and the events
-    ///   count as failed;
-    /// - and with single events, after their [last attempt](Self::max_attempts), or when a
-    ///   [`SinkError`](crate::sink::SinkError) says that they cannot be delivered: they count as failed.
+    ///   while the process lives, and the report names them as queued.
+    /// - [`abort`](crate::TrackEventsHandle::abort) was called, or the runtime of the sink shuts down. The events count
+    ///   as aborted. Without this closure they are dropped.
+    /// - `poll_ready` of the service has failed twice in a row. The sink is given up, and the events count as failed.
     ///
-    /// It is called synchronously, by the poll of the drain or by the call of `abort`: if it takes long, that takes
-    /// longer than the limit. An attempt that is under way is dropped, so the store may have taken some of the events.
-    /// The closure lives as long as the queue: with a sender of the same sink in it, both would leak. When the limit of
-    /// a drain has passed all sinks are asked at that instant, so a second sink for what the first has not delivered
-    /// may be closed as well: write to a file instead.
+    /// It is called with some events in these cases. They count as failed:
+    ///
+    /// - They have had their [last attempt](Self::max_attempts).
+    /// - A [`SinkError`](crate::sink::SinkError) says that they cannot be delivered.
+    ///
+    /// The closure is called synchronously, for example in the poll of the drain or in the call of `abort`. If it takes
+    /// long, a drain takes longer than its limit. Attempts that are running are dropped, so the store may contain some
+    /// of the events. The closure lives as long as the queue: if it owns a sender of the same sink, both leak. When the
+    /// limit of a drain has passed, the events of all sinks are taken at one instant. So do not send them to a second
+    /// sink, which may be closed as well: write to a file.
     ///
     /// # Panics
     ///
-    /// If it panics, that is caught and logged, and the events count as panicked: what it had not stored by then is
-    /// lost.
+    /// A panic of the closure is caught and logged, and the events count as panicked. Events that it had not stored by
+    /// then are lost.
     pub fn on_undelivered<F>(mut self, take: F) -> Self
     where
         F: Fn(Undelivered<E>) + Send + Sync + 'static,
@@ -225,11 +242,11 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
         self
     }
 
-    /// Adds a Tower layer around the service: a rate limit, a time limit, a retry of one's own.
+    /// Adds a Tower layer around the service, for example a rate limit or a time limit.
     ///
     /// The first layer that is added is the outermost, as in Tower's `ServiceBuilder`. The service is called when it is
-    /// ready, so a layer that is not ready holds the sink back: its capacity fills up, and senders wait or are
-    /// rejected.
+    /// ready. While a layer is not ready, the queue of the sink grows. When it reaches the [capacity](Self::capacity),
+    /// senders wait or are rejected.
     ///
     /// # Examples
     ///
@@ -254,17 +271,17 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
         SinkBuilder { shard, name, location, layer, batching, attempts, on_undelivered }
     }
 
-    /// Makes the sink, which delivers with an asynchronous closure.
+    /// Makes the sink, which delivers through an asynchronous closure.
     ///
-    /// The closure is cloned for each attempt: what it shares between them, such as a connection pool, is cheap to
-    /// clone or in an `Arc`. It returns `()` or a `Result` ([`DeliveryOutput`]). The value of an `Ok` is ignored, and
-    /// cannot be a `Result`.
+    /// The closure is cloned for each attempt. Put state that attempts share, such as a connection pool, in an `Arc`,
+    /// or use a type whose clone is cheap. The closure returns `()` or a `Result` ([`DeliveryOutput`]). The value of an
+    /// `Ok` is ignored, and cannot be a `Result`.
     ///
     /// # Errors
     ///
-    /// [`BuildError`] for a setting that is out of its range; [`BuildError::NoRuntime`] if there is no tokio runtime
-    /// with timers, neither the [handle's own](crate::TrackEventsHandleBuilder::runtime) nor one in which this is
-    /// called.
+    /// - [`BuildError`] for a setting that is out of its range.
+    /// - [`BuildError::NoRuntime`] if there is no tokio runtime with timers: neither the
+    ///   [handle's own](crate::TrackEventsHandleBuilder::runtime) nor one in which this is called.
     ///
     /// # Examples
     ///
@@ -289,16 +306,16 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
         self.build(|queue, _, layer| layer.layer(Deliver::new(queue, deliver)))
     }
 
-    /// Makes the sink, which delivers with a closure on a blocking thread: for SQLite and files.
+    /// Makes the sink, which delivers through a closure on a blocking thread: for SQLite and files.
     ///
-    /// The closure keeps its state, for example a connection. It is called for one batch at a time, and dropped on a
-    /// blocking thread. There is no [time limit](Self::deliver_timeout): a thread cannot be stopped. What it returns is
-    /// as for [`deliver`](Self::deliver).
+    /// The closure owns its state, for example a connection. It is called for one batch at a time, and dropped on a
+    /// blocking thread. There is no [time limit](Self::deliver_timeout), because a thread cannot be stopped. The
+    /// closure returns the same types as for [`deliver`](Self::deliver).
     ///
     /// # Errors
     ///
-    /// As for [`deliver`](Self::deliver); [`BuildError::MaxInFlight`] if [`max_in_flight`](Self::max_in_flight) is not
-    /// 1.
+    /// As for [`deliver`](Self::deliver), and [`BuildError::MaxInFlight`] if [`max_in_flight`](Self::max_in_flight) is
+    /// not 1.
     ///
     /// # Examples
     ///
@@ -332,14 +349,13 @@ impl<E: Send + Sync + 'static, L> SinkBuilder<E, L> {
         self.build(|queue, runtime, layer| layer.layer(DeliverBlocking::new(queue, runtime, deliver)))
     }
 
-    /// Makes the sink, which delivers with a Tower service.
+    /// Makes the sink, which delivers through a Tower service.
     ///
-    /// Its response is ignored, and cannot be a `Result`. `poll_ready` is called when a batch is due, and a service
-    /// that is ready is called or dropped. An error of `poll_ready` is a failed attempt; the second in a row is the end
-    /// of the sink: what is pending goes to [`on_undelivered`](Self::on_undelivered), and senders get
-    /// [`TrackError::Closed`](crate::TrackError::Closed).
+    /// The response of the service is ignored, and cannot be a `Result`. `poll_ready` is called when a batch is due. An
+    /// error of `poll_ready` is a failed attempt. The second one in a row ends the sink: pending events are passed to
+    /// [`on_undelivered`](Self::on_undelivered), and senders get [`TrackError::Closed`](crate::TrackError::Closed).
     ///
-    /// A drain waits until the service and its response futures have been dropped. It cannot see a task that the
+    /// A drain waits until the service and its response futures have been dropped. It does not wait for a task that the
     /// service spawns.
     ///
     /// # Errors

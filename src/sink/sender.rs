@@ -1,4 +1,4 @@
-//! [`EventSender`]: sends typed events to a sink.
+//! [`EventSender`]: sends typed events to a sink. [`SendPermit`], [`TrySendError`] and [`AckError`].
 
 use std::{error::Error, fmt, future::poll_fn, panic::Location, sync::Arc, time::Duration};
 
@@ -11,13 +11,13 @@ use crate::{
     util::{reentrancy, text::OneLine},
 };
 
-/// Sends typed events to a sink, which gets them in batches.
+/// Sends typed events to a sink, which delivers them in batches.
 ///
-/// From a [`SinkBuilder`](crate::SinkBuilder). A clone is cheap and sends to the same sink. When the last
-/// one is dropped, what is pending is delivered, and then the sink is dropped.
+/// A [`SinkBuilder`](crate::SinkBuilder) returns it. A clone is cheap and sends to the same sink. When the last clone
+/// and the last [permit](SendPermit) are dropped, pending events are delivered, and then the sink is dropped.
 ///
-/// An event is pending once it was sent, and has completed when the sink has taken it: a drain waits for it. It is sent
-/// at once, not when the response is over; to send when it is, call `try_send` in
+/// An event is pending after it was sent, and has completed when it was delivered. A drain waits for it. An event is
+/// sent at once, not when the response is over. To send it then, call `try_send` in
 /// [an observer](crate::TrackEventsLayer::observe), or `send` in a [tracked](crate::Events::track) event.
 ///
 /// | | waits for capacity | waits for the delivery |
@@ -68,10 +68,13 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     ///
     /// # Errors
     ///
-    /// The event, in a [`TrySendError`]: [`TrackError::Full`] when as many wait for the sink as its capacity allows;
-    /// [`TrackError::Closed`] while a drain is closing, unless called inside an event, a request or a
-    /// [guard's scope](crate::DrainGuard::scope), after a drain was `Ok`, and when the service of the sink has failed
-    /// for good; [`TrackError::NoRuntime`] when the runtime of the sink has shut down.
+    /// A [`TrySendError`] with the event and one of these reasons:
+    ///
+    /// - [`TrackError::Full`] at the [capacity of the sink](crate::SinkBuilder::capacity).
+    /// - [`TrackError::Closed`] while a drain is closing, unless called inside an event, a request or a
+    ///   [guard's scope](crate::DrainGuard::scope); after a drain was `Ok`; and after the service of the sink has
+    ///   [failed for good](crate::SinkBuilder::service).
+    /// - [`TrackError::NoRuntime`] after the runtime of the sink has shut down.
     ///
     /// # Panics
     ///
@@ -85,12 +88,16 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     ///
     /// # Errors
     ///
-    /// The event, as for [`try_send`](Self::try_send). [`TrackError::Full`] only inside a delivery of the same sink,
-    /// which would wait for itself.
+    /// As for [`try_send`](Self::try_send), but [`TrackError::Full`] only inside a delivery of the same sink, which
+    /// would wait for itself.
+    ///
+    /// # Panics
+    ///
+    /// If the closure of [`max_batch_bytes`](crate::SinkBuilder::max_batch_bytes) panics.
     ///
     /// # Cancel safety
     ///
-    /// When the future is dropped the event is dropped with it, unless it was sent. No slot is lost.
+    /// If the future is dropped before it is ready, the event is dropped and not sent. No slot is lost.
     #[track_caller]
     pub fn send(&self, event: E) -> impl Future<Output = Result<(), TrySendError<E>>> + Send + use<'_, E> {
         let reserve = self.reserve();
@@ -105,22 +112,28 @@ impl<E: Send + Sync + 'static> EventSender<E> {
         }
     }
 
-    /// Sends an event, and waits until it is delivered: until a batch with it was taken.
+    /// Sends an event, and waits until it is delivered.
     ///
     /// It waits for capacity first, as [`send`](Self::send) does. An event that is awaited does not wait for
-    /// [`max_delay`](crate::SinkBuilder::max_delay): it is delivered at once, or with all that arrive while a batch is
-    /// being delivered. That makes one commit for many requests.
+    /// [`max_delay`](crate::SinkBuilder::max_delay). It is delivered at once. If a batch is being delivered, it is
+    /// delivered after it, together with all events that have arrived meanwhile. So many requests share one commit.
     ///
     /// # Errors
     ///
-    /// [`AckError::NotSent`] with the event, as for [`send`](Self::send); [`AckError::Undelivered`] when the event was
-    /// accepted and then not delivered: it was passed to
-    /// [`on_undelivered`](crate::SinkBuilder::on_undelivered), or dropped. The store may have taken it nevertheless, if
-    /// an attempt did not come to its end; [`AckError::InsideItself`] inside a delivery of the same sink.
+    /// - [`AckError::NotSent`] with the event, as for [`send`](Self::send).
+    /// - [`AckError::Undelivered`] if the event was accepted and then not delivered. It was passed to
+    ///   [`on_undelivered`](crate::SinkBuilder::on_undelivered), or dropped. The store may contain it, if an attempt
+    ///   was dropped before its end.
+    /// - [`AckError::InsideItself`] with the event, inside a delivery of the same sink.
+    ///
+    /// # Panics
+    ///
+    /// If the closure of [`max_batch_bytes`](crate::SinkBuilder::max_batch_bytes) panics.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before the event was sent, it drops the event. Afterwards the event is delivered all the same.
+    /// If the future is dropped before the event was sent, the event is dropped. After that, the event is delivered
+    /// nevertheless.
     ///
     /// # Examples
     ///
@@ -156,7 +169,7 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     ///
     /// # Errors
     ///
-    /// As for [`try_send`](Self::try_send).
+    /// The reason alone, as for [`try_send`](Self::try_send).
     #[track_caller]
     pub fn try_reserve(&self) -> Result<SendPermit<E>, TrackError> {
         let permit = self.queue().try_reserve(Location::caller())?;
@@ -167,11 +180,11 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     ///
     /// # Errors
     ///
-    /// As for [`send`](Self::send).
+    /// The reason alone, as for [`send`](Self::send).
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives up its turn. No slot is lost.
+    /// Dropping the future gives up its place in the queue. No slot is lost.
     #[track_caller]
     pub fn reserve(&self) -> impl Future<Output = Result<SendPermit<E>, TrackError>> + Send + use<'_, E> {
         let location = Location::caller();
@@ -186,18 +199,17 @@ impl<E: Send + Sync + 'static> EventSender<E> {
         SendPermit { senders: Arc::clone(&self.senders), permit: Some(permit) }
     }
 
-    /// Waits until the events that were sent before its first poll have ended, without waiting for others to make a
-    /// full batch.
+    /// Waits, at most for `limit`, until the events that were sent before its first poll have ended.
     ///
-    /// An event that has ended may not have been delivered: see [`snapshot`](Self::snapshot). The limit counts from the
-    /// first poll. [`Duration::ZERO`] looks once; [`Duration::MAX`] waits for as long as it takes. It may be called in
-    /// handlers and events. It does not change the time between attempts.
+    /// They are delivered without waiting for a full batch. The times between attempts do not change. An event that has
+    /// ended may have failed: [`snapshot`](Self::snapshot) has the counts. The limit counts from the first poll.
+    /// [`Duration::ZERO`] looks once; [`Duration::MAX`] waits without a limit. Handlers and events may call it.
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::WaitIdleError::TimedOut) when the limit passed first;
-    /// [`InsideItself`](crate::WaitIdleError::InsideItself) when polled inside a delivery of the same sink;
-    /// [`NoTimer`](crate::WaitIdleError::NoTimer) when there is no tokio timer to measure the limit with.
+    /// - [`TimedOut`](crate::WaitIdleError::TimedOut) when the limit passed first, with the pending events.
+    /// - [`InsideItself`](crate::WaitIdleError::InsideItself) when polled inside a delivery of the same sink.
+    /// - [`NoTimer`](crate::WaitIdleError::NoTimer) when there is no tokio timer for the limit.
     ///
     /// # Cancel safety
     ///
@@ -207,6 +219,8 @@ impl<E: Send + Sync + 'static> EventSender<E> {
     }
 
     /// Returns the counts of this sink, at one instant.
+    ///
+    /// It takes the lock of the sink only.
     pub fn snapshot(&self) -> SinkSnapshot {
         self.queue().snapshot()
     }
@@ -230,7 +244,7 @@ impl<E: Send + Sync + 'static> fmt::Debug for EventSender<E> {
 
 /// A reserved capacity slot for one event of a sink, from [`EventSender::reserve`] and [`EventSender::try_reserve`].
 ///
-/// A drain waits for a permit that is held. Dropped unused, it releases its slot and is not counted.
+/// A drain waits for a permit that is held. A permit that is dropped unused releases its slot and is not counted.
 ///
 /// # Examples
 ///
@@ -240,7 +254,7 @@ impl<E: Send + Sync + 'static> fmt::Debug for EventSender<E> {
 /// struct Receipt(u64);
 ///
 /// fn pay(receipts: &EventSender<Receipt>) -> Result<&'static str, TrackError> {
-///     let permit = receipts.try_reserve()?; // before the money moves
+///     let permit = receipts.try_reserve()?; // before the card is charged
 ///     permit.send(Receipt(charge_card()));
 ///     Ok("paid")
 /// }
@@ -248,20 +262,24 @@ impl<E: Send + Sync + 'static> fmt::Debug for EventSender<E> {
 #[must_use = "a permit that is dropped releases its slot"]
 pub struct SendPermit<E: Send + Sync + 'static> {
     senders: Arc<Senders<E>>,
-    /// None when it has been used.
+    /// `None` after it was used.
     permit: Option<usize>,
 }
 
 impl<E: Send + Sync + 'static> SendPermit<E> {
     /// Sends an event, in the slot of this permit.
     ///
-    /// If the runtime of the sink has shut down meanwhile, the event is not delivered:
-    /// [`on_undelivered`](crate::SinkBuilder::on_undelivered) says what becomes of it.
+    /// If the sink has ended meanwhile, because its runtime has shut down or its service has failed for good, the event
+    /// counts as aborted: it is passed to [`on_undelivered`](crate::SinkBuilder::on_undelivered), or dropped.
+    ///
+    /// # Panics
+    ///
+    /// If the closure of [`max_batch_bytes`](crate::SinkBuilder::max_batch_bytes) panics.
     pub fn send(self, event: E) {
         self.send_with(event, None);
     }
 
-    /// The receiver gets the ending of the event.
+    /// Sends an event. The receiver gets its ending.
     fn send_and_listen(self, event: E) -> oneshot::Receiver<Result<(), Option<String>>> {
         let (ack, acked) = oneshot::channel();
         self.send_with(event, Some(ack));
@@ -270,7 +288,7 @@ impl<E: Send + Sync + 'static> SendPermit<E> {
 
     fn send_with(mut self, event: E, ack: Option<Ack>) {
         let queue = &self.senders.queue;
-        // It may panic. Then the permit releases its slot.
+        // The closure may panic. Then the drop of the permit releases its slot.
         let size = queue.size(&event);
         if let Some(permit) = self.permit.take() {
             queue.send_reserved(permit, event, size, ack);
@@ -306,9 +324,9 @@ impl<E: Send + Sync + 'static> Drop for Waiting<'_, E> {
     }
 }
 
-/// An event that was rejected, and why, from [`EventSender::try_send`] and [`EventSender::send`].
+/// An event that was rejected, with the reason. From [`EventSender::try_send`] and [`EventSender::send`].
 ///
-/// `?` turns it into a [`TrackError`], without the event.
+/// It converts into a [`TrackError`], without the event, so `?` works where a handler returns that.
 ///
 /// # Examples
 ///
@@ -328,7 +346,7 @@ impl<E: Send + Sync + 'static> Drop for Waiting<'_, E> {
 pub struct TrySendError<E> {
     /// The event.
     pub event: E,
-    /// Why it was rejected.
+    /// The reason why the event was rejected.
     pub reason: TrackError,
 }
 
@@ -338,14 +356,14 @@ impl<E> From<TrySendError<E>> for TrackError {
     }
 }
 
-/// Writes why the event was rejected; the event itself may be secret.
+/// Writes the reason, without the event, which may be secret.
 impl<E> fmt::Display for TrySendError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.reason.fmt(f)
     }
 }
 
-/// Leaves the event out, which may be secret and need not have a `Debug`.
+/// Writes the reason, without the event, which may be secret and need not implement `Debug`.
 impl<E> fmt::Debug for TrySendError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { event: _, reason } = self;
@@ -355,7 +373,7 @@ impl<E> fmt::Debug for TrySendError<E> {
 
 impl<E> Error for TrySendError<E> {}
 
-/// Why [`EventSender::send_acked`] has not delivered an event.
+/// Why an event of [`EventSender::send_acked`] was not delivered.
 ///
 /// # Examples
 ///
@@ -378,16 +396,16 @@ pub enum AckError<E> {
     /// The event was not accepted.
     NotSent(TrySendError<E>),
     /// The event was accepted and not delivered. It was passed to
-    /// [`on_undelivered`](crate::SinkBuilder::on_undelivered), if there is one.
+    /// [`on_undelivered`](crate::SinkBuilder::on_undelivered), if the sink has it, and otherwise dropped.
     Undelivered {
-        /// The error of the last attempt to deliver, if there was one.
+        /// The error of the last attempt to deliver, with its causes, in one line. `None` if there was no attempt.
         last_error: Option<String>,
     },
-    /// Called inside a delivery of the same sink, which would wait for itself. The event was not accepted.
+    /// The call was made inside a delivery of the same sink, which would wait for itself. The event was not sent.
     InsideItself(E),
 }
 
-/// Leaves the event out, which may be secret.
+/// Writes the reason, without the event, which may be secret.
 impl<E> fmt::Display for AckError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -399,7 +417,7 @@ impl<E> fmt::Display for AckError<E> {
     }
 }
 
-/// Leaves the event out, which may be secret and need not have a `Debug`.
+/// Writes the reason, without the event, which may be secret and need not implement `Debug`.
 impl<E> fmt::Debug for AckError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
