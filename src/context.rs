@@ -221,7 +221,7 @@ impl Shard {
             tracing::warn!(
                 event = name,
                 capacity = self.registry.capacity(),
-                "events are rejected: as many are pending as the capacity allows; raise it, or see why they do not end"
+                "events are rejected: the handle is at capacity; raise it, or see why pending events do not end"
             );
         }
     }

@@ -275,7 +275,7 @@ impl Run {
                     parent: parent,
                     event,
                     location,
-                    "event aborted: its runtime went away before it ended; drain before the runtime is dropped"
+                    "event aborted: its runtime shut down before it ended; drain before the runtime is dropped"
                 );
             }
         }

@@ -33,7 +33,8 @@ impl Turn {
         }
         let turns = Arc::clone(turns);
         // Without the budget of the task, because a turn that is delayed by it would change the order.
-        let acquire = task::unconstrained(async { turns.acquire_owned().await.expect("it is never closed") });
+        let acquire =
+            task::unconstrained(async { turns.acquire_owned().await.expect("the semaphore is never closed") });
         Some(Self::Waiting { acquire: Box::pin(acquire), is_reported: false })
     }
 

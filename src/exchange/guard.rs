@@ -90,7 +90,7 @@ impl ExchangeGuard {
         if self.has_ended {
             return;
         }
-        if self.is_unheard() {
+        if self.needs_no_outcome() {
             self.has_ended = true;
             return;
         }
@@ -103,7 +103,7 @@ impl ExchangeGuard {
 
     /// Returns whether nothing can need the outcome any more: no event and no observer waits for it, and all `Events`
     /// of the exchange have been dropped. Such a request needs no clock readings and no facts.
-    fn is_unheard(&self) -> bool {
+    fn needs_no_outcome(&self) -> bool {
         // One reference is that of this guard, another that of the registry.
         let references = 1 + usize::from(self.request.is_some());
         if Arc::strong_count(&self.state) > references {
@@ -111,7 +111,7 @@ impl ExchangeGuard {
         }
         // Events that were tracked through references which are dropped now are visible after this.
         atomic::fence(atomic::Ordering::Acquire);
-        self.state.is_unheard()
+        self.state.nothing_waits()
     }
 
     /// Records that the body was at its end when it was dropped. The drop of this guard follows.

@@ -249,7 +249,7 @@ impl State {
     }
 
     /// Returns whether neither an event nor an observer waits for the end of the exchange.
-    pub(super) fn is_unheard(&self) -> bool {
+    pub(super) fn nothing_waits(&self) -> bool {
         matches!(
             &*self.lock(),
             Phase::Open(Open { events, observers, .. }) if events.is_empty() && observers.is_empty()

@@ -75,7 +75,7 @@ impl HookList {
         if let Some(label) = &self.label {
             match catch(|| label(request)) {
                 Ok(label) => state.set_label(label),
-                Err(panic) => tracing::error!(panic = %OneLine(&panic), "label panicked; the request has none"),
+                Err(panic) => tracing::error!(panic = %OneLine(&panic), "label panicked; the request has no label"),
             }
         }
         if !self.hooks.is_empty() || !self.observers.is_empty() {

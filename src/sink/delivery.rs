@@ -192,7 +192,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         self.lock().dead = Some(TrackError::Closed);
         tracing::error!(
             sink = self.name,
-            "the service of the sink has failed twice before it was called, and is given up"
+            "the sink is given up: `poll_ready` of its service has failed twice in a row"
         );
         self.end_all(Ending::Failed);
         self.changed.notify_one();
@@ -296,7 +296,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
                     sink,
                     events = count,
                     panic = %OneLine(&panic),
-                    "`on_undelivered` panicked: what it has not stored is lost"
+                    "`on_undelivered` panicked: events that it has not stored are lost"
                 );
                 self.end(count, Ending::Panicked, Some(&one_line(&panic)));
             }

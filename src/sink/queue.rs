@@ -187,7 +187,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
             tracing::warn!(
                 sink = self.name,
                 capacity = self.batching.capacity,
-                "events are rejected: as many wait for their sink as its capacity allows; see whether it fails or is slow"
+                "events are rejected: the sink is at capacity; see whether its deliveries fail or are slow"
             );
         }
     }

@@ -261,7 +261,7 @@ where
             Err(panic) => Poll::Ready(Err(retry(panicked(&panic)))),
             // The runtime had a timer when the sink was built.
             Ok(Poll::Pending) if over.poll(cx).unwrap_or(false) => {
-                Poll::Ready(Err(retry(format!("the sink has not answered within {limit:?}"))))
+                Poll::Ready(Err(retry(format!("the delivery took longer than {limit:?}"))))
             }
             Ok(Poll::Pending) => Poll::Pending,
         }

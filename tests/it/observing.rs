@@ -163,7 +163,7 @@ async fn exhausted_capacity_is_logged_once_and_so_is_its_end() {
             }
         }
         let full = format!(
-            "WARN events are rejected: as many are pending as the capacity allows; raise it, or see why they do not end event=\"audit\" capacity={capacity}"
+            "WARN events are rejected: the handle is at capacity; raise it, or see why pending events do not end event=\"audit\" capacity={capacity}"
         );
         assert_eq!(lines.take(), std::slice::from_ref(&full));
         held.clear();
@@ -280,7 +280,7 @@ fn a_runtime_that_goes_away_or_has_no_timer_is_logged_once() {
     let lines = lines.take();
     assert_eq!(lines.len(), 2, "{lines:#?}");
     assert!(lines[0].contains("event runs without its time limit") && lines[0].contains("no timer"), "{lines:#?}");
-    assert!(lines[1].contains("its runtime went away") && lines[1].contains("left"), "{lines:#?}");
+    assert!(lines[1].contains("its runtime shut down") && lines[1].contains("left"), "{lines:#?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -306,7 +306,7 @@ async fn a_sink_logs_failed_attempts_and_how_they_end() {
     let lines = lines.take();
     let expected: [(&str, &[&str]); 6] = [
         (
-            "WARN events are rejected: as many wait for their sink as its capacity allows; see whether it fails or is slow",
+            "WARN events are rejected: the sink is at capacity; see whether its deliveries fail or are slow",
             &["sink=\"row\"", "capacity=4"],
         ),
         (

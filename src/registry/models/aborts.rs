@@ -1,4 +1,4 @@
-//! Aborts, against events on their way from admission to their end.
+//! Aborts, while events are admitted, kept, started and ended.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::registry::{
 };
 
 models! {
-    /// An event is aborted while its task registers: the task sees it, or is woken.
+    /// An event is aborted while its task registers: the task sees the new epoch, or is woken.
     abort_against_registration: Depth::Any, {
         let world = World::new(2);
         let ticket = world.must_track(1);
@@ -45,7 +45,7 @@ models! {
         world.check_empty();
     }
 
-    /// An event that can be seen is reached by an abort, also while it is still being tracked.
+    /// An abort reaches an event that a snapshot includes, also while `track` has not returned yet.
     abort_against_admission: Depth::Any, {
         let world = World::new(2);
         let tracking = thread::spawn({
@@ -60,7 +60,7 @@ models! {
         world.check_empty();
     }
 
-    /// A permit becomes an event while an abort comes. An event that can be seen is reached.
+    /// A permit becomes an event during an abort. The abort reaches an event that a snapshot includes.
     abort_against_permit: Depth::Any, {
         let world = World::new(2);
         let permit = world.reserve(1).unwrap();
@@ -76,7 +76,7 @@ models! {
         world.check_empty();
     }
 
-    /// An event is on its way to its exchange while an abort comes.
+    /// An event was accepted and is not kept by its exchange yet, during an abort.
     abort_against_keep: Depth::Any, {
         let world = World::new(2);
         let exchange = Arc::new(Exchange::default());
@@ -96,7 +96,7 @@ models! {
         world.check_empty();
     }
 
-    /// An event is tracked in an exchange while an abort comes: one that came later is kept and runs.
+    /// An event is tracked in an exchange during an abort. If it was accepted after the abort, it is kept and runs.
     abort_against_track_and_keep: Depth::Any, {
         let world = World::new(2);
         let exchange = Arc::new(Exchange::default());
@@ -118,7 +118,7 @@ models! {
         world.check_empty();
     }
 
-    /// An exchange ends, and its event is run, while an abort comes.
+    /// An exchange ends, and its event is started, during an abort.
     abort_against_the_end_of_an_exchange: Depth::Any, {
         let world = World::new(2);
         let exchange = Arc::new(Exchange::default());
@@ -138,7 +138,7 @@ models! {
         world.check_empty();
     }
 
-    /// An event ends once, however close an abort is, and its waker is let go.
+    /// An event ends once, also during an abort, and its waker is dropped.
     abort_against_end: Depth::Any, {
         let world = World::new(2);
         let mut running = Running::new(world.must_track(1));
@@ -176,7 +176,7 @@ models! {
         world.check_empty();
     }
 
-    /// A drain ends after an abort, which it wakes.
+    /// An abort wakes a drain, which ends.
     abort_against_drain: Depth::AtMost(4), {
         let world = World::new(2);
         let ticket = world.must_track(1);
@@ -185,7 +185,8 @@ models! {
             move || {
                 let mut running = Running::new(ticket);
                 running.poll();
-                world.expect(running.ticket.is_none() || !world.is_drained(), "the drain was over while something was open");
+                let is_open = running.ticket.is_some();
+                world.expect(!is_open || !world.is_drained(), "the drain was over while something was open");
                 running
             }
         });

@@ -1,4 +1,4 @@
-//! The capacity, and the queue of those who wait for a slot.
+//! The capacity, and the queue of requests that wait for a slot.
 
 use std::{mem, panic::Location, task::Poll};
 
@@ -21,7 +21,7 @@ struct Queued {
 }
 
 impl Queued {
-    /// Takes a slot, or a place in the queue.
+    /// Takes a slot, or enters the queue.
     fn new(world: &World, shard: usize) -> Result<Ticket, Self> {
         match world.shards[shard].reserve_or_queue(Location::caller(), Instant::now()) {
             Ok(Slot::Granted(permit)) => Ok(permit),
@@ -30,7 +30,7 @@ impl Queued {
         }
     }
 
-    /// Takes a place in the queue, since no slot is free.
+    /// Enters the queue, because no slot is free.
     fn full(world: &World, shard: usize) -> Self {
         Self::new(world, shard).err().expect("there is a slot too many")
     }
@@ -46,7 +46,7 @@ impl Queued {
         self.permit.is_some()
     }
 
-    /// The producer that had the slot has released it.
+    /// Checks that the waiter got the slot that the producer has released.
     fn finish(&mut self) {
         while self.permit.is_none() && self.task.is_woken() {
             self.poll();
@@ -56,7 +56,7 @@ impl Queued {
 }
 
 models! {
-    /// Two of four, no matter which, get a slot and keep it.
+    /// Two of four producers get a slot and keep it.
     four_producers_who_keep: Depth::AtMost(3), {
         let world = World::new(2);
         let producers = [0, 1, 0].map(|shard| {
@@ -67,7 +67,7 @@ models! {
         let theirs = producers.map(|producer| producer.join().unwrap());
         let taken: Vec<_> = theirs.into_iter().chain([mine]).flatten().collect();
         if taken.len() > 2 {
-            // Their release would panic as well.
+            // A release of too many slots would panic as well.
             mem::forget(taken);
             panic!("more was accepted than there is capacity");
         }
@@ -77,7 +77,7 @@ models! {
         world.check_empty();
     }
 
-    /// Slots come back, and are no more than they were.
+    /// Released slots are free again, and there are not more of them than before.
     three_producers_who_release: Depth::AtMost(4), {
         let world = World::new(2);
         let producers = [0, 1].map(|shard| {
@@ -90,7 +90,7 @@ models! {
         world.check_empty();
     }
 
-    /// A producer that has seen under all locks that a slot is free gets it, if no other one asks.
+    /// A producer that has seen under all locks that a slot is free gets it, if no other producer takes it.
     full_is_exact: Depth::Any, {
         let world = World::new(1);
         let last = world.must_track(0);
@@ -106,7 +106,7 @@ models! {
         world.check_empty();
     }
 
-    /// A slot is released while somebody takes a place in the queue.
+    /// A slot is released while a waiter enters the queue.
     queue_against_release: Depth::Any, {
         let world = World::new(1);
         let last = world.must_track(0);
@@ -151,7 +151,7 @@ models! {
         world.check_empty();
     }
 
-    /// A permit is granted while its waiter leaves: the next one gets it.
+    /// A permit is granted while its waiter leaves: the next waiter gets it.
     grant_against_leaving: Depth::Any, {
         let world = World::new(1);
         let last = world.must_track(0);
@@ -169,7 +169,7 @@ models! {
         world.check_empty();
     }
 
-    /// A permit is granted while its waiter leaves, who is the only one: the slot is free.
+    /// A permit is granted while the only waiter leaves: the slot is free.
     grant_against_leaving_alone: Depth::Any, {
         let world = World::new(1);
         let last = world.must_track(0);
@@ -183,7 +183,7 @@ models! {
         world.check_empty();
     }
 
-    /// The first in the queue is the first to get a slot.
+    /// The first waiter in the queue gets the first slot.
     first_in_first_out: Depth::Any, {
         let world = World::new(1);
         let last = world.must_track(0);
@@ -204,7 +204,7 @@ models! {
         world.check_empty();
     }
 
-    /// While somebody waits, a slot that is released is not for anybody else.
+    /// While a waiter is in the queue, no producer gets a slot that is released.
     nobody_overtakes_the_queue: Depth::Any, {
         let world = World::new(1);
         let last = world.must_track(0);
@@ -275,7 +275,7 @@ models! {
         world.check_drained();
     }
 
-    /// A slot is asked for, at the risk of waiting, while the last event ends and a drain closes.
+    /// `reserve_or_queue` is called while the last event ends and a drain closes.
     queue_against_drain: Depth::AtMost(3), {
         let world = World::new(1);
         let last = world.must_track(0);
@@ -333,7 +333,8 @@ finds! {
     grant_is_forgotten:
         "a grant to a waiter that has left is forgotten", grant_against_leaving, "nobody woke the waiter";
     slot_is_passed_on_late:
-        "a slot is passed on under a later lock than it is released", grant_against_drain, "the drain was over while something was open";
+        "a slot is passed on under a later lock than it is released",
+        grant_against_drain, "the drain was over while something was open";
     queue_without_the_shard:
         "a slot is waited for without the lock of the shard",
         queue_against_drain, "something was accepted after the drain";

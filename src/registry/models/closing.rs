@@ -1,4 +1,4 @@
-//! The phase in which a drain accepts nothing from outside any more.
+//! The phase `Closing`.
 
 use loom::thread;
 
@@ -8,7 +8,7 @@ use crate::{
 };
 
 models! {
-    /// A late request, while an event is pending: it is accepted, and while it is open nobody is rejected.
+    /// A late request, while an event is pending: it is accepted, and while it is open nothing is rejected.
     late_request_against_closing: Depth::Any, {
         let world = World::new(4);
         let pending = world.must_track(1);
@@ -23,7 +23,7 @@ models! {
             }
         });
         let mut drain = Drain::new(&world, Quiet::None);
-        // It may look at any time.
+        // The drain may look at any time.
         drain.poll();
         drain.poll();
         request.join().unwrap();
@@ -34,7 +34,7 @@ models! {
         world.check_drained();
     }
 
-    /// A late guard, taken inside an event: it is accepted, and while it is held nobody is rejected.
+    /// A late guard, taken inside an event: it is accepted, and while it is held nothing is rejected.
     late_guard_against_closing: Depth::Any, {
         let world = World::new(4);
         let pending = world.must_track(1);
@@ -55,8 +55,7 @@ models! {
         world.check_drained();
     }
 
-    /// A late request against the end of the last event and the close: it is counted, or the registry is closed for
-    /// good.
+    /// A late request against the end of the last event and the close: it is counted, or the registry is closed.
     late_request_against_the_close: Depth::AtMost(3), {
         let world = World::new(4);
         let last = world.must_track(1);
@@ -86,7 +85,8 @@ models! {
         world.check_drained();
     }
 
-    /// A producer from outside against closing: its event is rejected and counted as that, or the drain waits for it.
+    /// A producer from outside against closing: its event is rejected and counted as rejected, or the drain waits for
+    /// it.
     producer_against_closing: Depth::Any, {
         let world = World::new(4);
         let pending = world.must_track(1);
@@ -128,7 +128,7 @@ models! {
         world.check_empty();
     }
 
-    /// A drain is dropped while another one begins to close: that one goes on closing.
+    /// A drain is dropped while another one begins to close: the phase stays `Closing`.
     dropped_drain_against_closing: Depth::Any, {
         let world = World::new(4);
         let pending = world.must_track(1);
@@ -145,7 +145,7 @@ models! {
         world.check_drained();
     }
 
-    /// A drain is dropped while a request comes and an event from outside is tracked under it.
+    /// A drain is dropped while a request is opened and an event from outside is tracked.
     dropped_drain_against_late_request: Depth::Any, {
         let world = World::new(4);
         let pending = world.must_track(1);

@@ -15,7 +15,7 @@ use crate::{
     util::sync::seeded,
 };
 
-/// What events have written happens before the end of a drain.
+/// The writes of events, which must happen before the end of a drain.
 #[derive(Clone, Default)]
 struct Written(Arc<[AtomicUsize; 3]>);
 
@@ -24,7 +24,7 @@ impl Written {
         self.0[index].store(1, Ordering::Relaxed);
     }
 
-    /// The drain has ended, and all events that were accepted before.
+    /// Checks that the drain has ended, and that all events that were accepted before it have ended.
     fn check(&self, drain: &Drain) {
         if drain.is_over {
             let written: usize = self.0.iter().map(|written| written.load(Ordering::Relaxed)).sum();
@@ -142,8 +142,8 @@ models! {
         world.check_drained();
     }
 
-    /// The last events of two shards end, one after the other, while a drain registers and looks. The first of them
-    /// wakes those that wait then.
+    /// The last events of two shards end, one after the other, while a drain registers and looks. The first end
+    /// wakes the waiters of that time.
     two_ends_against_drain: Depth::Any, {
         let world = World::new(4);
         let last = [0, 1].map(|shard| world.must_track(shard));
@@ -171,7 +171,7 @@ models! {
         let mut second = Drain::new(&world, Quiet::None);
         second.poll_twice();
         ending.join().unwrap();
-        // Not the first, which would wake the second.
+        // Not the first drain, which would wake the second.
         second.finish();
         first.finish();
         world.check_drained();
@@ -195,7 +195,7 @@ models! {
         world.check_drained();
     }
 
-    /// A request comes in the quiet period of a drain, tracks an event, and goes.
+    /// A request is opened in the quiet period of a drain, tracks an event, and is closed.
     request_against_quiet_period: Depth::Any, {
         let world = World::new(4);
         let request = thread::spawn({
@@ -214,17 +214,17 @@ models! {
         world.check_drained();
     }
 
-    /// Two drains agree, and both end.
+    /// Two drains are polled, and both end.
     two_drains: Depth::AtMost(3), {
         two_drains_with(Quiet::None);
     }
 
-    /// Two drains, of which one would wait forever by itself.
+    /// Two drains, of which one would wait forever without the other.
     two_drains_one_of_which_is_quiet: Depth::AtMost(3), {
         two_drains_with(Quiet::Endless);
     }
 
-    /// A drain that is dropped leaves nothing behind, and leaves the place of another drain alone.
+    /// A drain that is dropped removes its registration, and not that of another drain.
     dropped_drain_against_drain: Depth::AtMost(3), {
         let world = World::new(4);
         let last = world.must_track(1);
@@ -246,7 +246,7 @@ models! {
         world.check_drained();
     }
 
-    /// At each instant every accepted event is pending or has ended, also one that comes of a permit.
+    /// At each instant every accepted event is pending or has ended, also one that was a permit.
     conservation: Depth::Any, {
         let world = World::new(2);
         let by_permit = thread::spawn({
@@ -289,7 +289,7 @@ models! {
         world.check_drained();
     }
 
-    /// The last permit becomes an event, which stays pending: the drain is woken, and accepts no more from outside.
+    /// The last permit becomes an event, which stays pending: the drain is woken, and sets the phase to `Closing`.
     permit_against_closing: Depth::Any, {
         let world = World::new(4);
         let permit = world.reserve(1).unwrap();
@@ -307,7 +307,7 @@ models! {
         world.check_drained();
     }
 
-    /// The last request is closed while its event stays pending: the drain is woken, and accepts no more from outside.
+    /// The last request is closed while its event stays pending: the drain is woken, and sets the phase to `Closing`.
     last_request_against_closing: Depth::Any, {
         let world = World::new(4);
         let request = world.open_request(1);
@@ -338,7 +338,7 @@ models! {
         world.check_empty();
     }
 
-    /// The last event tracks another one, which stays pending, before it ends: at no instant is nothing pending.
+    /// The last event tracks another one, which stays pending, before it ends: at each instant an event is pending.
     revival_against_wait_idle: Depth::Any, {
         let world = World::new(4);
         let last = world.must_track(1);
@@ -416,7 +416,8 @@ finds! {
     last_one_looks_for_waiters_too_early:
         "waiters are looked for before an entry is removed", last_end_against_drain, "nobody woke the drain";
     flag_is_set_too_early:
-        "the flag of the waiters is set before the list is locked", two_ends_against_two_drains, "nobody woke the drain";
+        "the flag of the waiters is set before the list is locked",
+        two_ends_against_two_drains, "nobody woke the drain";
     flag_is_cleared_too_late:
         "the flag of the waiters is cleared after the list is unlocked",
         two_ends_against_two_drains, "nobody woke the drain";
@@ -437,7 +438,8 @@ finds! {
     ending_is_counted_late:
         "an ending is counted under a later lock", conservation, "an event is neither pending nor ended";
     permit_is_neither:
-        "a permit becomes an event under two locks", permit_against_drain, "the drain was over while something was open";
+        "a permit becomes an event under two locks",
+        permit_against_drain, "the drain was over while something was open";
     filled_permit_wakes_nobody:
         "the last permit that becomes an event wakes nobody", permit_against_closing, "nobody woke the drain";
     shards_one_after_the_other:

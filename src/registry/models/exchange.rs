@@ -1,4 +1,4 @@
-//! An exchange and the tasks of its events, for the models.
+//! A copy of the exchange and of the tasks of events, for the models.
 
 use std::{borrow::Cow, mem, sync};
 
@@ -11,7 +11,7 @@ use crate::{
     util::sync::{Mutex, lock, seeded, seeded_gap},
 };
 
-/// The task that runs an event, which is always pending. It does what `event::together` does.
+/// The task of an event that is always pending. It does the same steps as `event::together`.
 pub(super) struct Running {
     pub(super) task: Task,
     pub(super) ticket: Option<Ticket>,
@@ -39,7 +39,7 @@ impl Running {
         }
     }
 
-    /// The abort is over. Returns the event if that is not to be aborted.
+    /// Polls while the task is woken, after the abort. Returns the event if it was not aborted.
     pub(super) fn finish(mut self) -> Option<Ticket> {
         while self.ticket.is_some() && self.task.is_woken() {
             self.poll();
@@ -48,7 +48,7 @@ impl Running {
     }
 }
 
-/// The state of an exchange, which keeps events until it is over. It does what `exchange::state` does.
+/// The state of an exchange, which keeps events until it is over. It does the same steps as `exchange::state`.
 #[derive(Default)]
 pub(super) struct Exchange {
     phase: Mutex<Phase>,

@@ -1,4 +1,4 @@
-//! The last call, against what is tracked, opened, ended, aborted or waits for a slot meanwhile.
+//! The last call, while events are tracked and aborted, requests open and end, and requests wait for a slot.
 
 use std::{panic::Location, sync::Arc, task::Poll, time::Duration};
 
@@ -25,13 +25,13 @@ impl World {
     }
 }
 
-/// Ends the events that were started, each of which is counted once.
+/// Ends the events that were started, and checks that each is counted once.
 fn end_all(world: &World, started: impl IntoIterator<Item = Running>) {
     world.end(started.into_iter().filter_map(Running::finish));
 }
 
 models! {
-    /// An event that is tracked while a last call is made starts: by the call, or at once.
+    /// An event that is tracked during a last call starts: in the call, or at once.
     last_call_against_track: Depth::Any, {
         let world = World::new(2);
         let (exchange, request) = world.open_exchange(1);
@@ -49,7 +49,7 @@ models! {
         world.check_empty();
     }
 
-    /// A request that opens while a last call is made is reached by it, or looks for it when its head is there.
+    /// A last call reaches a request that opens meanwhile, or the request sees the call when its head is ready.
     last_call_against_a_new_request: Depth::Any, {
         let world = World::new(2);
         let opening = thread::spawn({
@@ -72,7 +72,7 @@ models! {
         world.check_empty();
     }
 
-    /// An exchange ends while a last call is made: one of them starts its event.
+    /// An exchange ends during a last call: one of the two starts its event.
     last_call_against_the_end_of_an_exchange: Depth::Any, {
         let world = World::new(2);
         let (exchange, request) = world.open_exchange(1);
@@ -158,7 +158,7 @@ models! {
         world.check_empty();
     }
 
-    /// A drain whose last call is due sleeps beside a later one. When that is dropped, it makes the call.
+    /// A drain whose last call is due waits beside a later drain. When the later one is dropped, it makes the call.
     last_call_passes_to_another_drain: Depth::Any, {
         let world = World::new(1);
         let now = Instant::now();

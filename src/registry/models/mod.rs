@@ -1,18 +1,18 @@
-//! Models of the registry, and what the models of the sinks need as well. Loom runs each of them in every order that the
-//! memory model allows, or in every order with a few preemptions where those would be too many.
+//! Models of the registry, and helpers that the models of the sinks use as well. Loom runs each model in every order
+//! that the memory model allows, or, if those are too many, in every order with a few preemptions.
 //!
-//! `scripts/loom` builds and runs them. In such a build the locks and atomics of the registry and of the sinks are loom's
-//! (`util::sync`), and its source is otherwise the one that is released. Reference counts are std's, as is what the
-//! models themselves observe: that is true at the instant at which it is observed.
+//! `scripts/loom` builds and runs the models. In such a build the locks and atomics of the registry and of the sinks
+//! are loom's (`util::sync`). Otherwise the source is the released one. Reference counts are std's, and so are the
+//! flags and counters in which models record their observations: they are exact at the instant of the observation.
 //!
-//! A waiter does not block in a model. It remembers whether it was woken. When all others have finished, it must have
-//! come to its end or have been woken: otherwise it would sleep forever.
+//! A waiter does not block in a model. It records whether it was woken. When all other threads have finished, it must
+//! have ended or have been woken: otherwise it would sleep forever.
 //!
 //! # Seeded mistakes
 //!
-//! A model that cannot fail proves nothing. So the registry contains mistakes, each in a place that asks
-//! [`seeded!`](crate::util::sync) for it by name, which is `false` in every other build. [`finds!`] lists, beside the
-//! models, each mistake, the model that must find it, and the words of the assertion that must fail.
+//! A model that cannot fail proves nothing. So the registry contains mistakes. The macro
+//! [`seeded!`](crate::util::sync) names each one, and is `false` in every other build. [`finds!`] lists each mistake,
+//! the model that must find it, and the message of the assertion that must fail.
 
 mod aborts;
 mod capacity;
@@ -42,7 +42,7 @@ type Shard<C = ()> = Arc<registry::Shard<C>>;
 type Ticket<C = ()> = registry::Ticket<C>;
 type Waiter<C = ()> = registry::Waiter<C>;
 
-/// For what the models observe, which is not a part of them.
+/// The ordering of the atomics in which models record their observations.
 pub(crate) const OBSERVED: sync::atomic::Ordering = sync::atomic::Ordering::SeqCst;
 
 std::thread_local! {
@@ -54,7 +54,7 @@ pub(crate) fn is_seeded(mistake: &str) -> bool {
     SEEDED.get() == Some(mistake)
 }
 
-/// How many times threads are preempted in one execution.
+/// The number of preemptions in one execution.
 #[derive(Clone, Copy)]
 pub(crate) enum Depth {
     Any,
@@ -68,7 +68,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// Runs all executions, and prints how many these were.
+    /// Runs all executions, and prints their number.
     pub(crate) fn holds(self) {
         SEEDED.set(None);
         self.explore();
@@ -89,7 +89,7 @@ impl Model {
         let Self { name, depth, run } = self;
         let mut builder = loom::model::Builder::new();
         builder.max_branches = 10_000;
-        // What is printed is true whatever the environment says.
+        // Environment variables of loom could end the exploration early. The printed extent would be wrong then.
         (builder.max_duration, builder.max_permutations) = (None, None);
         builder.preemption_bound = match depth {
             Depth::Any => None,
@@ -112,7 +112,7 @@ impl Model {
     }
 }
 
-/// Models, each with its name, its depth, and the test that it holds.
+/// Defines models, each with its name, its depth and its code.
 macro_rules! models {
     ($($(#[$doc:meta])* $name:ident: $depth:expr, $run:block)*) => {
         $(
@@ -129,7 +129,7 @@ macro_rules! models {
     };
 }
 
-/// Tests that models find mistakes: the mistake, the model, and what the model says.
+/// Defines tests that models find mistakes: the mistake, the model, and the message of its assertion.
 macro_rules! finds {
     ($($name:ident: $mistake:literal, $model:ident, $words:literal;)*) => {
         mod find {
@@ -146,7 +146,7 @@ macro_rules! finds {
 
 pub(crate) use {finds, models};
 
-/// A registry with two shards, and what was observed of it.
+/// A registry with two shards, and the observations of a model.
 pub(crate) struct World<C = ()> {
     pub(crate) registry: Arc<Registry<C>>,
     pub(crate) shards: [Shard<C>; 2],
@@ -192,7 +192,7 @@ impl<C> World<C> {
         self.is_drained.load(OBSERVED)
     }
 
-    /// Accepts something, if the registry does.
+    /// Calls `accept`, and checks that nothing is accepted after a drain.
     fn accept(&self, accept: impl FnOnce() -> Result<Ticket<C>, TrackError>) -> Result<Ticket<C>, TrackError> {
         let was_drained = self.is_drained();
         let accepted = accept();
@@ -259,7 +259,7 @@ impl<C> World<C> {
         }
     }
 
-    /// The counts at one instant.
+    /// Returns the counts at one instant, and checks them.
     pub(crate) fn look(&self) -> Snapshot {
         let now = self.registry.snapshot();
         self.expect(now.accepted == now.ended.total() + now.pending, "an event is neither pending nor ended");
@@ -267,7 +267,7 @@ impl<C> World<C> {
         now
     }
 
-    /// Everything has ended, and all capacity is free.
+    /// Checks that everything has ended, and that all capacity is free.
     pub(crate) fn check_empty(&self) {
         self.check();
         let now = self.look();
@@ -280,7 +280,7 @@ impl<C> World<C> {
         self.check();
     }
 
-    /// Everything has ended, and a drain has.
+    /// Checks that everything has ended, and that a drain has ended.
     pub(crate) fn check_drained(&self) {
         self.check();
         let now = self.look();
@@ -325,7 +325,7 @@ impl OpenRequest for NothingKept {
     }
 }
 
-/// How often a task was woken. A wake happens before the poll that sees it, as with any executor.
+/// The number of wakes of a task. A wake happens before the poll that reads the number, as with any executor.
 #[derive(Default)]
 struct Wakes(AtomicUsize);
 
@@ -353,7 +353,7 @@ impl Task {
         self.seen.is_none_or(|seen| self.wakes.0.load(Ordering::Acquire) > seen)
     }
 
-    /// Whether nothing keeps its waker.
+    /// Returns whether all of its wakers have been dropped.
     fn is_forgotten(&self) -> bool {
         Arc::strong_count(&self.wakes) == 1
     }
@@ -450,7 +450,7 @@ impl<C> Drain<C> {
         }
     }
 
-    /// Everything has ended, and so must the drain.
+    /// Checks that the drain has ended, after everything else has ended.
     pub(crate) fn finish(&mut self) {
         self.world.check();
         self.poll_on();

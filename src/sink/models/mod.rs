@@ -42,7 +42,7 @@ fn world() -> World {
     World::with(2, context::Context::new(settings))
 }
 
-/// A queue, and the steps of a worker of which only the service is missing.
+/// A queue, and the steps of a worker without a service.
 struct Queue(Arc<EventQueue<u8>>);
 
 impl Queue {
@@ -88,7 +88,7 @@ impl Queue {
         }
     }
 
-    /// A batch was delivered.
+    /// Ends a batch as delivered.
     fn answered(&self, id: FlightId) {
         self.0.answered(id, Ok(()), None);
         self.0.forget(id);
@@ -144,7 +144,7 @@ impl Drop for Sender {
     }
 }
 
-/// A future without a limit, that is polled while it is woken.
+/// A future without a limit, which is polled while it is woken.
 struct Wait<F> {
     task: Task,
     future: Pin<Box<F>>,

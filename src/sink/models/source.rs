@@ -122,7 +122,7 @@ models! {
         world.check_empty();
     }
 
-    /// An abort takes a batch away while it is delivered: its values end once.
+    /// An abort detaches a batch while it is delivered: its values end once.
     abort_against_delivery: Depth::Any, {
         let world = world();
         let queue = Queue::new(&world);
@@ -138,7 +138,7 @@ models! {
         world.check_empty();
     }
 
-    /// An abort and a drain that has timed out take the same values away while they are delivered: they end once.
+    /// An abort and a drain that has timed out detach the same values while they are delivered: they end once.
     two_detaches_against_delivery: Depth::AtMost(4), {
         let world = world();
         let queue = Queue::new(&world);
@@ -159,7 +159,7 @@ models! {
         world.check_empty();
     }
 
-    /// A drain waits for values that were taken away and have not ended.
+    /// A drain waits for values that were detached and have not ended.
     detach_against_drain: Depth::Any, {
         let world = world();
         let queue = Queue::new(&world);
@@ -170,7 +170,8 @@ models! {
         });
         let mut drain = Drain::new(&world, Quiet::None);
         drain.poll_twice();
-        world.expect(!drain.is_over || queue.snapshot().ended.total() == 1, "the drain was over while something was open");
+        let has_ended = || queue.snapshot().ended.total() == 1;
+        world.expect(!drain.is_over || has_ended(), "the drain was over while something was open");
         aborting.join().unwrap();
         drain.finish();
         world.check_drained();
@@ -231,8 +232,8 @@ models! {
         world.check_drained();
     }
 
-    /// The last permit of a source becomes a value, which stays pending: the drain is woken, and accepts no more from
-    /// outside.
+    /// The last permit of a source becomes a value, which stays pending: the drain is woken, and sets the phase to
+    /// `Closing`.
     permit_against_closing: Depth::Any, {
         let world = world();
         let queue = Queue::new(&world);
@@ -251,7 +252,7 @@ models! {
         world.check_drained();
     }
 
-    /// A late permit, taken inside an event: it is granted, and while it is held nobody is rejected.
+    /// A late permit, taken inside an event: it is granted, and while it is held nothing is rejected.
     late_permit_against_closing: Depth::AtMost(4), {
         let world = world();
         let queue = Queue::new(&world);
@@ -267,7 +268,7 @@ models! {
             }
         });
         let mut drain = Drain::new(&world, Quiet::None);
-        // It may look at any time.
+        // The drain may look at any time.
         drain.poll();
         drain.poll();
         inside.join().unwrap();

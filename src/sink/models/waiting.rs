@@ -1,4 +1,4 @@
-//! What waits for the queue: acknowledgements, senders, the worker, flushes, a wait for idleness.
+//! Waits for the queue: acknowledgements, senders, the worker, flushes, a wait for idleness.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 models! {
-    /// An awaited value is delivered while an abort takes it away: its sender gets its ending.
+    /// An awaited value is delivered while an abort detaches it: its sender gets its ending.
     acknowledgement_against_abort: Depth::Any, {
         let world = world();
         let queue = Queue::new(&world);
@@ -67,7 +67,7 @@ models! {
         world.check_empty();
     }
 
-    /// A slot is given to a sender that stops to wait at this time: the next one gets it.
+    /// A slot is granted to a sender that stops waiting at the same time: the next sender gets it.
     slot_that_is_not_taken: Depth::Any, {
         let world = world();
         let queue = Queue::with(&world, 1, Duration::ZERO);
@@ -88,7 +88,7 @@ models! {
     send_against_worker_that_sleeps: Depth::Any, {
         let world = world();
         let queue = Queue::new(&world);
-        // The phase was set.
+        // A notification is pending, because the phase was set.
         Wait::new(queue.0.changed()).poll_on();
         let sending = thread::spawn({
             let (world, queue) = (world.clone(), Arc::clone(&queue));
