@@ -143,7 +143,7 @@ impl fmt::Display for DrainReport {
     }
 }
 
-/// Requests, guards, permits or events that are open, grouped by where in the source they come from.
+/// A group of open requests, guards, permits or events of one source location, or a sink that still runs.
 ///
 /// # Examples
 ///

@@ -215,7 +215,7 @@ mod tests {
         pieces.iter().flat_map(|piece| piece.batch.to_vec()).collect()
     }
 
-    /// Attempts until nothing is left. Returns what was taken, what was not, and how many attempts that took.
+    /// Attempts until no piece is left. Returns the delivered values, the undelivered ones, and the number of attempts.
     fn run(
         mut flight: Flight<u32>,
         max_attempts: Option<u32>,

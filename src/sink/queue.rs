@@ -345,7 +345,7 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
         has_ended
     }
 
-    /// Returns what is pending, for the report of a flush.
+    /// Returns the pending values, for the report of a flush.
     pub(super) fn open(&self) -> Open {
         let mut open = Open::new();
         Locked { queue: self, state: self.lock() }.add_open(&mut open);

@@ -1,4 +1,4 @@
-//! Catches panics of user code: events, hooks, observers, sinks, and the destructors of what they own.
+//! Catches panics of user code: events, hooks, observers, sinks, and the destructors of their values.
 
 use std::{
     any::Any,
