@@ -121,11 +121,12 @@ impl fmt::Display for ShutdownReport {
             (StepOutcome::Unfinished, _) => write!(f, "servers dropped unfinished {elapsed} after {cause}")?,
             (failed, _) => write!(f, "servers {failed}")?,
         }
-        let has_failed = matches!(servers, StepOutcome::Failed(_) | StepOutcome::Panicked(_));
+        let have_failed = matches!(servers, StepOutcome::Failed(_) | StepOutcome::Panicked(_));
+        let have_never_served = have_failed && matches!(cause, Cause::ServersEnded);
         match drain {
-            // The line of an unused handle would ask whether it is the handle of the layer. These servers failed before
-            // a request came, so the question would mislead.
-            Ok(report) if has_failed && report.is_unused() => f.write_str("\ndrained: no request has come")?,
+            // The line of an unused handle would ask whether it is the handle of the layer. Servers that could not
+            // start have had no request to pass to it, so the question would mislead.
+            Ok(report) if have_never_served && report.is_unused() => f.write_str("\ndrained: no request has come")?,
             Ok(report) => write!(f, "\n{report}")?,
             Err(error) => write!(f, "\n{error}")?,
         }

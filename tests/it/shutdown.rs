@@ -13,7 +13,7 @@ use tokio::{
     sync::oneshot,
     time::{Instant, sleep, timeout},
 };
-use tower_track_events::{DrainError, OpenKind, Outcome, StepOutcome, TrackEventsHandle, test::TestExchange};
+use tower_track_events::{DrainError, OpenKind, Outcome, StepOutcome, Stop, TrackEventsHandle, test::TestExchange};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -134,6 +134,13 @@ async fn the_report_of_a_server_that_cannot_start_does_not_ask_for_the_layer() {
     let in_use = || io::Error::from(io::ErrorKind::AddrInUse);
     let report = TrackEventsHandle::new().shutdown().serve(|_stop| ready(Err::<(), _>(in_use()))).await;
     assert_eq!(report.to_string(), "servers failed: address in use\ndrained: no request has come");
+    // These servers have run until the signal.
+    let fails_to_stop = async |stop: Stop| {
+        stop.await;
+        Err::<(), _>(in_use())
+    };
+    let report = TrackEventsHandle::new().shutdown().signal(ready(())).serve(fails_to_stop).await;
+    assert!(report.to_string().contains("is this the handle of your layer?"), "{report}");
     let report = TrackEventsHandle::new().shutdown().serve(|_stop| ready(())).await;
     assert!(report.to_string().contains("is this the handle of your layer?"), "{report}");
 }
