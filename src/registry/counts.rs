@@ -255,8 +255,7 @@ pub struct SinkSnapshot {
     pub ended: EventCounts,
     /// Events and permits that were [rejected](crate::TrackError) since the sink was made.
     pub rejected: u64,
-    /// Rejections because a drain was closing or had ended, or because the service has failed for good. A part of
-    /// `rejected`.
+    /// Rejections because a drain was closing or had ended. A part of `rejected`.
     pub rejected_closed: u64,
     /// Attempts to deliver a batch, or a part of one, that succeeded.
     pub delivered_batches: u64,

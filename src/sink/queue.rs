@@ -179,7 +179,8 @@ impl<E: Send + Sync + 'static> EventQueue<E> {
     #[cold]
     fn reject(&self, mut state: MutexGuard<'_, State<E>>, error: TrackError) {
         state.rejected += 1;
-        state.rejected_closed += u64::from(error == TrackError::Closed);
+        // A sink whose service has failed for good rejects with `Closed` as well, and no drain is the reason.
+        state.rejected_closed += u64::from(error == TrackError::Closed && state.phase != Phase::Open);
         let should_log = error == TrackError::Full && !mem::replace(&mut state.full_is_logged, true);
         drop(state);
         metrics::rejected(self.name, error);

@@ -312,6 +312,8 @@ async fn a_service_that_fails_twice_before_it_is_called_is_given_up() {
     assert_eq!((error.event, error.reason), (5, TrackError::Closed));
     let report = drain(&handle).await;
     assert_eq!((report.ended.completed, report.ended.failed, report.sinks[0].rejected), (1, 3, 1));
+    // No drain was the reason.
+    assert_eq!(report.rejected_closed, 0, "{report}");
 }
 
 // Size and number of batches.

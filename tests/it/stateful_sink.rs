@@ -159,7 +159,7 @@ impl Senders {
 
     fn rejects(&mut self, error: TrackError) {
         self.rejected += 1;
-        self.rejected_closed += u64::from(error == TrackError::Closed);
+        self.rejected_closed += u64::from(error == TrackError::Closed && self.phase != Phase::Open);
     }
 }
 
