@@ -305,7 +305,7 @@ impl fmt::Display for OpenItem {
                     OpenKind::LimitedEvent => "waiting for a turn",
                     OpenKind::BlockingEvent => "running on blocking threads",
                     OpenKind::QueuedEvent => "queued for the sink",
-                    OpenKind::UndeliveredEvent => "undelivered and handed over",
+                    OpenKind::UndeliveredEvent => "undelivered, passed to on_undelivered",
                     _ => "running",
                 };
                 write!(f, "{} x{count} {state}", name.unwrap_or(OneLine("")))?;

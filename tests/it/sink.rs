@@ -378,7 +378,7 @@ async fn events_not_delivered_within_the_limit_are_handed_over_in_order_and_name
     assert_eq!(report.by_name["row"].last_error.as_deref(), Some("the store is down"));
     assert_eq!(report.ended.failed, 7);
     let line = error.to_string();
-    assert!(line.contains("row x7 undelivered and handed over (oldest 5.2 s, tests/it/sink.rs:"), "{line}");
+    assert!(line.contains("row x7 undelivered, passed to on_undelivered (oldest 5.2 s, tests/it/sink.rs:"), "{line}");
     assert!(line.contains("(row: 7 failed, last: the store is down)"), "{line}");
 
     // The attempt whose batch was detached returns too late to count.

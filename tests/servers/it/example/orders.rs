@@ -130,7 +130,7 @@ async fn orders_that_are_not_written_within_the_limit_are_named_spilled_to_a_fil
     let end = shop.end().await;
 
     assert_eq!(end.code, Some(1), "{end:?}");
-    assert!(end.stderr.contains("order.created x2 undelivered and handed over"), "{end:?}");
+    assert!(end.stderr.contains("order.created x2 undelivered, passed to on_undelivered"), "{end:?}");
     assert!(end.took < Duration::from_secs(5), "it waited for the store: {end:?}");
     assert!(end.rows().is_empty());
     let spilled = end.spilled();
