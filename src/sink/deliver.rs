@@ -11,6 +11,7 @@ use std::{
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
+use self::sealed::IntoResult as _;
 use crate::{
     event::BoxError,
     sink::{
@@ -113,7 +114,7 @@ impl<E: Send + Sync + 'static, D, M> fmt::Debug for Deliver<E, D, M> {
 /// The value of an `Ok` is ignored, for example the number of rows. It cannot be a `Result` itself, because its error
 /// would be ignored as well: add a `?`.
 ///
-/// Do not implement the trait: its method is not a part of the public API. The compiler infers `M`.
+/// The trait is sealed: it cannot be implemented outside of this crate. The compiler infers `M`.
 ///
 /// # Examples
 ///
@@ -138,20 +139,30 @@ impl<E: Send + Sync + 'static, D, M> fmt::Debug for Deliver<E, D, M> {
     label = "returns a `{Self}`",
     note = "a delivery returns `()`, or a `Result` whose error converts into a `Box<dyn Error + Send + Sync>`"
 )]
-pub trait DeliveryOutput<M> {
-    #[doc(hidden)]
-    fn into_result(self) -> Result<(), BoxError>;
-}
+pub trait DeliveryOutput<M>: sealed::IntoResult<M> {}
 
-impl DeliveryOutput<marker::Nothing> for () {
-    fn into_result(self) -> Result<(), BoxError> {
-        Ok(())
+impl DeliveryOutput<marker::Nothing> for () {}
+impl<T: Ignored<M>, E: Into<BoxError>, M> DeliveryOutput<marker::ResultOf<M>> for Result<T, E> {}
+
+// The trait is public in a private module, so that other crates cannot implement `DeliveryOutput`.
+#[allow(unnameable_types)]
+mod sealed {
+    use super::{BoxError, Ignored, marker};
+
+    pub trait IntoResult<M> {
+        fn into_result(self) -> Result<(), BoxError>;
     }
-}
 
-impl<T: Ignored<M>, E: Into<BoxError>, M> DeliveryOutput<marker::ResultOf<M>> for Result<T, E> {
-    fn into_result(self) -> Result<(), BoxError> {
-        self.map(drop).map_err(Into::into)
+    impl IntoResult<marker::Nothing> for () {
+        fn into_result(self) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    impl<T: Ignored<M>, E: Into<BoxError>, M> IntoResult<marker::ResultOf<M>> for Result<T, E> {
+        fn into_result(self) -> Result<(), BoxError> {
+            self.map(drop).map_err(Into::into)
+        }
     }
 }
 
