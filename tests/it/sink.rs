@@ -345,7 +345,7 @@ async fn a_drain_ends_the_back_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn events_not_delivered_within_the_limit_are_handed_over_in_order_and_named() {
+async fn events_not_delivered_within_the_limit_are_passed_to_on_undelivered_in_order_and_named() {
     let handle = without_quiet_period();
     let store = Store::new([Act::Fail, Act::Fail, Act::Hang]);
     let taken = Arc::default();

@@ -579,7 +579,7 @@ impl System {
         assert_eq!(now.open_guards as usize, self.guards.len());
         assert!((now.pending + now.reserved) as usize <= self.setup.capacity, "{now:?}");
         assert!(senders.phase != Phase::Drained || now.pending == 0, "pending after a drain");
-        // Each value is acknowledged, handed over, dropped or pending; in order, and once.
+        // Each value is acknowledged, passed to `on_undelivered`, dropped or pending; in order, and once.
         let taken = self.store.taken.lock().unwrap().clone();
         let undelivered = self.undelivered.lock().unwrap().clone();
         let once: HashSet<_> = taken.iter().chain(&undelivered).collect();
@@ -597,8 +597,8 @@ impl System {
         assert!(!is_open || !waits || is_full, "a sender waits while a slot is free");
         assert_eq!(now.ended.completed as usize, taken.len(), "{now:?}");
         let not_taken = (now.ended.failed + now.ended.aborted) as usize;
-        let handed_over = if self.setup.has_on_undelivered { undelivered.len() } else { not_taken };
-        assert_eq!(handed_over, not_taken, "{now:?}");
+        let passed_on = if self.setup.has_on_undelivered { undelivered.len() } else { not_taken };
+        assert_eq!(passed_on, not_taken, "{now:?}");
     }
 
     /// The store takes everything from now on: no wait and no drain hangs.
